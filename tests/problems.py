@@ -1,0 +1,92 @@
+"""The small problems that the tests share, and how to compare what comes out of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+RHO = 0.3
+
+
+def mlp_params(dtype=jnp.float32, seed=0):
+    """A 3-5-2 network of 32 weights: unequal shapes, unequal scales, biases away from zero."""
+    rng = np.random.default_rng(seed)
+
+    def array(*shape, scale):
+        return jnp.asarray(scale * rng.normal(size=shape), dtype)
+
+    return {
+        "hidden": {"bias": array(5, scale=0.3), "kernel": array(3, 5, scale=0.9)},
+        "out": {"bias": array(2, scale=0.1), "kernel": array(5, 2, scale=1.3)},
+    }
+
+
+def mlp_mask():
+    """Keeps 17 of the 32 weights: one dense leaf, one empty one, two in between."""
+    return {
+        "hidden": {"bias": None, "kernel": jnp.arange(15).reshape(3, 5) % 2 == 0},
+        "out": {"bias": jnp.zeros(2, bool), "kernel": jnp.arange(10).reshape(5, 2) % 3 == 1},
+    }
+
+
+def mlp_batch(rows=8, seed=1):
+    """{"x": [rows, 3], "y": [rows]}, the keyword arguments of `mlp_loss`."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, 3)).astype(np.float32) + 0.2
+    return {"x": jnp.asarray(x), "y": jnp.asarray(rng.integers(0, 2, rows))}
+
+
+def mlp_logits(params, x):
+    hidden = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"])
+    return hidden @ params["out"]["kernel"] + params["out"]["bias"]
+
+
+def mlp_loss(params, x, y):
+    """Mean cross-entropy over the batch, in float32 for the narrower dtypes too."""
+    return optax.losses.softmax_cross_entropy_with_integer_labels(mlp_logits(params, x), y).mean()
+
+
+def stepper(tx, value_fn=mlp_loss, **static):
+    """A jitted training step (params, state, batch) → (params, state)."""
+
+    def step(params, state, batch):
+        updates, state = tx.update(None, state, params, value_fn=value_fn, **static, **batch)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(step)
+
+
+def train(tx, steps=3, params=None):
+    """Parameters and optimizer state after a few jitted steps on one batch."""
+    params = mlp_params() if params is None else params
+    state, step, batch = tx.init(params), stepper(tx), mlp_batch()
+    for _ in range(steps):
+        params, state = step(params, state, batch)
+    return params, state
+
+
+def flatten(tree):
+    """All leaves in one float64 vector."""
+    leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)]
+    return np.concatenate(leaves)
+
+
+def keys(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+def assert_equal(actual, expected):
+    """The same trees bit for bit: structure, shapes, dtypes and values."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert jnp.result_type(a) == jnp.result_type(b)
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True)
+
+
+def assert_close(actual, expected, rtol=1e-5, atol=1e-6):
+    """The same trees up to rounding."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=rtol, atol=atol
+        )

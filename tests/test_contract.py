@@ -1,0 +1,478 @@
+"""What every ready-made transformation promises, asked of each row of the registry.
+
+`factory` is a fixture that runs over `zosam_jax.REGISTRY`, so that no method can be forgotten.
+The cases are those in which optax.contrib.sam goes wrong, and some more.
+"""
+
+import functools
+import inspect
+import io
+import pickle
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import (
+    RHO,
+    assert_close,
+    assert_equal,
+    keys,
+    mlp_batch,
+    mlp_logits,
+    mlp_loss,
+    mlp_params,
+    stepper,
+    train,
+)
+
+import zosam_jax
+
+HALVES = [jnp.bfloat16, jnp.float16]
+BASES = {"sgd": lambda: optax.sgd(0.1, momentum=0.9), "adamw": lambda: optax.adamw(1e-2)}
+
+
+def sgd():
+    return optax.sgd(0.1, momentum=0.9)
+
+
+def injected(factory):
+    """The factory under inject_hyperparams, its counts left as they are."""
+    options = inspect.signature(factory).parameters.items()
+    counts = [k for k, p in options if isinstance(p.default, int) and k != "key"]
+    return optax.inject_hyperparams(factory, static_args=counts)
+
+
+def gradient(tx, params=None, **extra_args):
+    """What the transformation emits in its first step, jitted."""
+    params = mlp_params() if params is None else params
+    batch = mlp_batch()
+    update = jax.jit(lambda s, p: tx.update(None, s, p, value_fn=mlp_loss, **batch, **extra_args))
+    return update(tx.init(params), params)[0]
+
+
+# Extra arguments.
+
+
+def test_extra_arguments_reach_the_rest_of_the_chain(factory):
+    seen = {}
+
+    def record(updates, state, params=None, **extra_args):
+        seen.update(extra_args)
+        return updates, state
+
+    recorder = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), record)
+    tx, params = optax.chain(factory(RHO), recorder), mlp_params()
+    tx.update(None, tx.init(params), params, value_fn=mlp_loss, tag="mine", **mlp_batch())
+    assert seen["tag"] == "mine"
+    assert seen.keys() >= {"value_fn", "x", "y"}
+
+
+def test_a_linesearch_can_follow(factory):
+    search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=10)
+    tx = optax.chain(factory(RHO), optax.sgd(4.0), search)
+    params, batch = mlp_params(), mlp_batch()
+
+    @jax.jit
+    def step(params, state):
+        value, grad = jax.value_and_grad(mlp_loss)(params, **batch)
+        updates, state = tx.update(
+            None, state, params, value=value, grad=grad, value_fn=mlp_loss, **batch
+        )
+        return optax.apply_updates(params, updates), state
+
+    moved, _ = step(params, tx.init(params))
+    assert mlp_loss(moved, **batch) < mlp_loss(params, **batch)
+
+
+def test_reduce_on_plateau_can_follow(factory):
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, cooldown=0)
+    tx = optax.chain(factory(RHO), sgd(), plateau)
+    params, state = mlp_params(), tx.init(mlp_params())
+    step = stepper(tx, value=1.0)
+    for _ in range(4):  # of a value that never improves
+        params, state = step(params, state, mlp_batch())
+    assert optax.tree.get(state, "scale") < 1
+
+
+def test_value_fn_takes_its_own_arguments_by_name(factory):
+    def value_fn(params, y, *, x, weight=1.0):
+        return weight * mlp_loss(params, x, y)
+
+    tx, params = factory(RHO), mlp_params()
+    updates, _ = tx.update(
+        None, tx.init(params), params, value_fn=value_fn, tag="not its own", **mlp_batch()
+    )
+    expected, _ = tx.update(None, tx.init(params), params, value_fn=mlp_loss, **mlp_batch())
+    assert_close(updates, expected)
+
+
+def test_value_fn_with_kwargs_gets_all_but_the_reserved_ones(factory):
+    names = set()
+
+    def value_fn(params, **kwargs):
+        names.update(kwargs)
+        return mlp_loss(params, kwargs["x"], kwargs["y"])
+
+    tx, params = factory(RHO), mlp_params()
+    others = {"value": 1.0, "grad": params, "grad_fn": None, "tag": 1}
+    tx.update(None, tx.init(params), params, value_fn=value_fn, **others, **mlp_batch())
+    assert names == {"x", "y", "tag"}
+
+
+def test_value_fn_as_a_partial_passes_through_jit(factory):
+    tx, params, batch = factory(RHO), mlp_params(), mlp_batch()
+    update = jax.jit(tx.update)
+    for _ in range(2):
+        value_fn = jax.tree_util.Partial(mlp_loss, y=batch["y"])
+        updates, _ = update(None, tx.init(params), params, value_fn=value_fn, x=batch["x"])
+    assert_close(updates, gradient(tx))
+    assert update._cache_size() == 1
+
+
+@pytest.mark.parametrize("incoming", [jnp.nan, 7.0])
+def test_incoming_updates_are_ignored(factory, incoming):
+    tx, params = factory(RHO), mlp_params()
+    update = jax.jit(
+        lambda g, s: tx.update(g, s, params, value_fn=mlp_loss, **mlp_batch())[0]
+    )
+    garbage = jax.tree.map(lambda p: jnp.full_like(p, incoming), params)
+    assert_equal(update(garbage, tx.init(params)), update(None, tx.init(params)))
+
+
+def test_has_aux_round_trip_leaves_the_state_as_it_was(factory):
+    def with_logits(params, x, y):
+        return mlp_loss(params, x, y), {"logits": mlp_logits(params, x)}
+
+    tx = optax.chain(factory(RHO), sgd())
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(
+            None, state, params, value_fn=with_logits, has_aux=True, **mlp_batch()
+        )
+        aux, state = zosam_jax.pop_aux(state)
+        return optax.apply_updates(params, updates), state, aux
+
+    params, state = mlp_params(), tx.init(mlp_params())
+    for _ in range(3):
+        params, state, aux = step(params, state)
+    assert aux["logits"].shape == (8, 2)
+    assert step._cache_size() == 1
+    assert_close((params, state), train(tx))
+
+
+# Types and shapes.
+
+
+@pytest.mark.parametrize("rho", [RHO, optax.linear_schedule(RHO, 0.0, 3)], ids=["number", "schedule"])
+def test_one_compilation_serves_all_steps(factory, rho):
+    tx = optax.chain(factory(rho), sgd())
+    step, params = stepper(tx), mlp_params()
+    state = tx.init(params)
+    for seed in range(4):
+        params, state = step(params, state, mlp_batch(seed=seed))
+    assert step._cache_size() == 1
+    assert optax.tree.get(state, "count") == 4
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_dtypes_are_kept(factory, dtype):
+    tx, params = factory(RHO), mlp_params(dtype)
+    before = tx.init(params)
+    update = jax.jit(lambda s, p: tx.update(None, s, p, value_fn=mlp_loss, **mlp_batch()))
+    updates, after = update(before, params)
+    assert all(u.dtype == dtype for u in jax.tree.leaves(updates))
+    assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
+    assert optax.tree.get(after, "value").dtype == jnp.float32
+    assert jax.tree.map(jnp.dtype, after) == jax.tree.map(jnp.dtype, before)
+
+
+def test_leaves_that_are_none_or_integers_stay_as_they_are(factory):
+    params = mlp_params() | {"steps": jnp.asarray(3), "nothing": None, "table": jnp.arange(4)}
+    moved, _ = train(optax.chain(factory(RHO), sgd()), params=params)
+    others = {"steps", "nothing", "table"}
+    assert_equal({k: moved[k] for k in others}, {k: params[k] for k in others})
+    expected, _ = train(optax.chain(factory(RHO), sgd()))
+    assert_close({k: moved[k] for k in expected}, expected)
+
+
+def test_optax_finds_the_state(factory):
+    _, state = train(optax.chain(factory(RHO), sgd()), steps=2)
+    assert optax.tree.get(state, "count") == 2
+    assert jnp.isfinite(optax.tree.get(state, "value"))
+    assert optax.tree.get(state, "key").dtype == jnp.uint32
+
+
+def test_the_state_holds_arrays_only(factory):
+    leaves = jax.tree.leaves(factory(RHO).init(mlp_params()))
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+
+
+# Other transformations around it.
+
+
+def test_multi_steps_averages_gradients_of_microbatches(factory):
+    micro = [mlp_batch(rows=4, seed=seed) for seed in range(3)]
+    params, alone = mlp_params(), factory(RHO)
+    update = jax.jit(lambda s, batch: alone.update(None, s, params, value_fn=mlp_loss, **batch))
+    state, gradients = alone.init(params), []
+    for batch in micro:
+        emitted, state = update(state, batch)
+        gradients.append(emitted)
+    expected = jax.tree.map(lambda p, *g: p - 0.1 * sum(g) / 3, params, *gradients)
+
+    accumulated = optax.MultiSteps(optax.sgd(0.1), 3).gradient_transformation()
+    tx = optax.chain(factory(RHO), accumulated)
+    step, state, moving = stepper(tx), tx.init(params), params
+    for batch in micro[:2]:
+        moving, state = step(moving, state, batch)
+    assert_equal(moving, params)
+    moving, state = step(moving, state, micro[2])
+    assert_close(moving, expected)
+
+
+def test_apply_if_finite_after_it_skips_a_bad_batch(factory):
+    tx = optax.chain(factory(RHO), optax.apply_if_finite(sgd(), 3))
+    step, good = stepper(tx), mlp_batch()
+    bad = good | {"x": good["x"].at[0].set(jnp.nan)}
+    params, state = step(mlp_params(), tx.init(mlp_params()), good)
+    skipped, state = step(params, state, bad)
+    assert_equal(skipped, params)
+    assert optax.tree.get(state, "total_notfinite") == 1
+    moved, _ = step(skipped, state, good)
+    assert all(jnp.isfinite(p).all() for p in jax.tree.leaves(moved))
+    assert not jnp.array_equal(moved["hidden"]["kernel"], params["hidden"]["kernel"])
+
+
+def test_apply_if_finite_around_the_chain_changes_nothing(factory):
+    chain, params = optax.chain(factory(RHO), sgd()), mlp_params()
+    tx = optax.apply_if_finite(chain, 3)
+    update = jax.jit(lambda g, s: tx.update(g, s, params, value_fn=mlp_loss, **mlp_batch()))
+    updates, _ = update(jax.tree.map(jnp.zeros_like, params), tx.init(params))
+    assert_close(updates, gradient(chain))
+
+
+@pytest.mark.parametrize("rho", [RHO, optax.linear_schedule(RHO, 0.1, 3)], ids=["number", "schedule"])
+def test_inject_hyperparams_gives_the_same_numbers(factory, rho):
+    params, state = train(optax.chain(injected(factory)(rho=rho), sgd()))
+    expected, _ = train(optax.chain(factory(rho), sgd()))
+    assert_close(params, expected)
+    assert state[0].hyperparams["rho"] > 0
+
+
+def test_an_injected_rho_can_be_edited(factory):
+    tx, params, batch = injected(factory)(rho=RHO), mlp_params(), mlp_batch()
+    update = jax.jit(lambda s: tx.update(None, s, params, value_fn=mlp_loss, **batch)[0])
+    state = tx.init(params)
+    state.hyperparams["rho"] = jnp.asarray(0.05)
+    assert_close(update(state), gradient(factory(0.05)))
+    assert update._cache_size() == 1
+
+
+def test_clipping_before_it_has_no_effect(factory):
+    clip = optax.clip_by_global_norm(1e-3)
+    params, batch = mlp_params(), mlp_batch()
+    tx = optax.chain(clip, factory(RHO))
+    updates = jax.jit(tx.update, static_argnames="value_fn")(
+        params, tx.init(params), params, value_fn=mlp_loss, **batch
+    )[0]
+    assert_close(updates, gradient(factory(RHO)))
+
+
+def test_clipping_after_it_clips_the_emitted_gradient(factory):
+    emitted = gradient(factory(RHO))
+    clipped = gradient(optax.chain(factory(RHO), optax.clip_by_global_norm(1e-3)))
+    shrink = 1e-3 / optax.tree.norm(emitted)
+    assert shrink < 1
+    assert_close(clipped, jax.tree.map(lambda g: shrink * g, emitted), atol=1e-9)
+
+
+def test_the_rest_of_the_chain_may_partition_the_parameters(factory):
+    rest = optax.partition(
+        {"train": sgd(), "freeze": optax.set_to_zero()}, {"hidden": "train", "out": "freeze"}
+    )
+    moved, _ = train(optax.chain(factory(RHO), rest))
+    assert_equal(moved["out"], mlp_params()["out"])
+    assert not jnp.array_equal(moved["hidden"]["bias"], mlp_params()["hidden"]["bias"])
+
+
+def wrap_in_masked(tx):
+    return optax.masked(tx, {"hidden": True, "out": False})
+
+
+def wrap_in_partition(tx):
+    labels = {"hidden": "own", "out": "other"}
+    return optax.partition({"own": tx, "other": optax.set_to_zero()}, labels)
+
+
+@pytest.mark.parametrize("wrap", [wrap_in_masked, wrap_in_partition])
+def test_inside_optax_masked_it_sees_its_own_leaves_alone(factory, wrap):
+    params = mlp_params()
+
+    def value_fn(own, x, y):  # optax passes the masked tree on; the other leaves are filled in
+        return mlp_loss({"hidden": own["hidden"], "out": params["out"]}, x, y)
+
+    inner = optax.chain(factory(RHO), sgd())
+    tx = wrap(inner)
+    update = jax.jit(
+        lambda g, s, p: tx.update(g, s, p, value_fn=value_fn, **mlp_batch())[0]
+    )
+    updates = update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    own = {"hidden": params["hidden"]}
+    expected, _ = inner.update(None, inner.init(own), own, value_fn=value_fn, **mlp_batch())
+    assert_close(updates["hidden"], expected["hidden"])
+    assert all(not u.any() for u in jax.tree.leaves(updates["out"]))
+
+
+# Compilation, transformation, storage.
+
+
+def test_buffers_can_be_donated_and_init_called_again(factory):
+    tx = optax.chain(factory(RHO), sgd())
+    step = jax.jit(stepper(tx), donate_argnums=(0, 1))
+    params, first = mlp_params(), tx.init(mlp_params())
+    kept = jax.tree.map(np.asarray, first)
+    state = first
+    for _ in range(2):
+        params, state = step(params, state, mlp_batch())
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
+    assert_equal(tx.init(mlp_params()), jax.tree.map(jnp.asarray, kept))
+    assert_close((params, state), train(tx, steps=2))
+
+
+def test_scan_over_steps_equals_a_loop(factory):
+    tx = optax.chain(factory(optax.linear_schedule(RHO, 0.1, 3)), sgd())
+    step, start = stepper(tx), (mlp_params(), tx.init(mlp_params()))
+    batches = [mlp_batch(seed=seed) for seed in range(4)]
+    scanned, _ = jax.jit(
+        lambda carry, xs: jax.lax.scan(lambda c, batch: (step(*c, batch), None), carry, xs)
+    )(start, jax.tree.map(lambda *b: jnp.stack(b), *batches))
+    looped = start
+    for batch in batches:
+        looped = step(*looped, batch)
+    assert_close(scanned, looped)
+
+
+def test_vmap_over_runs_equals_a_loop(factory):
+    tx = optax.chain(factory(RHO), sgd())
+    step, batch = stepper(tx), mlp_batch()
+    several = [mlp_params(seed=seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *p: jnp.stack(p), *several)
+    vmapped, _ = jax.vmap(lambda p: step(p, tx.init(p), batch))(stacked)
+    looped = [step(p, tx.init(p), batch)[0] for p in several]
+    assert_close(vmapped, jax.tree.map(lambda *p: jnp.stack(p), *looped))
+
+
+def test_vmap_over_seeds_draws_a_direction_for_each(factory):
+    if "key" not in inspect.signature(factory).parameters:
+        pytest.skip("draws nothing")
+
+    def emitted(key):
+        return gradient(factory(RHO, key=key))["hidden"]["kernel"]
+
+    seeds = keys(3)
+    vmapped = jax.vmap(emitted)(seeds)
+    assert not jnp.allclose(vmapped[0], vmapped[1])
+    np.testing.assert_allclose(vmapped, jnp.stack([emitted(k) for k in seeds]), rtol=1e-5)
+
+
+def through_flax(state, fresh):
+    return flax.serialization.from_bytes(fresh, flax.serialization.to_bytes(state))
+
+
+def through_pickle(state, fresh):
+    del fresh
+    return pickle.loads(pickle.dumps(state))
+
+
+def through_savez(state, fresh):
+    file = io.BytesIO()
+    np.savez(file, *jax.tree.leaves(state))
+    file.seek(0)
+    with np.load(file) as arrays:
+        return jax.tree.unflatten(jax.tree.structure(fresh), list(arrays.values()))
+
+
+@pytest.mark.parametrize("through", [through_flax, through_pickle, through_savez])
+def test_a_checkpoint_continues_bit_for_bit(factory, through):
+    tx = optax.chain(factory(optax.linear_schedule(RHO, 0.1, 5)), sgd())
+    step, batch = stepper(tx), mlp_batch()
+    params, state = step(mlp_params(), tx.init(mlp_params()), batch)
+    restored = through((params, state), (mlp_params(), tx.init(mlp_params())))
+    straight, resumed = (params, state), restored
+    for _ in range(2):
+        straight, resumed = step(*straight, batch), step(*resumed, batch)
+    assert_equal(resumed, straight)
+
+
+# Where there is nothing to climb, or nothing to restrict.
+
+
+def test_a_flat_loss_gives_the_plain_gradient(factory):
+    def flat(params, x, y):
+        return 0.0 * mlp_loss(params, x, y) + 2.0
+
+    tx, params = factory(RHO), mlp_params()
+    updates, state = tx.update(None, tx.init(params), params, value_fn=flat, **mlp_batch())
+    assert optax.tree.get(state, "value") == 2
+    assert all((u == 0).all() for u in jax.tree.leaves(updates))
+
+
+def test_a_stationary_point_stays_finite(factory):
+    tx, params = factory(RHO), jax.tree.map(jnp.zeros_like, mlp_params())
+    updates, _ = tx.update(None, tx.init(params), params, value_fn=lambda p: optax.tree.norm(p, squared=True))
+    assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
+
+
+ZEROS = {
+    "static": lambda factory: factory(0.0),
+    "array": lambda factory: factory(jnp.zeros(())),
+    "schedule": lambda factory: factory(optax.constant_schedule(0.0)),
+    "injected": lambda factory: injected(factory)(rho=0.0),
+}
+
+
+@functools.cache
+def trained_without(base):
+    """Five steps of the base optimizer on jax.grad."""
+    tx, batch, params = BASES[base](), mlp_batch(), mlp_params()
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(jax.grad(mlp_loss)(params, **batch), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for _ in range(5):
+        params, state = step(params, state)
+    return params
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("zero", ZEROS)
+def test_rho_zero_equals_the_base_optimizer_bit_for_bit(factory, zero, base):
+    params, _ = train(optax.chain(ZEROS[zero](factory), BASES[base]()), steps=5)
+    assert_equal(params, trained_without(base))
+
+
+ALL_ONES = {
+    "bool": lambda params: jax.tree.map(lambda p: jnp.ones(p.shape, bool), params),
+    "float": lambda params: jax.tree.map(jnp.ones_like, params),
+    "callable": lambda params: lambda p: jax.tree.map(lambda leaf: True, p),
+    "prefix": lambda params: True,
+}
+
+
+@pytest.mark.parametrize("ones", ALL_ONES)
+def test_an_all_ones_mask_equals_none_bit_for_bit(factory, ones):
+    tx = factory(RHO, mask=ALL_ONES[ones](mlp_params()))
+    assert_equal(gradient(tx), gradient(factory(RHO)))
+
+
+def test_a_mask_given_to_update_overrides(factory):
+    tx = factory(RHO, mask={"hidden": True, "out": False})
+    assert_equal(gradient(tx, mask=True), gradient(factory(RHO)))
+    assert not jnp.allclose(gradient(tx)["out"]["bias"], gradient(tx, mask=True)["out"]["bias"])

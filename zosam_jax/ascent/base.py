@@ -1,0 +1,50 @@
+"""What every ascent is: the answer to "which way is up?", as a NamedTuple of pure functions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from zosam_jax.trees import Array, PyTree
+
+
+class Climb(NamedTuple):
+    """What an ascent found.
+
+    Attributes:
+      direction: a pytree like the parameters that points uphill; its length means nothing.
+      aux: the auxiliary output of the loss at θ, if the ascent made a pass with gradients there.
+      knows_aux: whether `aux` was filled.
+    """
+
+    direction: PyTree
+    aux: Any = None
+    knows_aux: bool = False
+
+
+class Ascent(NamedTuple):
+    """A way of finding "up".
+
+    Attributes:
+      init: params → state, whatever the ascent wants to remember between steps (arrays only).
+      direction: (objective, params, state, *, key, mask) → Climb. `objective` is a
+        `zosam_jax.objective.Objective`, `key` a fresh random key for this step, `mask` None or
+        a pytree of bool leaves like `params`.
+      observe: (state, gradient) → state, told the descent gradient ∇L(θ+ε) after each step.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    direction: Callable[..., Climb]
+    observe: Callable[[PyTree, PyTree], PyTree]
+
+
+def stateless(direction: Callable[..., Climb]) -> Ascent:
+    """An ascent that remembers nothing; `direction` is as in Ascent, without the state."""
+
+    def with_state(
+        objective: Any, params: PyTree, state: PyTree, *, key: Array, mask: PyTree
+    ) -> Climb:
+        del state
+        return direction(objective, params, key=key, mask=mask)
+
+    return Ascent(
+        init=lambda params: (), direction=with_state, observe=lambda state, gradient: state
+    )

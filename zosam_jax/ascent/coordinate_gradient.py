@@ -1,0 +1,72 @@
+"""Coordinate-wise gradient estimation (CGE): exact up to O(δ²), at two passes a weight."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from zosam_jax.ascent.base import Ascent, Climb, stateless
+from zosam_jax.errors import check_count, check_number
+from zosam_jax.objective import Objective
+from zosam_jax.trees import Array, PyTree, wide_dtype
+
+
+def coordinate_gradient_estimate(delta: float = 1e-3, chunk_size: int = 1) -> Ascent:
+    """ĝⱼ = [L(θ+δeⱼ) − L(θ−δeⱼ)] / (2δ) for every kept weight j, 0 for the others.
+
+    2d forward passes for d kept weights, run in a compiled loop; the paper rejects it for this
+    cost. It serves small models, and as a yardstick for cheaper estimates.
+
+    Args:
+      delta: δ > 0, in the units of a parameter.
+      chunk_size: how many coordinates to evaluate at once (vmapped), each with its own copy of
+        the parameters.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument out of range.
+    """
+    check_number("delta", delta, above=0.0, inclusive=False)
+    check_count("chunk_size", chunk_size)
+
+    def direction(objective: Objective, params: PyTree, *, key: Array, mask: PyTree) -> Climb:
+        del key
+        flat, unravel = ravel_pytree(params)
+        order, count = _kept_first(params, mask)
+
+        def slope(coordinate: Array) -> Array:
+            def at(step: float) -> Array:
+                moved = flat[coordinate].astype(wide_dtype(flat)) + step
+                return objective.probe(unravel(flat.at[coordinate].set(moved.astype(flat.dtype))))
+
+            return (at(delta) - at(-delta)) / (2 * delta)
+
+        def chunk(index: Array, estimate: Array) -> Array:
+            # Past the end the last coordinate is evaluated again, and lands in its own place.
+            rank = jnp.minimum(index * chunk_size + jnp.arange(chunk_size), count - 1)
+            coordinates = order[rank]
+            slopes = objective.across_devices(jax.vmap(slope)(coordinates))
+            return estimate.at[coordinates].set(slopes.astype(estimate.dtype))
+
+        chunks = -(-count // chunk_size)
+        start = jnp.zeros(flat.shape, wide_dtype(flat))
+        estimate = jax.lax.fori_loop(0, chunks, chunk, start)
+        return Climb(_unravel_wide(estimate, params))
+
+    return stateless(direction)
+
+
+def _kept_first(params: PyTree, mask: PyTree) -> tuple[Array, Any]:
+    """Coordinates of the raveled parameters, kept ones first, and how many are kept."""
+    if mask is None:
+        flat, _ = ravel_pytree(params)
+        return jnp.arange(flat.size), flat.size
+    kept, _ = ravel_pytree(
+        jax.tree.map(lambda p, m: jnp.ones(p.shape, bool) if m is None else m, params, mask)
+    )
+    return jnp.argsort(~kept, stable=True), jnp.sum(kept)
+
+
+def _unravel_wide(flat: Array, params: PyTree) -> PyTree:
+    wide = jax.tree.map(lambda p: jnp.zeros(p.shape, wide_dtype(p)), params)
+    return ravel_pytree(wide)[1](flat)

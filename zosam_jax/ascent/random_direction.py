@@ -1,0 +1,24 @@
+"""No estimate at all: the control that every zeroth-order ascent has to beat."""
+
+from zosam_jax import directions
+from zosam_jax.ascent.base import Ascent, Climb, stateless
+from zosam_jax.objective import Objective
+from zosam_jax.trees import Array, PyTree
+
+
+def random_direction(distribution: str | directions.Distribution = "normal") -> Ascent:
+    """g = u, a random direction; no pass through the model.
+
+    Args:
+      distribution: "normal", "rademacher", "sphere", or a function (`zosam_jax.directions`).
+
+    Raises:
+      ValueError: for an unknown distribution.
+    """
+    draw = directions.get(distribution)
+
+    def direction(objective: Objective, params: PyTree, *, key: Array, mask: PyTree) -> Climb:
+        del objective
+        return Climb(draw(key, params, mask))
+
+    return stateless(direction)

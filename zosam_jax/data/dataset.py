@@ -1,0 +1,101 @@
+"""Images and labels as plain arrays, and the few things done to them before training."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from zosam_jax.errors import check_count
+
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images (N, height, width, channels) as uint8, and labels (N,) as int32."""
+
+    images: Images
+    labels: Labels
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.labels)
+
+    def take(self, indices: npt.NDArray[np.integer]) -> "Split":
+        """The images and labels at `indices`."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+class Dataset(NamedTuple):
+    """A training and a test split, with the scale of their pixels.
+
+    Attributes:
+      train, test: the splits.
+      num_classes: labels are 0, …, num_classes − 1.
+      pixel_mean, pixel_sd: of the training images, in pixel values.
+    """
+
+    train: Split
+    test: Split
+    num_classes: int
+    pixel_mean: float
+    pixel_sd: float
+
+
+def from_splits(train: Split, test: Split, num_classes: int) -> Dataset:
+    """A data set whose pixel scale is that of its training images."""
+    pixels = train.images.astype(np.float64)
+    return Dataset(train, test, num_classes, float(pixels.mean()), float(pixels.std()))
+
+
+def limit(dataset: Dataset, train_images: int) -> Dataset:
+    """Keeps the first `train_images` training images.
+
+    Raises:
+      ValueError: if there are fewer than that.
+    """
+    check_count("train_images", train_images)
+    if train_images > len(dataset.train):
+        raise ValueError(
+            f"train_images={train_images} is more than the {len(dataset.train)} there are."
+        )
+    return dataset._replace(train=dataset.train.take(np.arange(train_images)))
+
+
+def with_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+    """Replaces a fraction of the training labels by labels drawn uniformly at random.
+
+    A replaced label can come out the same, so about fraction·(1 − 1/num_classes) are wrong. Test
+    labels stay as they are.
+
+    Raises:
+      ValueError: if `fraction` is not between 0 and 1.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"label_noise={fraction!r} must be between 0 and 1.")
+    generator = np.random.default_rng(seed)
+    labels = dataset.train.labels.copy()
+    chosen = generator.permutation(len(labels))[: round(fraction * len(labels))]
+    labels[chosen] = generator.integers(dataset.num_classes, size=len(chosen))
+    return dataset._replace(train=Split(dataset.train.images, labels))
+
+
+def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+    """Puts a random part of the training images in the place of the test split, for tuning.
+
+    The test images themselves are gone from the result, so that nothing can be tuned on them.
+    Held-out labels are as noisy as the training labels they were.
+
+    Raises:
+      ValueError: if `fraction` is not strictly between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"validation_fraction={fraction!r} must be between 0 and 1.")
+    order = np.random.default_rng(seed).permutation(len(dataset.train))
+    held_out = round(fraction * len(order))
+    return dataset._replace(
+        train=dataset.train.take(np.sort(order[held_out:])),
+        test=dataset.train.take(np.sort(order[:held_out])),
+    )

@@ -1,0 +1,56 @@
+"""Checks that finish the reader's thought: the argument, its value, and what would be right."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+T = TypeVar("T")
+
+
+def is_traced(value: Any) -> bool:
+    """Whether `value` is known only when the compiled program runs."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def choose(argument: str, value: str | T, choices: Mapping[str, T]) -> T:
+    """Looks a name up; anything callable is taken as the caller's own."""
+    if isinstance(value, str) and value in choices:
+        return choices[value]
+    if callable(value):
+        return value
+    raise ValueError(
+        f"{argument}={value!r} is not known; choose one of {', '.join(map(repr, choices))}"
+        " or pass a function."
+    )
+
+
+def check_one_of(argument: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(
+            f"{argument}={value!r} is not known; choose one of {', '.join(map(repr, choices))}."
+        )
+
+
+def check_number(argument: str, value: Any, *, above: float, inclusive: bool) -> None:
+    """Raises unless `value` is a finite number above a bound; traced values are let through."""
+    if is_traced(value):
+        return
+    bound = f"{'at least' if inclusive else 'greater than'} {above:g}"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{argument}={value!r} must be a number {bound}.") from None
+    if not math.isfinite(number) or number < above or (number == above and not inclusive):
+        raise ValueError(f"{argument}={value!r} must be a finite number {bound}.")
+
+
+def check_count(argument: str, value: Any) -> None:
+    """Raises unless `value` is an integer of at least 1; traced integers are let through."""
+    if isinstance(value, bool) or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+        raise TypeError(f"{argument}={value!r} must be an integer of at least 1.")
+    if not is_traced(value) and value < 1:
+        raise ValueError(f"{argument}={value!r} must be at least 1.")

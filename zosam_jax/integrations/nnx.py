@@ -1,0 +1,91 @@
+"""Flax NNX: losses of a model as losses of its parameters, and an Optimizer that steps on them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+from zosam_jax.integrations import step
+from zosam_jax.trees import Array, PyTree
+
+
+def functional_loss(
+    loss: Callable[..., Any],
+    graphdef: Any,
+    rest: PyTree,
+    *,
+    wrt: Any = nnx.Param,
+    has_aux: bool = False,
+) -> Callable[..., tuple[Array, tuple[PyTree, Any]]]:
+    """A loss of a model as a loss of its parameters, with what the pass changed as aux.
+
+    Every call starts from the same `rest` (BatchNorm statistics, dropout counters), so that all
+    passes of a step see the same dropout masks, and one pass's changes can be kept.
+
+    Args:
+      loss: (model, *args) → scalar, or → (scalar, aux) with `has_aux`.
+      graphdef, rest: of `graphdef, params, rest = nnx.split(model, wrt, ...)`.
+      wrt: the filter that selects the parameters.
+      has_aux: whether `loss` returns auxiliary output.
+
+    Returns:
+      (params, *args) → (scalar, (rest after the pass, aux)).
+    """
+
+    def functional(params: PyTree, *args: Any) -> tuple[Array, tuple[PyTree, Any]]:
+        model = nnx.merge(graphdef, params, rest, copy=True)
+        value, aux = loss(model, *args) if has_aux else (loss(model, *args), None)
+        _, _, after = nnx.split(model, wrt, ...)
+        return value, (nnx.as_pure(after), aux)
+
+    return functional
+
+
+class Optimizer(nnx.Optimizer[Any]):
+    """nnx.Optimizer, with a step that lets the optimizer evaluate the loss.
+
+        optimizer = Optimizer(model, tx, wrt=nnx.Param)
+        value = optimizer.apply_loss(model, loss, x, y)
+
+    `tx` may be any optax transformation; `update` works as ever for those that are not
+    sharpness-aware.
+    """
+
+    def apply_loss(
+        self,
+        model: Any,
+        loss: Callable[..., Any],
+        *args: Any,
+        has_aux: bool = False,
+        **extra_args: Any,
+    ) -> Any:
+        """One step, which updates the model and the optimizer in place.
+
+        BatchNorm statistics and dropout counters move once, however many passes the ascent makes:
+        they are those of the pass at θ where it makes one with gradients (SAM), else of the
+        descent pass.
+
+        Args:
+          model: the model; what the optimizer's `wrt` selects is trained.
+          loss: (model, *args) → scalar, or → (scalar, aux) with `has_aux`.
+          *args: passed to `loss`.
+          has_aux: whether `loss` returns auxiliary output.
+          **extra_args: passed on to `tx.update`, `mask` for example.
+
+        Returns:
+          The loss, or (loss, aux) with `has_aux`.
+        """
+        graphdef, params, rest = nnx.split(model, self.wrt, ...)
+        functional = functional_loss(loss, graphdef, rest, wrt=self.wrt, has_aux=has_aux)
+        value, (after, aux), params, opt_state = step.apply_loss(
+            self.tx,
+            lambda p: functional(p, *args),
+            nnx.as_pure(params),
+            nnx.as_pure(self.opt_state),
+            has_aux=True,
+            **extra_args,
+        )
+        nnx.update(model, params, after)
+        nnx.update(self.opt_state, nnx.state(opt_state))
+        self.step[...] += 1
+        return (value, aux) if has_aux else value

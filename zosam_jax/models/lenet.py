@@ -1,0 +1,41 @@
+"""LeNet-300-100: the fully connected network on which pruning papers begin."""
+
+import math
+
+import jax
+from flax import nnx
+
+_KERNEL_INIT = nnx.initializers.he_normal()
+
+
+class LeNet300100(nnx.Module):
+    """pixels → 300 → 100 → classes, with ReLU."""
+
+    def __init__(self, num_classes: int, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> None:
+        """See `lenet_300_100`."""
+        pixels = math.prod(image_shape)
+        self.hidden1 = nnx.Linear(pixels, 300, kernel_init=_KERNEL_INIT, rngs=rngs)
+        self.hidden2 = nnx.Linear(300, 100, kernel_init=_KERNEL_INIT, rngs=rngs)
+        self.head = nnx.Linear(100, num_classes, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images (N, height, width, channels) → logits (N, num_classes)."""
+        x = images.reshape(len(images), -1)
+        x = nnx.relu(self.hidden1(x))
+        x = nnx.relu(self.hidden2(x))
+        return self.head(x)
+
+
+def lenet_300_100(
+    num_classes: int, *, rngs: nnx.Rngs, image_shape: tuple[int, int, int] = (28, 28, 1)
+) -> LeNet300100:
+    """LeNet-300-100; 266,610 parameters for 28×28 grey images and 10 classes.
+
+    Args:
+      num_classes: the number of logits.
+      rngs: for the initial weights (He normal).
+      image_shape: (height, width, channels) of an image.
+
+    Reference: LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998
+    """
+    return LeNet300100(num_classes, image_shape, rngs)

@@ -1,0 +1,126 @@
+"""What does the loss do nearby? Evaluates it at points along directions.
+
+Three ways to run the same evaluations, equal in their numbers up to rounding:
+
+- "unroll": written out one after another. Each step waits for the one before, so that the memory
+  of one evaluation is enough, and the program grows with the number of probes.
+- "vmap": all at once, with a copy of the parameters for each. Over the parameters of a
+  convolution this becomes a grouped convolution, several times slower on a CPU.
+- "map": a compiled loop. The program stays small; a convolution inside a loop loses XLA's fast
+  path on a CPU.
+
+"auto" writes them out, and takes the loop for many probes of a loss without convolutions; see
+`benchmarks/step_cost.py` for the measurements behind the rule.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax import trees
+from zosam_jax.errors import check_one_of, is_traced
+from zosam_jax.trees import Array, PyTree
+
+BATCHING = ("auto", "unroll", "vmap", "map")
+
+# Written-out probes compile in a time that grows with their number; a loop's is constant.
+_MANY_PROBES = 16
+
+Loss: TypeAlias = Callable[[PyTree], Array]
+
+
+def check_batching(batching: str) -> None:
+    """Raises unless `batching` is one of BATCHING."""
+    check_one_of("batching", batching, BATCHING)
+
+
+def choose_batching(batching: str, loss: Loss, params: PyTree, evaluations: int | Array) -> str:
+    """Settles "auto" for this loss and this number of evaluations.
+
+    A number of evaluations that is traced (a tuned hyperparameter, say) leaves only the loop.
+    """
+    if is_traced(evaluations):
+        return "map"
+    if batching != "auto":
+        return batching
+    if evaluations < _MANY_PROBES or contains_convolution(loss, params):
+        return "unroll"
+    return "map"
+
+
+def contains_convolution(loss: Loss, params: PyTree) -> bool:
+    """Whether the program of `loss` convolves anything, looked up in its jaxpr."""
+    return _has_primitive(jax.make_jaxpr(loss)(params).jaxpr, "conv_general_dilated")
+
+
+def _has_primitive(jaxpr: Any, name: str) -> bool:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == name:
+            return True
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns") and _has_primitive(inner, name):
+                return True
+    return False
+
+
+def along(
+    loss: Loss, params: PyTree, direction: PyTree, steps: Sequence[float | Array], batching: str
+) -> Array:
+    """L(θ + t·u) for each step t.
+
+    Args:
+      loss: a function of the parameters alone, returning a scalar.
+      params: θ.
+      direction: u, a pytree like `params`.
+      steps: the values of t.
+      batching: "unroll", "vmap" or "map".
+
+    Returns:
+      The losses, one for each step, in float32 or wider.
+    """
+
+    def at(step: Array) -> Array:
+        return loss(trees.displace(params, direction, step))
+
+    if batching == "unroll":
+        losses: list[Array] = []
+        for step in steps:
+            if losses:
+                params, _ = jax.lax.optimization_barrier((params, losses[-1]))
+            losses.append(at(jnp.asarray(step)))
+        return jnp.stack(losses)
+    values = jnp.stack([jnp.asarray(step, jnp.float32) for step in steps])
+    return jax.vmap(at)(values) if batching == "vmap" else jax.lax.map(at, values)
+
+
+def mean(
+    term: Callable[[Array], PyTree], count: int | Array, zero: PyTree, batching: str
+) -> PyTree:
+    """(1/count) Σᵢ term(i) for i = 0, …, count − 1, without keeping the terms.
+
+    Args:
+      term: a function of the index that returns a pytree.
+      count: the number of terms; traced only where `batching` is "map".
+      zero: a pytree of zeros like a term.
+      batching: "unroll", "vmap" (which does keep the terms) or "map".
+    """
+    if batching == "vmap":
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.vmap(term)(jnp.arange(count)))
+    if batching == "map":
+        total = jax.lax.fori_loop(0, count, lambda i, acc: _add(acc, term(i)), zero)
+    else:
+        total = term(jnp.asarray(0))
+        for i in range(1, count):
+            # The index waits for the sum so far, else every term would be alive at once.
+            index, total = jax.lax.optimization_barrier((jnp.asarray(i), total))
+            total = _add(total, term(index))
+        if count == 1:
+            return total
+    return trees.scale(total, 1.0 / count)
+
+
+def _add(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, a, b)

@@ -1,0 +1,399 @@
+"""Ascent + radius + descent: the gradient at θ+ε, as a function and as an optax transformation.
+
+`value_and_grad` is the whole algorithm; `sharpness_aware` is the same thing in optax's clothes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zosam_jax import radius as radii
+from zosam_jax import trees
+from zosam_jax.ascent import Ascent, Climb
+from zosam_jax.binding import bind
+from zosam_jax.errors import check_number, check_one_of
+from zosam_jax.objective import AxisName, Objective, objective
+from zosam_jax.sparsity import masks
+from zosam_jax.trees import Array, PyTree
+
+Rho: TypeAlias = float | Array | Callable[[Array], jax.typing.ArrayLike]
+Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree] | None
+
+
+class SharpnessAwareState(NamedTuple):
+    """What persists between steps; arrays only, so that it checkpoints, donates and scans.
+
+    Attributes:
+      key: the random key of the run, as raw uint32 data; never changes.
+      count: int32 scalar, the steps taken; with `key` it fixes the step's directions, and a ρ
+        schedule is evaluated at it.
+      value: float32 scalar, the loss L(θ+ε) of the last step; inf before the first.
+      ascent: the ascent's own state.
+      aux: None, or the auxiliary output of the last step until `pop_aux` takes it out.
+    """
+
+    key: Array
+    count: Array
+    value: Array
+    ascent: PyTree
+    aux: Any = None
+
+
+class SharpnessAwareGradient:
+    """Drop-in for jax.value_and_grad at θ+ε; made by `value_and_grad`, which documents it."""
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        *,
+        ascent: Ascent,
+        rho: Rho,
+        radius: str | radii.Radius,
+        mask: Mask,
+        has_aux: bool,
+        probe_fn: Callable[..., Any] | None,
+        axis_name: AxisName | None,
+        loss_name: str = "loss",
+    ) -> None:
+        if not isinstance(ascent, Ascent):
+            raise TypeError(
+                f"ascent={ascent!r} must be an Ascent, for example "
+                "zosam_jax.ascent.random_gradient_estimate()."
+            )
+        if not callable(rho):
+            check_number("rho", rho, above=0.0, inclusive=True)
+        self._loss, self._loss_name = loss, loss_name
+        self._ascent = ascent
+        self._rho = rho
+        self._radius = radii.get(radius)
+        self._mask = mask
+        self._has_aux = has_aux
+        self._probe_fn = probe_fn
+        self._axis_name = axis_name
+
+    def init(self, params: PyTree, key: int | Array = 0) -> SharpnessAwareState:
+        """The state before the first step; `key` is a seed or a random key."""
+        floating, _ = trees.split_floating(params)
+        if self._mask is not None:
+            masks.resolve(self._mask, params)  # a wrong mask should fail here, not in the loop
+        return SharpnessAwareState(
+            key=_key_data(key),
+            count=jnp.zeros((), jnp.int32),
+            value=jnp.asarray(jnp.inf, jnp.float32),
+            ascent=self._ascent.init(floating),
+        )
+
+    def __call__(
+        self,
+        params: PyTree,
+        state: SharpnessAwareState,
+        *args: Any,
+        mask: PyTree = None,
+        **kwargs: Any,
+    ) -> tuple[tuple[Any, PyTree], SharpnessAwareState]:
+        """One step: ((value, gradient), state), or (((value, aux), gradient), state) if has_aux.
+
+        `args` and `kwargs` go to the loss; `mask` overrides the one given at construction.
+        """
+        problem = self._problem(params, mask, args, kwargs)
+        epsilon, climb = self._climb(problem, state)
+        perturbed = problem.params if epsilon is None else _move(problem.params, epsilon)
+        (value, aux), gradient = problem.objective.value_and_grad(perturbed)
+        state = state._replace(
+            count=optax.safe_increment(state.count),
+            value=value.astype(state.value.dtype),
+            ascent=self._ascent.observe(state.ascent, gradient),
+        )
+        gradient = problem.fill(gradient)
+        if not self._has_aux:
+            return (value, gradient), state
+        return ((value, climb.aux if climb.knows_aux else aux), gradient), state
+
+    def perturbation(
+        self,
+        params: PyTree,
+        state: SharpnessAwareState,
+        *args: Any,
+        mask: PyTree = None,
+        **kwargs: Any,
+    ) -> PyTree:
+        """The ε that a call with the same arguments would add to θ, for diagnostics.
+
+        Leaves are float32 or wider; those of parameters that are not floating point are zeros.
+        """
+        problem = self._problem(params, mask, args, kwargs)
+        epsilon, _ = self._climb(problem, state)
+        if epsilon is None:
+            epsilon = jax.tree.map(jnp.zeros_like, problem.params)
+        return problem.fill(epsilon)
+
+    def _problem(
+        self, params: PyTree, mask: PyTree, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> "_Problem":
+        floating, merge = trees.split_floating(params)
+        resolved = masks.resolve(self._mask if mask is None else mask, params)
+        if resolved is not None:
+            # Leaves that are not floating point vanish here as they did from `floating`.
+            resolved = jax.tree.map(lambda p, m: None if p is None else m, floating, resolved)
+        probe_fn = self._probe_fn
+        return _Problem(
+            params=floating,
+            mask=resolved,
+            objective=objective(
+                lambda p: self._loss(merge(p), *args, **kwargs),
+                name=self._loss_name,
+                probe=None if probe_fn is None else lambda p: probe_fn(merge(p), *args, **kwargs),
+                has_aux=self._has_aux,
+                axis_name=self._axis_name,
+            ),
+            fill=lambda tree: _fill(tree, params),
+        )
+
+    def _climb(
+        self, problem: "_Problem", state: SharpnessAwareState
+    ) -> tuple[PyTree | None, Climb]:
+        """ε and what the ascent found; None for a radius that is zero for good."""
+        if isinstance(self._rho, int | float) and self._rho == 0:
+            return None, Climb(None)
+        climb = self._ascent.direction(
+            problem.objective,
+            problem.params,
+            state.ascent,
+            key=jax.random.fold_in(_wrap_key(state.key), state.count),
+            mask=problem.mask,
+        )
+        rho = jnp.asarray(self._rho(state.count) if callable(self._rho) else self._rho)
+        return radii.perturbation(
+            self._radius, climb.direction, problem.params, rho, problem.mask
+        ), climb
+
+
+class _Problem(NamedTuple):
+    """One step's problem, on the floating-point leaves of the parameters alone."""
+
+    params: PyTree
+    mask: PyTree
+    objective: Objective
+    fill: Callable[[PyTree], PyTree]
+
+
+def value_and_grad(
+    loss: Callable[..., Any],
+    *,
+    ascent: Ascent,
+    rho: Rho,
+    radius: str | radii.Radius = "global",
+    mask: Mask = None,
+    has_aux: bool = False,
+    probe_fn: Callable[..., Any] | None = None,
+    axis_name: AxisName | None = None,
+) -> SharpnessAwareGradient:
+    """Like jax.value_and_grad, but the gradient is taken at θ+ε.
+
+        ε = radius(ascent(L, θ), θ, ρ),   value = L(θ+ε),   gradient = ∇L(θ+ε)
+
+    ε is a constant: nothing is differentiated through it.
+
+        grad = zosam_jax.value_and_grad(loss, ascent=..., rho=0.05, has_aux=True)
+        state = grad.init(params, key)
+        ((value, aux), gradient), state = grad(params, state, batch, mask=mask)
+
+    Args:
+      loss: a function (params, *args, **kwargs) → scalar, or → (scalar, aux) with `has_aux`.
+      ascent: which way is up (`zosam_jax.ascent`).
+      rho: ρ ≥ 0, or an optax schedule of the step count. In the units of `radius`.
+      radius: "global", "layerwise", "adaptive", or a function (`zosam_jax.radius`).
+      mask: which weights to perturb: a pytree of 1/0 or bool leaves like the parameters, or a
+        function of them that returns one; None for all. It restricts ε, not the gradient.
+      has_aux: whether `loss` returns auxiliary output. One pass's output is returned, so that
+        BatchNorm statistics move once a step: the pass at θ where the ascent makes one with
+        gradients (SAM), else the descent pass.
+      probe_fn: a cheaper stand-in for the loss at the ascent's probes (a slice of the batch, say),
+        with the loss's arguments; returns a scalar.
+      axis_name: inside shard_map or pmap, the axis over which the batch is split. `loss` then
+        returns the mean over the device's own part; probes, value and gradient are averaged over
+        the axis, and every device takes the same ε. Not needed under jit with sharded arrays.
+
+    Returns:
+      A SharpnessAwareGradient: `init(params, key)`, `(params, state, *args, mask=None, **kwargs)`
+      and `perturbation(...)` with the same arguments.
+
+    Raises:
+      ValueError, TypeError: at construction or while tracing, for an argument that cannot be
+        right; the sentence names it.
+    """
+    return SharpnessAwareGradient(
+        loss,
+        ascent=ascent,
+        rho=rho,
+        radius=radius,
+        mask=mask,
+        has_aux=has_aux,
+        probe_fn=probe_fn,
+        axis_name=axis_name,
+    )
+
+
+def sharpness_aware(
+    ascent: Ascent,
+    rho: Rho,
+    *,
+    radius: str | radii.Radius = "global",
+    mask: Mask = None,
+    axis_name: AxisName | None = None,
+    key: int | Array = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """An optax transformation that emits the gradient at θ+ε; first in a chain.
+
+        tx = optax.chain(zosam_jax.sharpness_aware(ascent, rho=0.05), optax.sgd(0.1))
+        updates, state = tx.update(None, state, params, value_fn=loss, x=x, y=y)
+
+    The incoming updates are ignored and may be None; everything after it in the chain (clipping,
+    weight decay, momentum) sees ∇L(θ+ε). For gradient accumulation put optax.MultiSteps after it,
+    around the rest of the chain.
+
+    Extra arguments of `update`:
+      value_fn: (params, **kwargs) → scalar. Its keyword arguments are taken from the extra
+        arguments by name; others are left alone. Required.
+      probe_fn: a cheaper stand-in at the probes, its arguments taken by name as well.
+      mask: overrides the one given here.
+      has_aux: True if `value_fn` returns (scalar, aux); `pop_aux` then takes aux out of the state.
+      emit: "gradient", or "perturbation" for ε itself in its place and no step taken: a look at
+        what the next update would do, for diagnostics.
+
+    Args:
+      ascent, rho, radius, mask, axis_name: as in `value_and_grad`.
+      key: a seed or a random key for the directions.
+
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a SharpnessAwareState.
+    """
+
+    def gradient_of(
+        value_fn: Callable[..., Any],
+        probe_fn: Callable[..., Any] | None = None,
+        has_aux: bool = False,
+    ) -> SharpnessAwareGradient:
+        return SharpnessAwareGradient(
+            value_fn,
+            ascent=ascent,
+            rho=rho,
+            radius=radius,
+            mask=mask,
+            has_aux=has_aux,
+            probe_fn=probe_fn,
+            axis_name=axis_name,
+            loss_name="value_fn",
+        )
+
+    without_loss = gradient_of(lambda params: 0.0)  # so that wrong arguments fail here
+
+    def init(params: PyTree) -> SharpnessAwareState:
+        return without_loss.init(params, key)
+
+    def update(
+        updates: PyTree,
+        state: SharpnessAwareState,
+        params: PyTree = None,
+        *,
+        value_fn: Callable[..., Any] | None = None,
+        probe_fn: Callable[..., Any] | None = None,
+        mask: PyTree = None,
+        has_aux: bool = False,
+        emit: str = "gradient",
+        **extra_args: Any,
+    ) -> tuple[PyTree, SharpnessAwareState]:
+        del updates
+        check_one_of("emit", emit, ("gradient", "perturbation"))
+        if value_fn is None:
+            raise ValueError(
+                "value_fn is missing: a sharpness-aware transformation evaluates the loss itself. "
+                "Call tx.update(grads, state, params, value_fn=loss, x=x, y=y), where "
+                "loss(params, x, y) returns a scalar."
+            )
+        if params is None:
+            raise ValueError(
+                "params is missing: call tx.update(grads, state, params, value_fn=loss, ...)."
+            )
+        bound_probe = None if probe_fn is None else bind(probe_fn, "probe_fn", extra_args)
+        gradient = gradient_of(bind(value_fn, "value_fn", extra_args), bound_probe, has_aux)
+        if emit == "perturbation":
+            return gradient.perturbation(params, state, mask=mask), state
+        (value, updates), state = gradient(params, state, mask=mask)
+        return updates, state._replace(aux=value[1] if has_aux else None)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def states(opt_state: PyTree) -> list[SharpnessAwareState]:
+    """The states of the sharpness-aware transformations inside an optimizer state."""
+    leaves = jax.tree.leaves(opt_state, is_leaf=_is_state)
+    return [leaf for leaf in leaves if _is_state(leaf)]
+
+
+def pop_aux(opt_state: PyTree) -> tuple[Any, PyTree]:
+    """Takes the auxiliary output of the last step out of an optimizer state.
+
+    Returns:
+      (aux, opt_state), the state as it was before `has_aux` put anything in, so that its
+      structure stays the same from step to step (and in lax.scan).
+
+    Raises:
+      ValueError: if there is not exactly one sharpness-aware transformation in the state.
+    """
+    found = states(opt_state)
+    if len(found) != 1:
+        raise ValueError(
+            f"the optimizer state holds {len(found)} sharpness-aware transformations, expected "
+            "one that was updated with has_aux=True."
+        )
+    emptied = jax.tree.map(
+        lambda x: x._replace(aux=None) if _is_state(x) else x, opt_state, is_leaf=_is_state
+    )
+    return found[0].aux, emptied
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, SharpnessAwareState)
+
+
+def _move(params: PyTree, epsilon: PyTree) -> PyTree:
+    """θ+ε as a value of its own.
+
+    The barrier keeps ε's arithmetic out of the descent's program, which so is the very program
+    that jax.grad gives: with ρ = 0 the results are equal bit for bit.
+    """
+    return jax.lax.optimization_barrier(trees.displace(params, epsilon))
+
+
+def _fill(tree: PyTree, params: PyTree) -> PyTree:
+    """Puts zeros where `params` has leaves that are not floating point."""
+    values = iter(jax.tree.leaves(tree))
+    return jax.tree.map(
+        lambda p: next(values)
+        if jnp.issubdtype(jnp.result_type(p), jnp.floating)
+        else jnp.zeros_like(p),
+        params,
+    )
+
+
+def _key_data(key: int | Array) -> Array:
+    """A seed or a random key as raw data, in a buffer of its own (states may be donated)."""
+    if jnp.ndim(key) == 0 and jnp.issubdtype(jnp.result_type(key), jnp.integer):
+        key = jax.random.key(key)
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return jnp.array(jax.random.key_data(key), copy=True)
+    if jnp.ndim(key) == 1 and jnp.result_type(key) == jnp.uint32:
+        return jnp.array(key, copy=True)
+    raise TypeError(f"key={key!r} must be an integer seed or one random key (jax.random.key).")
+
+
+# The generator is told from the length of its key data, so that the state can stay an array.
+_IMPLEMENTATIONS = {2: "threefry2x32", 4: "rbg"}
+
+
+def _wrap_key(data: Array) -> Array:
+    return jax.random.wrap_key_data(data, impl=_IMPLEMENTATIONS[data.shape[-1]])

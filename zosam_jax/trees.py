@@ -1,0 +1,75 @@
+"""Arithmetic on pytrees of parameters, in float32 or wider where rounding matters."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+PyTree: TypeAlias = Any
+Array: TypeAlias = jax.Array
+
+
+def wide_dtype(leaf: jax.typing.ArrayLike) -> jnp.dtype:
+    """The dtype to compute in for `leaf`: its own, but never narrower than float32."""
+    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+
+
+def norm(tree: PyTree) -> Array:
+    """The Euclidean norm ‖x‖₂ over all leaves, summed in float32 or wider."""
+    squares = [jnp.sum(jnp.square(leaf.astype(wide_dtype(leaf)))) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
+
+
+def size(tree: PyTree) -> int:
+    """The number of coordinates in all leaves."""
+    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def displace(params: PyTree, direction: PyTree, step: jax.typing.ArrayLike = 1.0) -> PyTree:
+    """params + step·direction, computed wide and rounded once to each parameter's dtype."""
+
+    def leaf(p: Array, u: Array) -> Array:
+        wide = wide_dtype(p)
+        return (p.astype(wide) + jnp.asarray(step, wide) * u.astype(wide)).astype(p.dtype)
+
+    return jax.tree.map(leaf, params, direction)
+
+
+def scale(tree: PyTree, factor: jax.typing.ArrayLike) -> PyTree:
+    """factor·tree, leaf by leaf, each leaf's dtype kept."""
+    return jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), tree)
+
+
+def split_floating(params: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """Separates the leaves that can be perturbed and differentiated from the rest.
+
+    Returns:
+      The same tree with None in place of every leaf that is not floating point (counters, keys,
+      index tables), and a function that puts those leaves back.
+
+    Raises:
+      TypeError: for a complex leaf, whose steepest ascent needs a conjugate that nothing here
+        applies.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}; sharpness-aware "
+                "ascents are defined for real parameters: split it into real and imaginary parts "
+                "(optax.contrib.split_real_and_imaginary)."
+            )
+    floating = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
+    if all(floating):
+        return params, lambda tree: tree
+
+    def merge(tree: PyTree) -> PyTree:
+        kept = iter(jax.tree.leaves(tree))
+        return structure.unflatten(
+            [next(kept) if is_float else leaf for leaf, is_float in zip(leaves, floating)]
+        )
+
+    return structure.unflatten(
+        [leaf if is_float else None for leaf, is_float in zip(leaves, floating)]
+    ), merge
