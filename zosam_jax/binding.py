@@ -29,9 +29,7 @@ def bind(
     if not callable(function):
         raise TypeError(f"{name}={function!r} must be a function (params, **kwargs) → scalar.")
     own = _own_arguments(function, extra_args)
-    missing = [
-        p.name for p in _parameters(function) if _is_required(p) and p.name not in own
-    ]
+    missing = [p.name for p in _parameters(function) if _is_required(p) and p.name not in own]
     if missing:
         raise TypeError(
             f"{name} requires {', '.join(map(repr, missing))}, which the update was not given: "

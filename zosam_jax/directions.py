@@ -80,4 +80,4 @@ def _cut(flat: Array, params: PyTree) -> PyTree:
         piece = flat[start : start + leaf.size].reshape(leaf.shape)
         pieces.append(piece.astype(trees.wide_dtype(leaf)))
         start += leaf.size
-    return structure.unflatten(pieces)
+    return jax.tree.unflatten(structure, pieces)

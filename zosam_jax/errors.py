@@ -15,12 +15,13 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
-def choose(argument: str, value: str | T, choices: Mapping[str, T]) -> T:
+def choose(argument: str, value: Any, choices: Mapping[str, T]) -> T:
     """Looks a name up; anything callable is taken as the caller's own."""
     if isinstance(value, str) and value in choices:
         return choices[value]
     if callable(value):
-        return value
+        own: T = value
+        return own
     raise ValueError(
         f"{argument}={value!r} is not known; choose one of {', '.join(map(repr, choices))}"
         " or pass a function."

@@ -52,7 +52,9 @@ def objective(
         return _scalar(value, name), aux
 
     def probed(params: PyTree) -> Array:
-        return loss_and_aux(params)[0] if probe is None else _scalar(probe(params), "probe_fn")
+        if probe is None:
+            return loss_and_aux(params)[0]
+        return _scalar(probe(params), "probe_fn")
 
     def across_devices(tree: PyTree) -> PyTree:
         return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
@@ -94,4 +96,5 @@ def _scalar(value: Any, name: str) -> Array:
             f"{jnp.result_type(value)}; it must return one real number, for example the mean "
             "over the batch."
         )
-    return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
+    scalar: Array = jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
+    return scalar

@@ -48,9 +48,7 @@ def zo_sam(
     Reference: Ji et al., ZO-SAM, CVPR 2026, https://arxiv.org/abs/2603.13115
     """
     estimate = ascent.random_gradient_estimate(num_directions, delta, distribution, batching)
-    return sharpness_aware(
-        estimate, rho, radius=radius, mask=mask, axis_name=axis_name, key=key
-    )
+    return sharpness_aware(estimate, rho, radius=radius, mask=mask, axis_name=axis_name, key=key)
 
 
 def sam(

@@ -48,7 +48,8 @@ def layerwise(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None
     """
 
     def leaf(g: Array, theta: Array) -> Array:
-        return trees.scale(g, _ratio(rho * trees.norm(theta), trees.norm(g)))
+        epsilon: Array = trees.scale(g, _ratio(rho * trees.norm(theta), trees.norm(g)))
+        return epsilon
 
     return jax.tree.map(leaf, direction, masks.restrict(params, mask))
 

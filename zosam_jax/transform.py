@@ -36,7 +36,7 @@ class SharpnessAwareState(NamedTuple):
     """
 
     key: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # hides tuple.count, as optax's own states do
     value: Array
     ascent: PyTree
     aux: Any = None
@@ -265,7 +265,11 @@ def sharpness_aware(
         what the next update would do, for diagnostics.
 
     Args:
-      ascent, rho, radius, mask, axis_name: as in `value_and_grad`.
+      ascent: which way is up (`zosam_jax.ascent`).
+      rho: ρ ≥ 0, or an optax schedule of the step count. In the units of `radius`.
+      radius: "global", "layerwise", "adaptive", or a function (`zosam_jax.radius`).
+      mask: which weights to perturb; restricts ε, not the gradient (see `value_and_grad`).
+      axis_name: the device axis of the batch inside shard_map or pmap (see `value_and_grad`).
       key: a seed or a random key for the directions.
 
     Returns:
@@ -373,9 +377,9 @@ def _fill(tree: PyTree, params: PyTree) -> PyTree:
     """Puts zeros where `params` has leaves that are not floating point."""
     values = iter(jax.tree.leaves(tree))
     return jax.tree.map(
-        lambda p: next(values)
-        if jnp.issubdtype(jnp.result_type(p), jnp.floating)
-        else jnp.zeros_like(p),
+        lambda p: (
+            next(values) if jnp.issubdtype(jnp.result_type(p), jnp.floating) else jnp.zeros_like(p)
+        ),
         params,
     )
 
@@ -396,4 +400,5 @@ _IMPLEMENTATIONS = {2: "threefry2x32", 4: "rbg"}
 
 
 def _wrap_key(data: Array) -> Array:
-    return jax.random.wrap_key_data(data, impl=_IMPLEMENTATIONS[data.shape[-1]])
+    key: Array = jax.random.wrap_key_data(data, impl=_IMPLEMENTATIONS[data.shape[-1]])
+    return key

@@ -66,10 +66,15 @@ def split_floating(params: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
 
     def merge(tree: PyTree) -> PyTree:
         kept = iter(jax.tree.leaves(tree))
-        return structure.unflatten(
-            [next(kept) if is_float else leaf for leaf, is_float in zip(leaves, floating)]
+        return jax.tree.unflatten(
+            structure,
+            [
+                next(kept) if is_float else leaf
+                for leaf, is_float in zip(leaves, floating, strict=True)
+            ],
         )
 
-    return structure.unflatten(
-        [leaf if is_float else None for leaf, is_float in zip(leaves, floating)]
+    return jax.tree.unflatten(
+        structure,
+        [leaf if is_float else None for leaf, is_float in zip(leaves, floating, strict=True)],
     ), merge

@@ -50,9 +50,7 @@ def fashion_mnist(data_dir: Path | None = None) -> Dataset:
     """
     if data_dir is None:
         raise ValueError("dataset='fashion-mnist' is read from files: pass --data-dir DIR.")
-    return from_splits(
-        _idx_split(data_dir, "train"), _idx_split(data_dir, "t10k"), num_classes=10
-    )
+    return from_splits(_idx_split(data_dir, "train"), _idx_split(data_dir, "t10k"), num_classes=10)
 
 
 def _idx_split(data_dir: Path, prefix: str) -> Split:

@@ -8,7 +8,7 @@ from flax.training import train_state
 from zosam_jax.integrations import step
 
 
-class TrainState(train_state.TrainState):  # type: ignore[no-untyped-call, misc]
+class TrainState(train_state.TrainState):
     """flax.training's TrainState, with a step that lets the optimizer evaluate the loss.
 
         state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)

@@ -9,6 +9,16 @@ from zosam_jax.integrations import step
 from zosam_jax.trees import Array, PyTree
 
 
+def split(model: Any, wrt: Any = nnx.Param) -> tuple[Any, PyTree, PyTree]:
+    """Takes a model apart: its structure, the parameters that `wrt` selects, and the rest.
+
+    Both trees hold plain arrays; nnx.merge(graphdef, params, rest) puts the model together again.
+    """
+    parts: tuple[Any, ...] = nnx.split(model, wrt, ...)
+    graphdef, params, rest = parts
+    return graphdef, nnx.as_pure(params), nnx.as_pure(rest)
+
+
 def functional_loss(
     loss: Callable[..., Any],
     graphdef: Any,
@@ -24,7 +34,8 @@ def functional_loss(
 
     Args:
       loss: (model, *args) → scalar, or → (scalar, aux) with `has_aux`.
-      graphdef, rest: of `graphdef, params, rest = nnx.split(model, wrt, ...)`.
+      graphdef: the model's structure, as `split` gives it.
+      rest: what is not trained, as `split` gives it.
       wrt: the filter that selects the parameters.
       has_aux: whether `loss` returns auxiliary output.
 
@@ -35,8 +46,8 @@ def functional_loss(
     def functional(params: PyTree, *args: Any) -> tuple[Array, tuple[PyTree, Any]]:
         model = nnx.merge(graphdef, params, rest, copy=True)
         value, aux = loss(model, *args) if has_aux else (loss(model, *args), None)
-        _, _, after = nnx.split(model, wrt, ...)
-        return value, (nnx.as_pure(after), aux)
+        _, _, after = split(model, wrt)
+        return value, (after, aux)
 
     return functional
 
@@ -75,12 +86,12 @@ class Optimizer(nnx.Optimizer[Any]):
         Returns:
           The loss, or (loss, aux) with `has_aux`.
         """
-        graphdef, params, rest = nnx.split(model, self.wrt, ...)
+        graphdef, params, rest = split(model, self.wrt)
         functional = functional_loss(loss, graphdef, rest, wrt=self.wrt, has_aux=has_aux)
         value, (after, aux), params, opt_state = step.apply_loss(
             self.tx,
             lambda p: functional(p, *args),
-            nnx.as_pure(params),
+            params,
             nnx.as_pure(self.opt_state),
             has_aux=True,
             **extra_args,

@@ -52,17 +52,17 @@ def random(
     if sparsity >= 1:
         raise ValueError(f"sparsity={sparsity!r} must be below 1: it is the fraction of zeros.")
     leaves, structure = jax.tree.flatten_with_path(params)
-    chosen = [
-        i for i, (path, leaf) in enumerate(leaves) if where(jax.tree_util.keystr(path), leaf)
-    ]
+    chosen = [i for i, (path, leaf) in enumerate(leaves) if where(jax.tree_util.keystr(path), leaf)]
     if not chosen:
         raise ValueError("where= finds no parameter to mask among the given ones.")
     kept = distributions.get(distribution)([leaves[i][1].shape for i in chosen], sparsity)
-    keys = jax.random.split(jax.random.key(key) if jnp.ndim(key) == 0 and not isinstance(
-        key, jax.Array) else key, len(chosen))
+    keys = jax.random.split(
+        jax.random.key(key) if jnp.ndim(key) == 0 and not isinstance(key, jax.Array) else key,
+        len(chosen),
+    )
     masks: list[Array | None] = [None] * len(leaves)
     for i, count, leaf_key in zip(chosen, kept, keys, strict=True):
         shape = leaves[i][1].shape
         ranks = jax.random.permutation(leaf_key, leaves[i][1].size)
         masks[i] = (ranks < count).reshape(shape)
-    return structure.unflatten(masks)
+    return jax.tree.unflatten(structure, masks)

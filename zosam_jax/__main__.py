@@ -1,0 +1,5 @@
+"""`python -m zosam_jax` is `zosam`."""
+
+from zosam_jax.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The command line's work: one sparse training run, or several side by side."""

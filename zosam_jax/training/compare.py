@@ -1,0 +1,177 @@
+"""`zosam compare`: several optimizers on the same masks, data order and seeds."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from zosam_jax.data import Dataset
+from zosam_jax.data import dataset as datasets
+from zosam_jax.training import optimizers
+from zosam_jax.training.config import CompareConfig
+from zosam_jax.training.problem import Network, Problem
+from zosam_jax.training.run_folder import RunFolder
+from zosam_jax.training.trainer import Diagnosis, EpochRecord, Observer, Run
+
+_HOLD_OUT_SEED = 0
+_TIMED_STEPS = 60
+
+
+class Row(NamedTuple):
+    """One optimizer's line of the table.
+
+    Attributes:
+      optimizer, rho, radius: what was compared.
+      accuracy_mean, accuracy_sd: of the test accuracy after the last epoch, over seeds, as
+        fractions; sd is the sample standard deviation, None for one seed.
+      accuracies: one for each seed.
+      time_ratio: median time of a step relative to SGD's, all optimizers interleaved in one run.
+      cosine: mean cos(ε, ∇L(θ)) on a minibatch at the start of each epoch; None for SGD.
+      ascent_gain: mean L(θ+ε) − L(θ) on the same minibatches; None for SGD.
+    """
+
+    optimizer: str
+    rho: float
+    radius: str
+    accuracy_mean: float
+    accuracy_sd: float | None
+    accuracies: tuple[float, ...]
+    time_ratio: float
+    cosine: float | None
+    ascent_gain: float | None
+
+
+def compare(
+    config: CompareConfig, problem: Problem, folder: RunFolder, console: Console
+) -> list[Row]:
+    """Trains every optimizer from every seed, prints the table and writes compare.json."""
+    rhos: dict[str, float] = {
+        name: optimizers.default_rho(name, config.radius) for name in config.optimizers
+    }
+    with Progress(console=console, transient=True) as bar:
+        if config.tune:
+            rhos, tuning = _tune(config, problem.dataset, bar)
+            folder.write_json("tuning.json", tuning)
+        rows = _rows(problem, rhos, config.seeds, bar)
+    folder.write_json("compare.json", [row._asdict() for row in rows])
+    console.print(_table(rows, config))
+    console.print(f"results in {folder.path}")
+    return rows
+
+
+def _rows(problem: Problem, rhos: dict[str, float], num_seeds: int, bar: Progress) -> list[Row]:
+    seeds = range(num_seeds)
+    task = bar.add_task("comparing", total=len(rhos) * len(seeds))
+    accuracies: dict[str, list[float]] = {name: [] for name in rhos}
+    diagnoses: dict[str, list[Diagnosis]] = {name: [] for name in rhos}
+    last: dict[str, Run] = {}
+    for seed in seeds:
+        for name, rho in rhos.items():
+            run = Run(problem, name, rho, seed)
+            watcher = _Diagnoses(run)
+            accuracies[name].append(run.train(watcher)[-1].test_accuracy)
+            diagnoses[name] += watcher.diagnoses
+            last[name] = run
+            bar.advance(task)
+    time_ratios = _time_ratios(last)
+    return [
+        Row(
+            optimizer=name,
+            rho=rho,
+            radius=problem.config.radius,
+            accuracy_mean=statistics.fmean(accuracies[name]),
+            accuracy_sd=statistics.stdev(accuracies[name]) if len(seeds) > 1 else None,
+            accuracies=tuple(accuracies[name]),
+            time_ratio=time_ratios[name],
+            cosine=_mean([d.cosine for d in diagnoses[name]]),
+            ascent_gain=_mean([d.ascent_gain for d in diagnoses[name]]),
+        )
+        for name, rho in rhos.items()
+    ]
+
+
+class _Diagnoses(Observer):
+    """Looks at the next perturbation after each epoch, on a minibatch of the first epoch."""
+
+    def __init__(self, run: Run) -> None:
+        self.diagnoses: list[Diagnosis] = []
+        self._run = run
+        self._indices = next(run.problem.epoch(run.seed, 0))
+
+    def on_epoch(self, record: EpochRecord, network: Network) -> None:
+        del record, network
+        if self._run.first is not None:
+            self.diagnoses.append(self._run.diagnose(self._indices))
+
+
+def _time_ratios(runs: dict[str, Run]) -> dict[str, float]:
+    """The median time of a step relative to SGD's; steps of all optimizers take turns."""
+    indices = {
+        name: jnp.asarray(next(run.problem.epoch(run.seed, 0)), jnp.int32)
+        for name, run in runs.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(_TIMED_STEPS):
+        for name, run in runs.items():
+            jax.block_until_ready(run.state)
+            started = time.perf_counter()
+            run.state = jax.block_until_ready(run.step(run.state, indices[name]))
+            times[name].append(time.perf_counter() - started)
+    base = statistics.median(times["sgd"])
+    return {name: statistics.median(values) / base for name, values in times.items()}
+
+
+def _tune(
+    config: CompareConfig, dataset: Dataset, bar: Progress
+) -> tuple[dict[str, float], list[dict[str, object]]]:
+    """The radius with the best mean validation accuracy, from as many candidates for everyone."""
+    held_out = datasets.hold_out(dataset, config.validation_fraction, _HOLD_OUT_SEED)
+    problem = Problem(config, held_out)
+    candidates = [
+        (name, rho)
+        for name in config.optimizers
+        for rho in optimizers.rho_grid(name, config.radius)
+    ]
+    task = bar.add_task("tuning rho", total=len(candidates) * config.tune_seeds)
+    trials: list[dict[str, object]] = []
+    best: dict[str, tuple[float, float]] = {}
+    for name, rho in candidates:
+        accuracies = []
+        for seed in range(config.tune_seeds):
+            accuracies.append(Run(problem, name, rho, seed).train()[-1].test_accuracy)
+            bar.advance(task)
+        mean = statistics.fmean(accuracies)
+        trials.append({"optimizer": name, "rho": rho, "validation_accuracies": accuracies})
+        if name not in best or mean > best[name][0]:
+            best[name] = (mean, rho)
+    return {name: rho for name, (_, rho) in best.items()}, trials
+
+
+def _table(rows: Sequence[Row], config: CompareConfig) -> Table:
+    table = Table(
+        title=f"{config.model} on {config.dataset}, {config.sparsity:.0%} sparse, "
+        f"{config.epochs} epochs, {config.seeds} seeds, radius {config.radius}"
+    )
+    for heading in ("optimizer", "rho", "accuracy (%)", "time/SGD", "cosine", "ascent gain"):
+        table.add_column(heading, justify="left" if heading == "optimizer" else "right")
+    for row in rows:
+        spread = "" if row.accuracy_sd is None else f" ± {100 * row.accuracy_sd:.2f}"
+        table.add_row(
+            row.optimizer,
+            "–" if row.cosine is None else f"{row.rho:g}",
+            f"{100 * row.accuracy_mean:.2f}{spread}",
+            f"{row.time_ratio:.2f}",
+            "–" if row.cosine is None else f"{row.cosine:.4f}",
+            "–" if row.ascent_gain is None else f"{row.ascent_gain:.4f}",
+        )
+    return table
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
