@@ -1,0 +1,67 @@
+"""What is done to a data set before training."""
+
+import numpy as np
+import pytest
+
+from zosam_jax import data
+from zosam_jax.data import dataset as datasets
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def test_digits_are_split_without_overlap_and_always_alike(digits):
+    assert digits.train.images.shape == (1437, 8, 8, 1)
+    assert len(digits.test) == 360
+    assert set(digits.train.labels) == set(range(10))
+    again = data.load("digits")
+    np.testing.assert_array_equal(digits.test.images, again.test.images)
+    pixels = np.concatenate([digits.train.images, digits.test.images])
+    from sklearn.datasets import load_digits  # noqa: PLC0415
+
+    assert pixels.sum() == load_digits().images.sum()
+
+
+def test_limit_keeps_the_first_images(digits):
+    limited = datasets.limit(digits, 100)
+    np.testing.assert_array_equal(limited.train.images, digits.train.images[:100])
+    assert limited.test is digits.test
+
+
+def test_label_noise_touches_the_asked_fraction_of_training_labels_only(digits):
+    noisy = datasets.with_label_noise(digits, 0.3, seed=0)
+    changed = np.mean(noisy.train.labels != digits.train.labels)
+    assert changed == pytest.approx(0.3 * 0.9, abs=0.02)
+    assert noisy.test is digits.test
+    again = datasets.with_label_noise(digits, 0.3, seed=0)
+    np.testing.assert_array_equal(noisy.train.labels, again.train.labels)
+
+
+def test_hold_out_never_shows_the_test_images(digits):
+    held = datasets.hold_out(digits, 0.2, seed=0)
+    assert len(held.train) + len(held.test) == len(digits.train)
+    assert len(held.test) == round(0.2 * len(digits.train))
+    assert held.train.images.sum() + held.test.images.sum() == digits.train.images.sum(
+        dtype=held.train.images.sum().dtype
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        (datasets.limit, (5000,), "train_images=5000 is more than the 1437"),
+        (datasets.limit, (0,), "train_images=0 must be at least 1"),
+        (datasets.with_label_noise, (1.5, 0), "label_noise=1.5 must be between 0 and 1"),
+        (datasets.hold_out, (1.0, 0), "validation_fraction=1.0 must be between 0 and 1"),
+    ],
+)
+def test_wrong_arguments(digits, function, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        function(digits, *arguments)
+
+
+def test_unknown_data_set():
+    with pytest.raises(ValueError, match="dataset='mnist' is not known; choose one of digits"):
+        data.load("mnist")

@@ -1,0 +1,169 @@
+"""The command line from the outside: run folders, tables, help and error sentences."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from zosam_jax import cli
+from zosam_jax.training import optimizers
+from zosam_jax.training.config import CompareConfig, TrainConfig
+
+SMALL = ["--model", "lenet-300-100", "--train-images", "256", "--epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train") / "run"
+    cli.main(["train", *SMALL, "--output", str(folder), "--seed", "3"])
+    return folder
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_a_run_folder_holds_what_is_promised(run):
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "summary.json", "curves.png"}
+    summary = read(run / "summary.json")
+    assert summary["optimizer"] == "zo_sam"
+    assert summary["seed"] == 3
+    assert summary["steps"] == 2 * (256 // 64)
+    assert summary["sparsity"] == pytest.approx(0.9, abs=1e-4)
+    assert summary["rho"] == optimizers.default_rho("zo_sam", "layerwise")
+    assert 0 < summary["test_accuracy"] <= 1
+    assert summary["seconds"] > 0
+    assert summary["images_per_second"] > 0
+    assert read(run / "config.json")["train_images"] == 256
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_have_a_line_for_each_epoch(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[-1]["test_accuracy"] == read(run / "summary.json")["test_accuracy"]
+    assert all(math.isfinite(line["train_loss"]) for line in lines)
+
+
+def test_the_same_seed_gives_the_same_run(run, tmp_path):
+    cli.main(["train", *SMALL, "--output", str(tmp_path / "again"), "--seed", "3"])
+    first, second = (
+        [json.loads(line)["train_loss"] for line in (f / "metrics.jsonl").read_text().splitlines()]
+        for f in (run, tmp_path / "again")
+    )
+    assert first == second
+
+
+def test_nothing_is_overwritten(run, capsys):
+    before = (run / "summary.json").read_text()
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", *SMALL, "--output", str(run)])
+    assert caught.value.code == 2
+    assert "nothing is overwritten" in " ".join(capsys.readouterr().out.split())
+    assert (run / "summary.json").read_text() == before
+
+
+@pytest.mark.parametrize("model", ["lenet-300-100", "resnet8"])
+def test_pruned_weights_stay_zero_and_the_network_learns(model, tmp_path):
+    cli.main(
+        ["train", "--model", model, "--train-images", "640", "--epochs", "4"]
+        + ["--output", str(tmp_path / "run")]
+    )
+    summary = read(tmp_path / "run" / "summary.json")
+    assert summary["test_accuracy"] > 0.5
+    assert summary["sparsity"] == pytest.approx(0.9, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare") / "run"
+    cli.main(["compare", *SMALL, "--output", str(folder), "--seeds", "2"])
+    return folder
+
+
+def test_compare_writes_one_row_for_each_optimizer(comparison):
+    rows = {row["optimizer"]: row for row in read(comparison / "compare.json")}
+    assert list(rows) == ["sgd", "sam", "random_weight_perturbation", "zo_sam"]
+    for name, row in rows.items():
+        assert row["accuracy_mean"] == pytest.approx(np.mean(row["accuracies"]))
+        assert row["accuracy_sd"] == pytest.approx(np.std(row["accuracies"], ddof=1))
+        assert row["time_ratio"] > 0
+        assert (row["cosine"] is None) == (name == "sgd")
+        assert (row["ascent_gain"] is None) == (name == "sgd")
+    assert rows["sgd"]["time_ratio"] == 1
+    assert rows["sam"]["cosine"] > 0.5
+    assert rows["sam"]["ascent_gain"] > 0
+    assert abs(rows["random_weight_perturbation"]["cosine"]) < 0.2
+
+
+def test_tuning_spends_the_same_budget_on_everyone(tmp_path):
+    cli.main(
+        ["compare", *SMALL, "--output", str(tmp_path / "run"), "--seeds", "1", "--tune"]
+        + ["--tune-seeds", "1", "--optimizers", "sam", "zo_sam"]
+    )
+    trials = read(tmp_path / "run" / "tuning.json")
+    counted = {name: sum(t["optimizer"] == name for t in trials) for name in ("sam", "zo_sam")}
+    assert counted["sam"] == counted["zo_sam"] == 5
+    rows = {row["optimizer"]: row for row in read(tmp_path / "run" / "compare.json")}
+    assert set(rows) == {"sgd", "sam", "zo_sam"}
+    for name in ("sam", "zo_sam"):
+        best = max(
+            (t for t in trials if t["optimizer"] == name),
+            key=lambda t: np.mean(t["validation_accuracies"]),
+        )
+        assert rows[name]["rho"] == best["rho"]
+    assert rows["sam"]["accuracy_sd"] is None
+
+
+def test_every_registered_transformation_is_on_the_command_line():
+    from zosam_jax.optimizers import REGISTRY  # noqa: PLC0415
+
+    assert set(REGISTRY) == set(optimizers.RHO_GRIDS)
+    assert {len(g) for grids in optimizers.RHO_GRIDS.values() for g in grids.values()} == {5}
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_help_explains_every_option(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    fields = (TrainConfig if command == "train" else CompareConfig).__dataclass_fields__
+    for name in fields:
+        assert f"--{name.replace('_', '-')}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--epochs", "0"], "epochs=0 must be at least 1"),
+        (["--sparsity", "1.0"], "sparsity=1.0 must be below 1"),
+        (["--rho", "-1"], "rho=-1.0 must be a finite number at least 0"),
+        (["--model", "vgg"], "vgg"),
+        (["--batch-size", "5000"], "batch_size=5000 is more than the 1437 training images"),
+        (["--sparsity", "0.99999"], "leaves no weight in"),
+        (["--dataset", "fashion-mnist"], "pass --data-dir DIR"),
+        (["--dataset", "fashion-mnist", "--data-dir", "/nowhere"], "holds neither train-images"),
+    ],
+)
+def test_a_wrong_option_ends_in_a_sentence(arguments, sentence, capsys, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", *arguments, "--output", str(tmp_path / "run")])
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    text = " ".join((captured.out + captured.err).replace("│", " ").split())
+    assert sentence in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bare_import_needs_neither_flax_nor_the_extras():
+    code = (
+        "import sys, zosam_jax; "
+        "print([m for m in ('flax', 'sklearn', 'tyro', 'rich', 'matplotlib') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert shown.stdout.strip() == "[]"
