@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from zosam_jax import objective
+
 RHO = 0.3
 
 
@@ -22,7 +24,7 @@ def mlp_params(dtype=jnp.float32, seed=0):
 
 
 def mlp_mask():
-    """Keeps 17 of the 32 weights: one dense leaf, one empty one, two in between."""
+    """Keeps 16 of the 32 weights: one dense leaf, one empty one, two in between."""
     return {
         "hidden": {"bias": None, "kernel": jnp.arange(15).reshape(3, 5) % 2 == 0},
         "out": {"bias": jnp.zeros(2, bool), "kernel": jnp.arange(10).reshape(5, 2) % 3 == 1},
@@ -63,6 +65,31 @@ def train(tx, steps=3, params=None):
     for _ in range(steps):
         params, state = step(params, state, batch)
     return params, state
+
+
+def direction(ascent, loss, params, *, key=None, mask=None):
+    """The direction that an ascent finds for a loss of the parameters alone."""
+    problem = objective.objective(loss, name="loss")
+    return ascent.direction(problem, params, ascent.init(params), key=key, mask=mask).direction
+
+
+def uneven_params(dtype=jnp.float32):
+    """12 coordinates in a vector, a matrix and a scalar; none is zero."""
+    rng = np.random.default_rng(2)
+
+    def array(*shape):
+        return jnp.asarray(rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape), dtype)
+
+    return {"matrix": array(2, 3), "scalar": array(), "vector": array(5)}
+
+
+def uneven_mask():
+    """Keeps 7 of the 12 coordinates of `uneven_params`."""
+    return {
+        "matrix": jnp.array([[True, False, True], [False, True, False]]),
+        "scalar": jnp.array(False),
+        "vector": jnp.array([True, True, False, True, True]),
+    }
 
 
 def flatten(tree):

@@ -74,12 +74,16 @@ def _as_varying(params: PyTree, axis_name: AxisName) -> PyTree:
     A checked shard_map sums gradients with respect to replicated values over the devices by
     itself; averaging that sum would leave it as many times too large as there are devices.
     """
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if not set(names) <= set(jax.sharding.get_abstract_mesh().manual_axes):
+        return params  # an axis of vmap: no such types, no such sums
 
     def leaf(p: Array) -> Array:
         try:
-            return jax.lax.pcast(p, axis_name, to="varying")
-        except ValueError:  # varying already, or an axis of vmap, which has no such types
+            varying: Array = jax.lax.pcast(p, axis_name, to="varying")
+        except ValueError:  # varying already
             return p
+        return varying
 
     return jax.tree.map(leaf, params)
 

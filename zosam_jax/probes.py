@@ -92,7 +92,7 @@ def along(
                 params, _ = jax.lax.optimization_barrier((params, losses[-1]))
             losses.append(at(jnp.asarray(step)))
         return jnp.stack(losses)
-    values = jnp.stack([jnp.asarray(step, jnp.float32) for step in steps])
+    values = jnp.stack([jnp.asarray(step) for step in steps])
     return jax.vmap(at)(values) if batching == "vmap" else jax.lax.map(at, values)
 
 
@@ -114,12 +114,21 @@ def mean(
     else:
         total = term(jnp.asarray(0))
         for i in range(1, count):
-            # The index waits for the sum so far, else every term would be alive at once.
-            index, total = jax.lax.optimization_barrier((jnp.asarray(i), total))
-            total = _add(total, term(index))
+            total = _add(total, term(_after(total, jnp.asarray(i))))
         if count == 1:
             return total
     return trees.scale(total, 1.0 / count)
+
+
+def _after(tree: PyTree, index: Array) -> Array:
+    """The index, as a value that cannot be known before all of `tree` is.
+
+    Terms would otherwise be free to start together and all be alive at once, since XLA drops its
+    optimization barriers before it schedules. A NaN shifts the index, of a term in a sum that is
+    NaN already.
+    """
+    everything = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tree))
+    return index + jnp.isnan(everything).astype(index.dtype)
 
 
 def _add(a: PyTree, b: PyTree) -> PyTree:

@@ -137,7 +137,12 @@ class SharpnessAwareGradient:
         resolved = masks.resolve(self._mask if mask is None else mask, params)
         if resolved is not None:
             # Leaves that are not floating point vanish here as they did from `floating`.
-            resolved = jax.tree.map(lambda p, m: None if p is None else m, floating, resolved)
+            resolved = jax.tree.map(
+                lambda p, m: None if p is None else m,
+                floating,
+                resolved,
+                is_leaf=lambda x: x is None,
+            )
         probe_fn = self._probe_fn
         return _Problem(
             params=floating,

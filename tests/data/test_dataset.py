@@ -48,6 +48,15 @@ def test_hold_out_never_shows_the_test_images(digits):
     )
 
 
+def test_held_out_labels_are_as_noisy_as_the_others(digits):
+    """One seed for both: the images held out must not be those whose labels were replaced."""
+    noisy = datasets.with_label_noise(digits, 0.3, seed=0)
+    clean, held = datasets.hold_out(digits, 0.2, seed=0), datasets.hold_out(noisy, 0.2, seed=0)
+    for split in ("train", "test"):
+        changed = np.mean(getattr(clean, split).labels != getattr(held, split).labels)
+        assert changed == pytest.approx(0.27, abs=0.06)
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "message"),
     [

@@ -75,7 +75,7 @@ def test_fashion_mnist_from_a_folder(tmp_path, compress):
 def test_a_missing_file_says_which_and_where_to_get_it(tmp_path):
     write_fashion(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(FileNotFoundError, match="neither t10k-labels-idx1-ubyte nor .*Debian"):
+    with pytest.raises(FileNotFoundError, match=r"neither t10k-labels-idx1-ubyte nor .*Debian"):
         data.load("fashion-mnist", tmp_path)
 
 

@@ -70,8 +70,17 @@ def test_nothing_is_overwritten(run, capsys):
 @pytest.mark.parametrize("model", ["lenet-300-100", "resnet8"])
 def test_pruned_weights_stay_zero_and_the_network_learns(model, tmp_path):
     cli.main(
-        ["train", "--model", model, "--train-images", "640", "--epochs", "4"]
-        + ["--output", str(tmp_path / "run")]
+        [
+            "train",
+            "--model",
+            model,
+            "--train-images",
+            "640",
+            "--epochs",
+            "4",
+            "--output",
+            str(tmp_path / "run"),
+        ]
     )
     summary = read(tmp_path / "run" / "summary.json")
     assert summary["test_accuracy"] > 0.5
@@ -102,8 +111,20 @@ def test_compare_writes_one_row_for_each_optimizer(comparison):
 
 def test_tuning_spends_the_same_budget_on_everyone(tmp_path):
     cli.main(
-        ["compare", *SMALL, "--output", str(tmp_path / "run"), "--seeds", "1", "--tune"]
-        + ["--tune-seeds", "1", "--optimizers", "sam", "zo_sam"]
+        [
+            "compare",
+            *SMALL,
+            "--output",
+            str(tmp_path / "run"),
+            "--seeds",
+            "1",
+            "--tune",
+            "--tune-seeds",
+            "1",
+            "--optimizers",
+            "sam",
+            "zo_sam",
+        ]
     )
     trials = read(tmp_path / "run" / "tuning.json")
     counted = {name: sum(t["optimizer"] == name for t in trials) for name in ("sam", "zo_sam")}

@@ -11,6 +11,11 @@ from zosam_jax.errors import check_count
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int32]
 
+# Random streams of their own: were they one, the same seed would hold out just the images whose
+# labels it replaces.
+_NOISE_STREAM = 1
+_HOLD_OUT_STREAM = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -75,7 +80,7 @@ def with_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"label_noise={fraction!r} must be between 0 and 1.")
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng((seed, _NOISE_STREAM))
     labels = dataset.train.labels.copy()
     chosen = generator.permutation(len(labels))[: round(fraction * len(labels))]
     labels[chosen] = generator.integers(dataset.num_classes, size=len(chosen))
@@ -93,7 +98,7 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     """
     if not 0 < fraction < 1:
         raise ValueError(f"validation_fraction={fraction!r} must be between 0 and 1.")
-    order = np.random.default_rng(seed).permutation(len(dataset.train))
+    order = np.random.default_rng((seed, _HOLD_OUT_STREAM)).permutation(len(dataset.train))
     held_out = round(fraction * len(order))
     return dataset._replace(
         train=dataset.train.take(np.sort(order[held_out:])),

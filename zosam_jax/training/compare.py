@@ -158,8 +158,10 @@ def _table(rows: Sequence[Row], config: CompareConfig) -> Table:
         title=f"{config.model} on {config.dataset}, {config.sparsity:.0%} sparse, "
         f"{config.epochs} epochs, {config.seeds} seeds, radius {config.radius}"
     )
-    for heading in ("optimizer", "rho", "accuracy (%)", "time/SGD", "cosine", "ascent gain"):
-        table.add_column(heading, justify="left" if heading == "optimizer" else "right")
+    for heading in ("optimizer", "rho", "accuracy (%)", "time / SGD", "cosine", "ascent gain"):
+        table.add_column(
+            heading, justify="left" if heading == "optimizer" else "right", no_wrap=True
+        )
     for row in rows:
         spread = "" if row.accuracy_sd is None else f" ± {100 * row.accuracy_sd:.2f}"
         table.add_row(

@@ -1,0 +1,159 @@
+"""The batch split over four devices gives the step that one device takes with all of it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from problems import RHO, assert_close, mlp_batch, mlp_loss, mlp_params
+
+import zosam_jax
+from zosam_jax import ascent
+
+DEVICES = 4
+REPLICATED, SPLIT = PartitionSpec(), PartitionSpec("data")
+
+pytestmark = pytest.mark.skipif(jax.device_count() < DEVICES, reason="needs four devices")
+
+
+def mesh():
+    return jax.make_mesh((DEVICES,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def two_steps(tx):
+    """(params, batch) → (updates of the second step, its loss)."""
+
+    def run(params, batch):
+        state = tx.init(params)
+        updates, state = tx.update(None, state, params, value_fn=mlp_loss, **batch)
+        params = optax.apply_updates(params, updates)
+        updates, state = tx.update(None, state, params, value_fn=mlp_loss, **batch)
+        return updates, optax.tree.get(state, "value")
+
+    return run
+
+
+def by_sharded_arrays(make):
+    """Under jit: the compiler splits the work, and the transformation need not know."""
+    return jax.jit(
+        two_steps(make(axis_name=None)),
+        in_shardings=(NamedSharding(mesh(), REPLICATED), NamedSharding(mesh(), SPLIT)),
+    )
+
+
+def by_shard_map(make, check_vma):
+    run = two_steps(make(axis_name="data"))
+    return jax.jit(
+        jax.shard_map(
+            run,
+            mesh=mesh(),
+            in_specs=(REPLICATED, SPLIT),
+            out_specs=REPLICATED,
+            check_vma=check_vma,
+        )
+    )
+
+
+def by_pmap(make):
+    run = jax.pmap(two_steps(make(axis_name="data")), axis_name="data", in_axes=(None, 0))
+
+    def split(batch):
+        return jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
+
+    return lambda params, batch: jax.tree.map(lambda x: x[0], run(params, split(batch)))
+
+
+WAYS = {
+    "sharded arrays": by_sharded_arrays,
+    "checked shard_map": functools.partial(by_shard_map, check_vma=True),
+    "unchecked shard_map": functools.partial(by_shard_map, check_vma=False),
+    "pmap": by_pmap,
+}
+
+
+@functools.cache
+def on_one_device(factory):
+    return jax.jit(two_steps(factory(RHO)))(mlp_params(), mlp_batch())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_splitting_the_batch_takes_the_same_step(factory, way):
+    run = WAYS[way](functools.partial(factory, RHO))
+    assert_close(run(mlp_params(), mlp_batch()), on_one_device(factory), rtol=1e-4, atol=1e-5)
+
+
+def test_the_batch_may_be_split_over_several_axes(factory):
+    both, kind = ("a", "b"), jax.sharding.AxisType.Auto
+    run = jax.shard_map(
+        two_steps(factory(RHO, axis_name=both)),
+        mesh=jax.make_mesh((2, 2), both, axis_types=(kind, kind)),
+        in_specs=(REPLICATED, PartitionSpec(both)),
+        out_specs=REPLICATED,
+    )
+    stepped = jax.jit(run)(mlp_params(), mlp_batch())
+    assert_close(stepped, on_one_device(factory), rtol=1e-4, atol=1e-5)
+
+
+ASCENTS = {
+    "backprop": ascent.backprop(),
+    "random direction": ascent.random_direction(),
+    "random gradient": ascent.random_gradient_estimate(2),
+    "random gradient, looped": ascent.random_gradient_estimate(2, batching="map"),
+    "random gradient, vmapped": ascent.random_gradient_estimate(2, batching="vmap"),
+    "coordinate gradient": ascent.coordinate_gradient_estimate(delta=1e-2, chunk_size=8),
+}
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("name", ASCENTS)
+def test_every_device_climbs_to_the_same_point(name, check_vma):
+    params, batch = mlp_params(), mlp_batch()
+
+    def epsilon(params, batch, axis_name):
+        grad = zosam_jax.value_and_grad(
+            mlp_loss, ascent=ASCENTS[name], rho=RHO, axis_name=axis_name
+        )
+        return grad.perturbation(params, grad.init(params), **batch)
+
+    def on_each_device(params, batch):
+        return jax.tree.map(lambda e: e[None], epsilon(params, batch, "data"))
+
+    split = jax.shard_map(
+        on_each_device,
+        mesh=mesh(),
+        in_specs=(REPLICATED, SPLIT),
+        out_specs=SPLIT,
+        check_vma=check_vma,
+    )
+    each = jax.jit(split)(params, batch)
+    for leaf in jax.tree.leaves(each):
+        np.testing.assert_array_equal(leaf, jnp.broadcast_to(leaf[:1], leaf.shape))
+    alone = jax.jit(functools.partial(epsilon, axis_name=None))(params, batch)
+    assert_close(jax.tree.map(lambda e: e[0], each), alone, rtol=1e-3, atol=1e-4)
+
+
+def test_devices_without_an_axis_name_climb_apart():
+    """The control of the test above: without averaging the devices do differ."""
+    grad = zosam_jax.value_and_grad(mlp_loss, ascent=ascent.backprop(), rho=RHO)
+
+    def on_each_device(params, batch):
+        epsilon = grad.perturbation(params, grad.init(params), **batch)
+        return epsilon["hidden"]["kernel"][None]
+
+    split = jax.shard_map(
+        on_each_device, mesh=mesh(), in_specs=(REPLICATED, SPLIT), out_specs=SPLIT, check_vma=False
+    )
+    each = jax.jit(split)(mlp_params(), mlp_batch())
+    assert not jnp.allclose(each[0], each[1])
+
+
+def test_an_axis_of_vmap_averages_too(factory):
+    """Microbatches under vmap with a named axis: what pmap is, on one device."""
+    run = two_steps(factory(RHO, axis_name="data"))
+    batch = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), mlp_batch())
+    vmapped = jax.jit(jax.vmap(run, in_axes=(None, 0), axis_name="data"))(mlp_params(), batch)
+    first = jax.tree.map(lambda x: x[0], vmapped)
+    assert_close(first, on_one_device(factory), rtol=1e-4, atol=1e-5)
