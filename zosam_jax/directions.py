@@ -4,9 +4,9 @@ A distribution is a function `(key, params, mask=None) -> direction`: a pytree l
 float32 or wider, whose coordinates have mean 0 and variance 1 where the mask is 1 and are exactly
 0 where it is 0. Scaling to a radius is somebody else's business (`zosam_jax.radius`).
 
-All coordinates come from one flat draw that is then cut into leaves: one random-bits kernel to
-compile and run, however many leaves a model has. The mask is applied after the draw, so an
-all-ones mask gives the same numbers as none.
+Large arrays are drawn one by one, so that no draw is larger than the largest array; all small ones
+(biases, scales, narrow kernels) are cut from one draw, since each takes time to compile. The mask
+is applied after the draw, so an all-ones mask gives the same numbers as none.
 """
 
 from collections.abc import Callable
@@ -24,6 +24,9 @@ Distribution: TypeAlias = Callable[..., PyTree]
 
 _BITS_PER_WORD = 32
 
+# Coordinates from which on an array is drawn on its own.
+_LARGE = 32_768
+
 
 def normal(key: Array, params: PyTree, mask: PyTree = None) -> PyTree:
     """u ~ N(0, I) on the kept coordinates.
@@ -36,7 +39,9 @@ def normal(key: Array, params: PyTree, mask: PyTree = None) -> PyTree:
     Returns:
       A pytree like `params`, in float32 or wider.
     """
-    return masks.restrict(_cut(jax.random.normal(key, (trees.size(params),)), params), mask)
+    return masks.restrict(
+        _draw(lambda key, size: jax.random.normal(key, (size,)), key, params), mask
+    )
 
 
 def rademacher(key: Array, params: PyTree, mask: PyTree = None) -> PyTree:
@@ -45,11 +50,7 @@ def rademacher(key: Array, params: PyTree, mask: PyTree = None) -> PyTree:
     Each random word gives 32 signs, an order of magnitude cheaper than `jax.random.rademacher`,
     which spends a word on each.
     """
-    count = trees.size(params)
-    words = jax.random.bits(key, (-(-count // _BITS_PER_WORD),), jnp.uint32)
-    bits = (words[:, None] >> jnp.arange(_BITS_PER_WORD, dtype=jnp.uint32)) & 1
-    signs = 1.0 - 2.0 * bits.reshape(-1)[:count].astype(jnp.float32)
-    return masks.restrict(_cut(signs, params), mask)
+    return masks.restrict(_draw(_signs, key, params), mask)
 
 
 def sphere(key: Array, params: PyTree, mask: PyTree = None) -> PyTree:
@@ -72,12 +73,23 @@ def get(distribution: str | Distribution) -> Distribution:
     return choose("distribution", distribution, DISTRIBUTIONS)
 
 
-def _cut(flat: Array, params: PyTree) -> PyTree:
-    """Cuts a flat vector into leaves shaped like those of `params`, in float32 or wider."""
+def _signs(key: Array, size: int) -> Array:
+    words = jax.random.bits(key, (-(-size // _BITS_PER_WORD),), jnp.uint32)
+    bits = (words[:, None] >> jnp.arange(_BITS_PER_WORD, dtype=jnp.uint32)) & 1
+    return 1.0 - 2.0 * bits.reshape(-1)[:size].astype(jnp.float32)
+
+
+def _draw(sample: Callable[[Array, int], Array], key: Array, params: PyTree) -> PyTree:
+    """Fills a pytree like `params`, in float32 or wider, with coordinates of `sample(key, n)`."""
     leaves, structure = jax.tree.flatten(params)
-    pieces, start = [], 0
-    for leaf in leaves:
-        piece = flat[start : start + leaf.size].reshape(leaf.shape)
-        pieces.append(piece.astype(trees.wide_dtype(leaf)))
-        start += leaf.size
-    return jax.tree.unflatten(structure, pieces)
+    small_key, large_key = jax.random.split(key)
+    small = [leaf.size for leaf in leaves if leaf.size < _LARGE]
+    shared, start = sample(small_key, sum(small)), 0
+    drawn = []
+    for index, leaf in enumerate(leaves):
+        if leaf.size < _LARGE:
+            values, start = shared[start : start + leaf.size], start + leaf.size
+        else:
+            values = sample(jax.random.fold_in(large_key, index), leaf.size)
+        drawn.append(values.reshape(leaf.shape).astype(trees.wide_dtype(leaf)))
+    return jax.tree.unflatten(structure, drawn)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -155,13 +156,14 @@ def _tune(
 
 def _table(rows: Sequence[Row], config: CompareConfig) -> Table:
     table = Table(
+        box=box.SIMPLE_HEAD,
         title=f"{config.model} on {config.dataset}, {config.sparsity:.0%} sparse, "
-        f"{config.epochs} epochs, {config.seeds} seeds, radius {config.radius}"
+        f"{config.epochs} epochs, {config.seeds} seeds, radius {config.radius}",
     )
-    for heading in ("optimizer", "rho", "accuracy (%)", "time / SGD", "cosine", "ascent gain"):
-        table.add_column(
-            heading, justify="left" if heading == "optimizer" else "right", no_wrap=True
-        )
+    table.add_column("optimizer", no_wrap=True)
+    for heading in ("rho", "accuracy (%)", "time / SGD", "cosine", "ascent gain"):
+        wraps = heading != "accuracy (%)"
+        table.add_column(heading, justify="right", min_width=5, no_wrap=not wraps)
     for row in rows:
         spread = "" if row.accuracy_sd is None else f" ± {100 * row.accuracy_sd:.2f}"
         table.add_row(
