@@ -4,8 +4,8 @@
 #     benchmarks/fashion_mnist_compare.sh DATA_DIR OUTPUT_DIR       (about 25 minutes on 2 cores)
 set -euo pipefail
 data=$1 output=$2
-for noise in 0 0.3; do
-  for radius in global layerwise; do
+for radius in global layerwise; do
+  for noise in 0 0.3; do
     zosam compare --dataset fashion-mnist --data-dir "$data" --train-images 10000 \
       --label-noise "$noise" --model lenet-300-100 --sparsity 0.9 --epochs 30 --batch-size 128 \
       --radius "$radius" --tune --seeds 5 --output "$output/noise-$noise-$radius"

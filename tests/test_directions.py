@@ -110,6 +110,28 @@ def test_float64_parameters_get_float64_directions(name):
         assert {leaf.dtype for leaf in jax.tree.leaves(drawn)} == {np.dtype("float64")}
 
 
+@every_distribution
+def test_large_arrays_are_drawn_as_well_as_small_ones(name):
+    """Large enough to be drawn on their own, twice the same size, with small ones around them."""
+    params = {
+        "a": jnp.zeros(7),
+        "b": jnp.zeros((250, 160)),
+        "c": jnp.zeros(40_000),
+        "d": jnp.zeros(9),
+    }
+    drawn = {k: np.ravel(v) for k, v in draw(name, params=params).items()}
+    assert {k: v.size for k, v in drawn.items()} == {k: v.size for k, v in params.items()}
+    five_sigma = 5 * np.sqrt(2 / 40_000)
+    for leaf in ("b", "c"):
+        np.testing.assert_allclose([drawn[leaf].mean(), drawn[leaf].var()], [0, 1], atol=five_sigma)
+    assert abs(np.mean(drawn["b"] * drawn["c"])) < five_sigma
+    assert not np.array_equal(drawn["a"], drawn["d"][:7])
+    masked = draw(
+        name, params=params, mask={"a": None, "b": None, "c": jnp.arange(40_000) < 10, "d": None}
+    )
+    np.testing.assert_array_equal(np.flatnonzero(masked["c"]), np.arange(10))
+
+
 def test_a_function_is_a_distribution_too():
     def ones(key, params, mask=None):
         del key
