@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # zosam compare on Fashion-MNIST as reported in the README: LeNet-300-100, 90% sparse, 10,000
 # training images, clean and with 30% of the labels replaced, ρ tuned on held-out images.
-#     benchmarks/fashion_mnist_compare.sh DATA_DIR OUTPUT_DIR       (about 25 minutes on 2 cores)
+#     benchmarks/fashion_mnist_compare.sh DATA_DIR OUTPUT_DIR       (about half an hour on 2 cores)
 set -euo pipefail
 data=$1 output=$2
 for radius in global layerwise; do

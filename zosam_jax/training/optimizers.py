@@ -10,7 +10,7 @@ from zosam_jax.training.config import ProblemConfig
 from zosam_jax.trees import PyTree
 
 # Radii to try, from gentle to strong, for perturbations along the gradient and along (nearly)
-# random directions; the middle one is the default. benchmarks/README.md has the studies.
+# random directions; the middle one is the default. The README has a study of both.
 _ALONG_GRADIENT = {
     "global": (0.025, 0.05, 0.1, 0.2, 0.4),
     "layerwise": (0.0025, 0.005, 0.01, 0.02, 0.04),
