@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 T = TypeVar("T")
 
@@ -36,22 +37,33 @@ def check_one_of(argument: str, value: str, choices: tuple[str, ...]) -> None:
         )
 
 
+def is_number(value: Any) -> bool:
+    """Whether `value` is one real number, traced or not; a bool is none."""
+    if isinstance(value, bool | np.bool_):
+        return False
+    if isinstance(value, int | float):
+        return True
+    scalar = isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0
+    return scalar and (
+        jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(value.dtype, jnp.floating)
+    )
+
+
 def check_number(argument: str, value: Any, *, above: float, inclusive: bool) -> None:
     """Raises unless `value` is a finite number above a bound; traced values are let through."""
+    bound = f"{'at least' if inclusive else 'greater than'} {above:g}"
+    if not is_number(value):
+        raise TypeError(f"{argument}={value!r} must be a number {bound}.")
     if is_traced(value):
         return
-    bound = f"{'at least' if inclusive else 'greater than'} {above:g}"
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{argument}={value!r} must be a number {bound}.") from None
+    number = float(value)
     if not math.isfinite(number) or number < above or (number == above and not inclusive):
         raise ValueError(f"{argument}={value!r} must be a finite number {bound}.")
 
 
 def check_count(argument: str, value: Any) -> None:
     """Raises unless `value` is an integer of at least 1; traced integers are let through."""
-    if isinstance(value, bool) or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+    if not is_number(value) or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
         raise TypeError(f"{argument}={value!r} must be an integer of at least 1.")
     if not is_traced(value) and value < 1:
         raise ValueError(f"{argument}={value!r} must be at least 1.")

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zosam_jax.trees import Array, PyTree
 
@@ -48,8 +49,14 @@ def objective(
     """
 
     def loss_and_aux(params: PyTree) -> tuple[Array, Any]:
-        value, aux = loss(params) if has_aux else (loss(params), None)
-        return _scalar(value, name), aux
+        result = loss(params)
+        if not has_aux:
+            return _scalar(result, name), None
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(
+                f"{name} must return (loss, aux) with has_aux=True; it returned {_shown(result)}."
+            )
+        return _scalar(result[0], name), result[1]
 
     def probed(params: PyTree) -> Array:
         if probe is None:
@@ -88,12 +95,18 @@ def _as_varying(params: PyTree, axis_name: AxisName) -> PyTree:
     return jax.tree.map(leaf, params)
 
 
+def _shown(value: Any) -> str:
+    return "an array" if isinstance(value, jax.Array) else f"{type(value).__name__}: {value!r}"
+
+
 def _scalar(value: Any, name: str) -> Array:
     if isinstance(value, tuple):
         raise TypeError(
             f"{name} returned a tuple of {len(value)}; it must return a scalar loss. For a loss "
             "with auxiliary output pass has_aux=True."
         )
+    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+        raise TypeError(f"{name} returned {_shown(value)}; it must return one real number.")
     if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         raise TypeError(
             f"{name} returned an array of shape {jnp.shape(value)} and dtype "

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zosam_jax import keys, trees
 from zosam_jax import radius as radii
-from zosam_jax import trees
 from zosam_jax.ascent import Ascent, Climb
 from zosam_jax.binding import bind
 from zosam_jax.errors import check_number, check_one_of
@@ -80,7 +80,7 @@ class SharpnessAwareGradient:
         if self._mask is not None:
             masks.resolve(self._mask, params)  # a wrong mask should fail here, not in the loop
         return SharpnessAwareState(
-            key=_key_data(key),
+            key=keys.to_data(key),
             count=jnp.zeros((), jnp.int32),
             value=jnp.asarray(jnp.inf, jnp.float32),
             ascent=self._ascent.init(floating),
@@ -167,7 +167,7 @@ class SharpnessAwareGradient:
             problem.objective,
             problem.params,
             state.ascent,
-            key=jax.random.fold_in(_wrap_key(state.key), state.count),
+            key=jax.random.fold_in(keys.from_data(state.key), state.count),
             mask=problem.mask,
         )
         rho = jnp.asarray(self._rho(state.count) if callable(self._rho) else self._rho)
@@ -387,23 +387,3 @@ def _fill(tree: PyTree, params: PyTree) -> PyTree:
         ),
         params,
     )
-
-
-def _key_data(key: int | Array) -> Array:
-    """A seed or a random key as raw data, in a buffer of its own (states may be donated)."""
-    if jnp.ndim(key) == 0 and jnp.issubdtype(jnp.result_type(key), jnp.integer):
-        key = jax.random.key(key)
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return jnp.array(jax.random.key_data(key), copy=True)
-    if jnp.ndim(key) == 1 and jnp.result_type(key) == jnp.uint32:
-        return jnp.array(key, copy=True)
-    raise TypeError(f"key={key!r} must be an integer seed or one random key (jax.random.key).")
-
-
-# The generator is told from the length of its key data, so that the state can stay an array.
-_IMPLEMENTATIONS = {2: "threefry2x32", 4: "rbg"}
-
-
-def _wrap_key(data: Array) -> Array:
-    key: Array = jax.random.wrap_key_data(data, impl=_IMPLEMENTATIONS[data.shape[-1]])
-    return key

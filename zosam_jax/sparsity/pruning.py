@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax.errors import check_number
+from zosam_jax.keys import as_key
 from zosam_jax.sparsity import distributions
 from zosam_jax.trees import Array, PyTree
 
@@ -56,12 +57,9 @@ def random(
     if not chosen:
         raise ValueError("where= finds no parameter to mask among the given ones.")
     kept = distributions.get(distribution)([leaves[i][1].shape for i in chosen], sparsity)
-    keys = jax.random.split(
-        jax.random.key(key) if jnp.ndim(key) == 0 and not isinstance(key, jax.Array) else key,
-        len(chosen),
-    )
+    leaf_keys = jax.random.split(as_key(key), len(chosen))
     masks: list[Array | None] = [None] * len(leaves)
-    for i, count, leaf_key in zip(chosen, kept, keys, strict=True):
+    for i, count, leaf_key in zip(chosen, kept, leaf_keys, strict=True):
         shape = leaves[i][1].shape
         ranks = jax.random.permutation(leaf_key, leaves[i][1].size)
         masks[i] = (ranks < count).reshape(shape)

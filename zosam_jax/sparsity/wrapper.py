@@ -85,7 +85,7 @@ def _land_on_zero(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     if masks is None:
         return updates
     return jax.tree.map(
-        lambda u, p, m: u if m is None else jnp.where(m, u, -p.astype(u.dtype)),
+        lambda u, p, m: u if m is None else jnp.where(m, u, -p),
         updates,
         params,
         masks,
