@@ -8,7 +8,7 @@ from zosam_jax.trees import PyTree
 
 # Names that belong to optax or to this library, not to a loss that takes **kwargs.
 _RESERVED = frozenset(
-    {"value", "grad", "value_fn", "grad_fn", "probe_fn", "mask", "has_aux", "emit"}
+    {"value", "grad", "value_fn", "grad_fn", "probe_fn", "mask", "has_aux", "emit", "keep_gradient"}
 )
 
 

@@ -9,6 +9,7 @@ try:
     import tyro
     from rich.console import Console
 
+    from zosam_jax.training import sparse
     from zosam_jax.training.compare import compare
     from zosam_jax.training.config import CompareConfig, TrainConfig
     from zosam_jax.training.problem import Problem, load_dataset
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     try:  # Only what the options cause ends in a sentence; a fault of ours keeps its traceback.
         problem = Problem(config, load_dataset(config))
+        sparse.check(problem)
         folder = RunFolder(config.output, "train" if isinstance(config, TrainConfig) else "compare")
     except (ValueError, OSError, ModuleNotFoundError) as error:
         console.print(f"zosam: {error}", style="red", markup=False)

@@ -33,6 +33,8 @@ class SharpnessAwareState(NamedTuple):
       value: float32 scalar, the loss L(θ+ε) of the last step; inf before the first.
       ascent: the ascent's own state.
       aux: None, or the auxiliary output of the last step until `pop_aux` takes it out.
+      gradient: None, or with `keep_gradient` the last step's gradient at all weights until
+        `pop_gradient` takes it out.
     """
 
     key: Array
@@ -40,6 +42,7 @@ class SharpnessAwareState(NamedTuple):
     value: Array
     ascent: PyTree
     aux: Any = None
+    gradient: PyTree = None
 
 
 class SharpnessAwareGradient:
@@ -268,6 +271,8 @@ def sharpness_aware(
       has_aux: True if `value_fn` returns (scalar, aux); `pop_aux` then takes aux out of the state.
       emit: "gradient", or "perturbation" for ε itself in its place and no step taken: a look at
         what the next update would do, for diagnostics.
+      keep_gradient: True to emit the gradient of the weights that `mask` keeps and leave the whole
+        one in the state, where `pop_gradient` finds it; for wrappers that grow masks by it.
 
     Args:
       ascent: which way is up (`zosam_jax.ascent`).
@@ -313,6 +318,7 @@ def sharpness_aware(
         mask: PyTree = None,
         has_aux: bool = False,
         emit: str = "gradient",
+        keep_gradient: bool = False,
         **extra_args: Any,
     ) -> tuple[PyTree, SharpnessAwareState]:
         del updates
@@ -332,7 +338,11 @@ def sharpness_aware(
         if emit == "perturbation":
             return gradient.perturbation(params, state, mask=mask), state
         (value, updates), state = gradient(params, state, mask=mask)
-        return updates, state._replace(aux=value[1] if has_aux else None)
+        state = state._replace(aux=value[1] if has_aux else None)
+        if keep_gradient:
+            state = state._replace(gradient=updates)
+            updates = masks.restrict(updates, masks.resolve(mask, params))
+        return updates, state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -353,16 +363,25 @@ def pop_aux(opt_state: PyTree) -> tuple[Any, PyTree]:
     Raises:
       ValueError: if there is not exactly one sharpness-aware transformation in the state.
     """
+    return _pop(opt_state, "aux", "has_aux")
+
+
+def pop_gradient(opt_state: PyTree) -> tuple[PyTree, PyTree]:
+    """Takes the last step's whole gradient out of an optimizer state, as `pop_aux` does aux."""
+    return _pop(opt_state, "gradient", "keep_gradient")
+
+
+def _pop(opt_state: PyTree, field: str, option: str) -> tuple[Any, PyTree]:
     found = states(opt_state)
     if len(found) != 1:
         raise ValueError(
             f"the optimizer state holds {len(found)} sharpness-aware transformations, expected "
-            "one that was updated with has_aux=True."
+            f"one that was updated with {option}=True."
         )
     emptied = jax.tree.map(
-        lambda x: x._replace(aux=None) if _is_state(x) else x, opt_state, is_leaf=_is_state
+        lambda x: x._replace(**{field: None}) if _is_state(x) else x, opt_state, is_leaf=_is_state
     )
-    return found[0].aux, emptied
+    return getattr(found[0], field), emptied
 
 
 def _is_state(x: Any) -> bool:

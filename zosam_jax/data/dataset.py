@@ -15,6 +15,7 @@ Labels = npt.NDArray[np.int32]
 # labels it replaces.
 _NOISE_STREAM = 1
 _HOLD_OUT_STREAM = 2
+_BALANCED_STREAM = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,3 +105,24 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
         train=dataset.train.take(np.sort(order[held_out:])),
         test=dataset.train.take(np.sort(order[:held_out])),
     )
+
+
+def balanced_sample(
+    split: Split, per_class: int, num_classes: int, seed: int
+) -> npt.NDArray[np.integer]:
+    """The indices of `per_class` random images of each class, in random order.
+
+    Raises:
+      ValueError: if a class has fewer, naming it.
+    """
+    rng = np.random.default_rng((seed, _BALANCED_STREAM))
+    chosen = []
+    for label in range(num_classes):
+        members = np.flatnonzero(split.labels == label)
+        if len(members) < per_class:
+            raise ValueError(
+                f"class {label} has {len(members)} of the {per_class} training images that a "
+                "balanced sample needs: use more training images."
+            )
+        chosen.append(rng.choice(members, per_class, replace=False))
+    return rng.permutation(np.concatenate(chosen))

@@ -1,17 +1,42 @@
 """Sparse training: which weights exist, who decides it, and keeping the others at zero."""
 
-from zosam_jax.sparsity import distributions
-from zosam_jax.sparsity.masks import apply_masks, get_masks, sparsity_of
-from zosam_jax.sparsity.pruning import is_weight, random
+from zosam_jax.sparsity import budgets, distributions, patterns, schedules
+from zosam_jax.sparsity.drop_and_grow import DropAndGrowState, drop_and_grow
+from zosam_jax.sparsity.layers import is_weight
+from zosam_jax.sparsity.lottery import lottery_ticket
+from zosam_jax.sparsity.masks import apply_masks, get_masks, pack, sparsity_of, unpack
+from zosam_jax.sparsity.methods import METHODS, dsr, mest, rigl, set_, svite
+from zosam_jax.sparsity.pruning import from_scores, grasp, magnitude, random, snip, synflow
+from zosam_jax.sparsity.summary import summary
 from zosam_jax.sparsity.wrapper import SparseState, fixed
 
 __all__ = [
+    "METHODS",
+    "DropAndGrowState",
     "SparseState",
     "apply_masks",
+    "budgets",
     "distributions",
+    "drop_and_grow",
+    "dsr",
     "fixed",
+    "from_scores",
     "get_masks",
+    "grasp",
     "is_weight",
+    "lottery_ticket",
+    "magnitude",
+    "mest",
+    "pack",
+    "patterns",
     "random",
+    "rigl",
+    "schedules",
+    "set_",
+    "snip",
     "sparsity_of",
+    "summary",
+    "svite",
+    "synflow",
+    "unpack",
 ]

@@ -71,7 +71,8 @@ def _to_counts(wanted: Sequence[float], sizes: Sequence[int], sparsity: float) -
     empty = [i for i, count in enumerate(counts) if count == 0 and sizes[i] > 0]
     if empty:
         raise ValueError(
-            f"sparsity={sparsity} leaves no weight in {len(empty)} of {len(sizes)} arrays, the "
-            f"first of shape size {sizes[empty[0]]}: choose a lower sparsity."
+            f"sparsity={sparsity} leaves no weight in {len(empty)} of {len(sizes)} arrays, one of "
+            f"{sizes[empty[0]]} weights among them: choose a lower sparsity, another distribution, "
+            "or leave small arrays dense with where=."
         )
     return counts

@@ -4,8 +4,9 @@ None stands for "dense", for a whole tree or for any part of it. Masks are never
 zeros in the parameters; whoever decides them hands them on.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,12 @@ def _resolve_leaf(path: tuple[Any, ...], mask: Any, param: Array) -> Array | Non
     return jnp.asarray(mask).astype(bool)
 
 
+def leaves(tree: PyTree, params: PyTree) -> list[Any]:
+    """What a (resolved) tree holds for each leaf of `params`; all None for None."""
+    structure: Any = jax.tree.structure(params)
+    return [None] * structure.num_leaves if tree is None else list(structure.flatten_up_to(tree))
+
+
 def restrict(tree: PyTree, mask: PyTree) -> PyTree:
     """`tree` where the (resolved) mask is 1, exactly 0 elsewhere, even over NaN."""
     if mask is None:
@@ -104,7 +111,39 @@ def get_masks(state: PyTree) -> PyTree:
             f"the optimizer state holds {len(found)} sets of masks, expected one: wrap the "
             "optimizer once, for example in zosam_jax.sparsity.fixed(tx, masks)."
         )
-    return found[0][1]
+    return unpack(found[0][1])
+
+
+class PackedMask(NamedTuple):
+    """A mask as bits, eight weights a byte; arrays only, so that any checkpoint can hold it.
+
+    Attributes:
+      bits: uint8[⌈size/8⌉], row-major, the first weight in the highest bit.
+      like: bool[0, *shape], an empty array that remembers the shape.
+    """
+
+    bits: Array
+    like: Array
+
+
+def pack(masks: PyTree) -> PyTree:
+    """Masks with a PackedMask in place of every bool array: an eighth of the memory."""
+    return jax.tree.map(
+        lambda m: PackedMask(jnp.packbits(m), jnp.zeros((0, *m.shape), bool)), masks
+    )
+
+
+def unpack(masks: PyTree) -> PyTree:
+    """Masks with a bool array in place of every PackedMask; others are left as they are."""
+
+    def leaf(mask: Any) -> Any:
+        if not isinstance(mask, PackedMask):
+            return mask
+        shape = mask.like.shape[1:]
+        flat = jnp.unpackbits(mask.bits, count=math.prod(shape))
+        return flat.astype(bool).reshape(shape)
+
+    return jax.tree.map(leaf, masks, is_leaf=lambda x: isinstance(x, PackedMask))
 
 
 def count_kept(params: PyTree, mask: PyTree) -> int | Array:

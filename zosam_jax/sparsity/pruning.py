@@ -1,66 +1,328 @@
-"""Masks chosen before training."""
+"""Masks chosen before training: one saliency score for each weight, and the largest stay.
 
-from collections.abc import Callable
-from typing import TypeAlias
+`from_scores` turns any score into masks; the rest are scores with a name.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from zosam_jax.errors import check_number
+from zosam_jax.errors import check_count, check_number, is_traced
 from zosam_jax.keys import as_key
-from zosam_jax.sparsity import distributions
+from zosam_jax.sparsity import distributions, layers
+from zosam_jax.sparsity.distributions import Distribution
+from zosam_jax.sparsity.layers import Layers, Where, is_weight
+from zosam_jax.sparsity.masks import restrict
+from zosam_jax.sparsity.patterns import Pattern, unstructured
+from zosam_jax.sparsity.selection import largest
 from zosam_jax.trees import Array, PyTree
 
-Where: TypeAlias = Callable[[str, Array], bool]
+Loss: TypeAlias = Callable[..., Any]
+Batches: TypeAlias = Sequence[tuple[Any, ...]]
+
+GLOBAL = "global"
 
 
-def is_weight(path: str, leaf: Array) -> bool:
-    """The default choice of what to mask: arrays of two dimensions or more.
+def from_scores(
+    params: PyTree,
+    scores: PyTree,
+    sparsity: float,
+    *,
+    distribution: str | Distribution = GLOBAL,
+    where: Where = is_weight,
+    pattern: Pattern | None = None,
+) -> PyTree:
+    """Keeps the weights with the largest scores, in exact counts, ties to the lowest index.
 
-    That takes the kernels of dense and convolutional layers and leaves biases and the scales of
-    normalisations dense.
+    Args:
+      params: the parameters.
+      scores: a tree like `params`; what it holds for dense parameters is not looked at.
+      sparsity: the fraction of the maskable weights that becomes zero, 0 ≤ s < 1.
+      distribution: how the budget is shared among layers: "global" (the largest scores of all
+        layers together), "erk" (Erdős–Rényi-kernel), "uniform", or a function
+        (`zosam_jax.sparsity.distributions`).
+      where: which parameters to mask: (path, leaf) → bool with paths as in "['Dense_0']['kernel']",
+        or a regular expression to be found in the path.
+      pattern: the shape of the masks (`zosam_jax.sparsity.patterns`); None for any. A block counts
+        as one unit in the budget, and erk looks at the shape of the grid of blocks.
+
+    Returns:
+      A pytree like `params`: a bool array for a masked parameter, None for a dense one.
+
+    Raises:
+      ValueError: for a sparsity outside [0, 1), one that would empty an array, a `where` that
+        finds nothing to mask, or arrays that the pattern does not fit.
     """
-    del path
-    return jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    check_sparsity(sparsity)
+    masked = layers.select(params, where)
+    pattern = unstructured() if pattern is None else pattern
+    for path, weights in zip(masked.paths, masked.take(params), strict=True):
+        pattern.check(path, jnp.shape(weights))
+    if pattern.density is not None and abs(1.0 - sparsity - pattern.density) > 1e-6:
+        raise ValueError(
+            f"sparsity={sparsity} does not go with the pattern {pattern.name}, whose sparsity is "
+            f"{1.0 - pattern.density:g} in every array."
+        )
+    units = [pattern.units(score) for score in masked.take(scores)]
+    if isinstance(distribution, str) and distribution == GLOBAL and pattern.density is None:
+        kept = largest(units, round((1.0 - sparsity) * sum(u.size for u in units)))
+        _warn_of_empty_layers(masked, kept)
+    else:
+        name = "erk" if distribution == GLOBAL else distribution
+        counts = distributions.get(name)([u.shape for u in units], sparsity)
+        kept = pattern.choose(units, jnp.asarray(counts, jnp.int32))
+    return masked.fill([pattern.expand(mask) for mask in kept])
 
 
 def random(
     params: PyTree,
     sparsity: float,
     *,
-    distribution: str | distributions.Distribution = "erk",
+    distribution: str | Distribution = "erk",
     where: Where = is_weight,
+    pattern: Pattern | None = None,
     key: int | Array = 0,
 ) -> PyTree:
-    """Keeps weights at random, with exact counts.
+    """Keeps weights at random, every choice of the same counts alike.
 
     Args:
       params: the parameters; gives the shapes.
       sparsity: the fraction of the maskable weights that becomes zero, 0 ≤ s < 1.
-      distribution: how the budget is shared among layers: "erk" (Erdős–Rényi-kernel), "uniform",
-        or a function (`zosam_jax.sparsity.distributions`).
-      where: (path, leaf) → bool, which parameters to mask; path as in "['Dense_0']['kernel']".
+      distribution: see `from_scores`; "global" is uniform with layers' shares left to chance.
+      where: which parameters to mask (see `from_scores`).
+      pattern: the shape of the masks (see `from_scores`).
       key: a seed or a random key.
 
     Returns:
       A pytree like `params`: a bool array for a masked parameter, None for a dense one.
 
     Raises:
-      ValueError: for a sparsity outside [0, 1), one that would empty an array, or a `where` that
-        finds nothing to mask.
+      ValueError: as `from_scores`.
     """
+    masked = layers.select(params, where)
+    keys = jax.random.split(as_key(key), len(masked.indices))
+    scores = [
+        -jax.random.permutation(k, weights.size).reshape(weights.shape) / weights.size
+        for k, weights in zip(keys, masked.take(params), strict=True)
+    ]
+    return from_scores(
+        params,
+        masked.fill(scores),
+        sparsity,
+        distribution=distribution,
+        where=where,
+        pattern=pattern,
+    )
+
+
+def magnitude(params: PyTree, sparsity: float, **options: Any) -> PyTree:
+    """Keeps the weights of the largest magnitude: score |θ|.
+
+    Args:
+      params: the parameters, trained or not.
+      sparsity: the fraction of the maskable weights that becomes zero, 0 ≤ s < 1.
+      **options: distribution, where, pattern of `from_scores`.
+
+    Reference: Han et al., Learning both Weights and Connections,
+    https://arxiv.org/abs/1506.02626
+    """
+    return from_scores(params, jax.tree.map(jnp.abs, params), sparsity, **options)
+
+
+def snip(
+    loss: Loss,
+    params: PyTree,
+    sparsity: float,
+    batches: Batches,
+    *,
+    has_aux: bool = False,
+    **options: Any,
+) -> PyTree:
+    """Keeps the weights whose removal would change the loss most: score |θ ⊙ Σ_b ∇L_b(θ)|.
+
+    Only the order of the scores counts, so the scale of the loss does not.
+
+    Args:
+      loss: (params, *batch) → scalar, or → (scalar, aux) with `has_aux`. The original evaluates
+        BatchNorm in inference mode here; that is for `loss` to do.
+      params: the parameters, usually at initialisation; they are not changed.
+      sparsity: the fraction of the maskable weights that becomes zero, 0 ≤ s < 1.
+      batches: tuples of arguments for `loss`, for example [(images, labels)]; the original takes
+        one batch of 100 to 128 images.
+      has_aux: whether `loss` returns auxiliary output, which is ignored.
+      **options: distribution, where, pattern of `from_scores`.
+
+    Raises:
+      ValueError: for scores that are not finite, and as `from_scores`.
+
+    Reference: Lee et al., SNIP, https://arxiv.org/abs/1810.02340
+    """
+    gradient = jax.jit(jax.grad(_total_loss(loss, batches, has_aux)))
+    scores = jax.tree.map(lambda p, g: jnp.abs(p * g), params, gradient(params))
+    return from_scores(params, _finite(scores, "snip"), sparsity, **options)
+
+
+def grasp(
+    loss: Loss,
+    params: PyTree,
+    sparsity: float,
+    batches: Batches,
+    *,
+    has_aux: bool = False,
+    **options: Any,
+) -> PyTree:
+    """Keeps the weights whose removal would lower the gradient's norm most: score θ ⊙ H g.
+
+        L = Σ_b L_b,   g = ∇L(θ),   H = ∇²L(θ)
+
+    The paper's S = −θ ⊙ H g with the largest S removed is the same. The sign counts.
+
+    Args:
+      loss: (params, *batch) → scalar, or → (scalar, aux) with `has_aux`. The original divides the
+        logits by 200 in the cross-entropy and runs BatchNorm in training mode.
+      params: the parameters, usually at initialisation; they are not changed.
+      sparsity: the fraction of the maskable weights that becomes zero, 0 ≤ s < 1.
+      batches: tuples of arguments for `loss`; the original takes ten images of each class
+        (`zosam_jax.data.dataset.balanced_sample`).
+      has_aux: whether `loss` returns auxiliary output, which is ignored.
+      **options: distribution, where, pattern of `from_scores`.
+
+    Raises:
+      ValueError: for scores that are not finite, and as `from_scores`.
+
+    Reference: Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow,
+    https://arxiv.org/abs/2002.07376
+    """
+    gradient = jax.grad(_total_loss(loss, batches, has_aux))
+
+    @jax.jit
+    def hessian_times_gradient(params: PyTree) -> PyTree:
+        return jax.jvp(gradient, (params,), (gradient(params),))[1]
+
+    scores = jax.tree.map(jnp.multiply, params, hessian_times_gradient(params))
+    return from_scores(params, _finite(scores, "grasp"), sparsity, **options)
+
+
+def synflow(
+    apply: Callable[[PyTree, Array], Array],
+    params: PyTree,
+    sparsity: float,
+    input_shape: tuple[int, ...],
+    *,
+    rounds: int = 100,
+    where: Where = is_weight,
+    pattern: Pattern | None = None,
+) -> PyTree:
+    """Keeps the weights on the strongest paths from input to output; needs no data.
+
+        R = Σ f(|θ|, 1),   score = |θ| ⊙ ∂R/∂|θ|
+
+    Weights are pruned in rounds, at round i to the density (1 − s)^(i/n), and scored anew in each;
+    one global budget. Computed in float64, since R grows beyond float32 in deep networks. Call it
+    outside jit. A pattern of fixed density (N:M) is taken in a single round.
+
+    Args:
+      apply: (params, inputs) → outputs, with BatchNorm in inference mode. Statistics that are not
+        as initialised should be replaced by their absolute values too.
+      params: the parameters; they are not changed.
+      sparsity: the fraction of the maskable weights that becomes zero, 0 ≤ s < 1.
+      input_shape: the shape of one input; a batch of one, all ones, is passed.
+      rounds: n.
+      where: which parameters to mask (see `from_scores`).
+      pattern: the shape of the masks (see `from_scores`).
+
+    Raises:
+      ValueError: for scores that are not finite, and as `from_scores`.
+
+    Reference: Tanaka et al., Pruning neural networks without any data,
+    https://arxiv.org/abs/2006.05467
+    """
+    check_sparsity(sparsity)
+    check_count("rounds", rounds)
+    masked = layers.select(params, where)
+    masks = masked.fill([jnp.ones(w.shape, bool) for w in masked.take(params)])
+    rounds = 1 if pattern is not None and pattern.density is not None else rounds
+    with jax.enable_x64(True):
+        absolute = jax.tree.map(_absolute_float64, params)
+        inputs = jnp.ones((1, *input_shape), jnp.float64)
+
+        @jax.jit
+        def score(masks: PyTree) -> PyTree:
+            kept = restrict(absolute, masks)
+            gradient = jax.grad(lambda p: jnp.sum(apply(p, inputs)))(kept)
+            # Pruned weights score 0, and so may others: below all, to be pruned for good.
+            scores = jax.tree.map(
+                lambda m, w, g: None if m is None else jnp.where(m, jnp.abs(w * g), -1.0),
+                masks,
+                kept,
+                gradient,
+                is_leaf=lambda x: x is None,
+            )
+            # Selection compares in float32, and only the order counts.
+            top = functools.reduce(jnp.maximum, [jnp.max(s) for s in jax.tree.leaves(scores)])
+            return jax.tree.map(lambda s: s / jnp.where(top > 0, top, 1.0), scores)
+
+        for i in range(1, rounds + 1):
+            scores = _finite(score(masks), "synflow")
+            density = (1.0 - sparsity) ** (i / rounds)
+            masks = from_scores(params, scores, 1.0 - density, where=where, pattern=pattern)
+    return masks
+
+
+def check_sparsity(sparsity: Any) -> None:
+    """Raises unless 0 ≤ sparsity < 1."""
     check_number("sparsity", sparsity, above=0.0, inclusive=True)
     if sparsity >= 1:
         raise ValueError(f"sparsity={sparsity!r} must be below 1: it is the fraction of zeros.")
-    leaves, structure = jax.tree.flatten_with_path(params)
-    chosen = [i for i, (path, leaf) in enumerate(leaves) if where(jax.tree_util.keystr(path), leaf)]
-    if not chosen:
-        raise ValueError("where= finds no parameter to mask among the given ones.")
-    kept = distributions.get(distribution)([leaves[i][1].shape for i in chosen], sparsity)
-    leaf_keys = jax.random.split(as_key(key), len(chosen))
-    masks: list[Array | None] = [None] * len(leaves)
-    for i, count, leaf_key in zip(chosen, kept, leaf_keys, strict=True):
-        shape = leaves[i][1].shape
-        ranks = jax.random.permutation(leaf_key, leaves[i][1].size)
-        masks[i] = (ranks < count).reshape(shape)
-    return jax.tree.unflatten(structure, masks)
+
+
+def _total_loss(loss: Loss, batches: Batches, has_aux: bool) -> Callable[[PyTree], Array]:
+    if not isinstance(batches, list | tuple) or not all(isinstance(b, tuple) for b in batches):
+        raise TypeError(
+            "batches must be a list of tuples of the loss's arguments, for example "
+            f"[(images, labels)]; it is {type(batches).__name__}."
+        )
+    if not batches:
+        raise ValueError("batches is empty: the scores need at least one batch.")
+
+    def total(params: PyTree) -> Array:
+        values = [loss(params, *batch) for batch in batches]
+        return sum(
+            (value[0] if has_aux else value for value in values), start=jnp.zeros((), jnp.float32)
+        )
+
+    return total
+
+
+def _absolute_float64(leaf: Array) -> Array:
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return jnp.abs(leaf).astype(jnp.float64)
+
+
+def _finite(scores: PyTree, name: str) -> PyTree:
+    for path, score in jax.tree.leaves_with_path(scores):
+        if not is_traced(score) and not bool(jnp.isfinite(score).all()):
+            raise ValueError(
+                f"{name}'s scores are not all finite at {jax.tree_util.keystr(path)}: the loss or "
+                "its derivatives overflow at these parameters."
+            )
+    return scores
+
+
+def _warn_of_empty_layers(masked: Layers, kept: Sequence[Array]) -> None:
+    empty = [
+        path
+        for path, mask in zip(masked.paths, kept, strict=True)
+        if mask.size and not is_traced(mask) and not bool(mask.any())
+    ]
+    if empty:
+        warnings.warn(
+            f"no weight is left in {', '.join(empty)}: a global budget may empty layers, which "
+            "can cut the network in two; distribution='erk' keeps some in each.",
+            stacklevel=3,
+        )

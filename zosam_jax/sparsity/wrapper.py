@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zosam_jax import transform
 from zosam_jax.sparsity import masks as mask_trees
 from zosam_jax.trees import PyTree
 
 
 class SparseState(NamedTuple):
-    """State of a sparse wrapper.
+    """State of `fixed`.
 
     Attributes:
-      masks: a pytree like the parameters, bool arrays, None for dense parameters.
+      masks: a pytree like the parameters, bool arrays (or packed ones), None for dense parameters.
       inner_state: the wrapped transformation's state.
     """
 
@@ -25,7 +26,10 @@ class SparseState(NamedTuple):
 
 
 def fixed(
-    inner: optax.GradientTransformation, masks: PyTree | Callable[[PyTree], PyTree]
+    inner: optax.GradientTransformation,
+    masks: PyTree | Callable[[PyTree], PyTree],
+    *,
+    packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains under masks that never change.
 
@@ -42,6 +46,7 @@ def fixed(
       inner: an optax transformation, sharpness-aware or not.
       masks: a pytree like the parameters with 1/0 or bool leaves, None for dense ones; or a
         function of the parameters that returns one.
+      packed: keep the masks in the state as bits, eight weights a byte.
 
     Raises:
       ValueError: from `init`, for masks that do not fit the parameters.
@@ -49,44 +54,114 @@ def fixed(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> SparseState:
-        # Copies: the state may be donated, the caller's masks may not.
-        own = jax.tree.map(lambda m: jnp.array(m, copy=True), mask_trees.resolve(masks, params))
-        return SparseState(own, inner.init(params))
+        return SparseState(initial_masks(masks, params, packed), inner.init(params))
 
     def update(
         updates: PyTree, state: SparseState, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, SparseState]:
-        if params is None:
-            raise ValueError("params is missing: call tx.update(grads, state, params, ...).")
-        if updates is not None:
-            updates = mask_trees.restrict(updates, state.masks)
-        for name in ("value_fn", "probe_fn"):
-            if extra_args.get(name) is not None:
-                extra_args[name] = _on_kept_weights(extra_args[name], state.masks)
-        extra_args["mask"] = state.masks
-        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
-        return _land_on_zero(updates, params, state.masks), SparseState(state.masks, inner_state)
+        kept = mask_trees.unpack(state.masks)
+        updates, inner_state, _ = update_inner(
+            inner, updates, state.inner_state, params, masks=kept, extra_args=extra_args
+        )
+        return land_on_zero(updates, params, kept), SparseState(state.masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _on_kept_weights(function: Callable[..., Any], masks: PyTree) -> Callable[..., Any]:
-    """The same function of params ⊙ masks; it keeps its signature, by which arguments are bound."""
+def initial_masks(
+    masks: PyTree | Callable[[PyTree], PyTree], params: PyTree, packed: bool
+) -> PyTree:
+    """Masks as a state keeps them."""
+    resolved = mask_trees.resolve(masks, params)
+    # Copies: the state may be donated, the caller's masks may not.
+    own = jax.tree.map(lambda m: jnp.array(m, copy=True), resolved)
+    return mask_trees.pack(own) if packed else own
 
-    @functools.wraps(function)
-    def masked(params: PyTree, *args: Any, **kwargs: Any) -> Any:
-        return function(mask_trees.restrict(params, masks), *args, **kwargs)
 
-    return masked
+def update_inner(
+    inner: optax.GradientTransformationExtraArgs,
+    updates: PyTree,
+    inner_state: PyTree,
+    params: PyTree,
+    *,
+    masks: PyTree,
+    extra_args: dict[str, Any],
+    keep_gradient: bool = False,
+) -> tuple[PyTree, PyTree, PyTree]:
+    """One step of the wrapped transformation on the sparse network.
+
+    Args:
+      inner: the wrapped transformation.
+      updates: incoming updates; None inside a sharpness-aware chain.
+      inner_state: its state.
+      params: the parameters.
+      masks: resolved.
+      extra_args: those of the wrapper's update.
+      keep_gradient: also return ∂L/∂(m⊙θ) at all weights, pruned ones too: the incoming updates,
+        or where there are none the gradient that a sharpness-aware transformation descends
+        along. It costs no further pass.
+
+    Returns:
+      (updates, inner state, whole gradient), the last None unless asked for.
+    """
+    if params is None:
+        raise ValueError("params is missing: call tx.update(grads, state, params, ...).")
+    from_inside = keep_gradient and updates is None
+    if from_inside and not transform.states(inner_state):
+        raise ValueError(
+            "updates is None and no sharpness-aware transformation is inside: masks grow where "
+            "the gradient is large, so pass it, tx.update(grads, state, params, ...)."
+        )
+    gradient = updates if keep_gradient else None
+    if updates is not None:
+        updates = mask_trees.restrict(updates, masks)
+    extra_args = {
+        **extra_args,
+        **{
+            name: _on_kept_weights(extra_args[name], masks, dense_gradient=from_inside)
+            for name in ("value_fn", "probe_fn")
+            if extra_args.get(name) is not None
+        },
+        "mask": masks,
+        **({"keep_gradient": True} if from_inside else {}),
+    }
+    updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
+    if from_inside:
+        gradient, inner_state = transform.pop_gradient(inner_state)
+    return updates, inner_state, gradient
 
 
-def _land_on_zero(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
+def land_on_zero(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     """Updates that take pruned weights to zero from wherever they are."""
     if masks is None:
         return updates
     return jax.tree.map(
         lambda u, p, m: u if m is None else jnp.where(m, u, -p),
         updates,
+        params,
+        masks,
+    )
+
+
+def _on_kept_weights(
+    function: Callable[..., Any], masks: PyTree, *, dense_gradient: bool
+) -> Callable[..., Any]:
+    """The same function of params ⊙ masks; it keeps its signature, by which arguments are bound."""
+    restrict = _restrict_value if dense_gradient else mask_trees.restrict
+
+    @functools.wraps(function)
+    def masked(params: PyTree, *args: Any, **kwargs: Any) -> Any:
+        return function(restrict(params, masks), *args, **kwargs)
+
+    return masked
+
+
+def _restrict_value(params: PyTree, masks: PyTree) -> PyTree:
+    """params ⊙ masks, differentiated as if it were params: gradients reach pruned weights."""
+    if masks is None:
+        return params
+    return jax.tree.map(
+        lambda p, m: p if m is None else jnp.where(m, p, p - jax.lax.stop_gradient(p)),
         params,
         masks,
     )

@@ -16,7 +16,7 @@ from zosam_jax.data import Dataset
 from zosam_jax.data import dataset as datasets
 from zosam_jax.training import optimizers
 from zosam_jax.training.config import CompareConfig
-from zosam_jax.training.problem import Network, Problem
+from zosam_jax.training.problem import Problem
 from zosam_jax.training.run_folder import RunFolder
 from zosam_jax.training.trainer import Diagnosis, EpochRecord, Observer, Run
 
@@ -105,8 +105,8 @@ class _Diagnoses(Observer):
         self._run = run
         self._indices = next(run.problem.epoch(run.seed, 0))
 
-    def on_epoch(self, record: EpochRecord, network: Network) -> None:
-        del record, network
+    def on_epoch(self, record: EpochRecord, run: Run) -> None:
+        del record, run
         if self._run.first is not None:
             self.diagnoses.append(self._run.diagnose(self._indices))
 
@@ -157,7 +157,7 @@ def _tune(
 def _table(rows: Sequence[Row], config: CompareConfig) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{config.model} on {config.dataset}, {config.sparsity:.0%} sparse, "
+        title=f"{config.model} on {config.dataset}, {config.sparsity:.0%} {config.sparse}, "
         f"{config.epochs} epochs, {config.seeds} seeds, radius {config.radius}",
     )
     table.add_column("optimizer", no_wrap=True)

@@ -8,6 +8,20 @@ from zosam_jax.errors import check_count, check_number
 
 OptimizerName = Literal["sgd", "sam", "random_weight_perturbation", "zo_sam"]
 RadiusName = Literal["global", "layerwise", "adaptive"]
+SparseName = Literal[
+    "none",
+    "random",
+    "magnitude",
+    "snip",
+    "grasp",
+    "synflow",
+    "lth",
+    "set",
+    "dsr",
+    "rigl",
+    "mest",
+    "svite",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,11 +43,26 @@ class ProblemConfig:
     model: Literal["lenet-300-100", "resnet8"] = "resnet8"
     """Network."""
 
+    sparse: SparseName = "random"
+    """Which weights are zero: chosen before training (random to synflow), by training, pruning and
+    rewinding (lth), or while training (set to svite), on each method's published schedule laid
+    out over the run; none trains the dense network."""
+
     sparsity: float = 0.9
     """Fraction of the kernels' weights that is zero; 0 trains the dense network."""
 
-    sparsity_distribution: Literal["erk", "uniform"] = "erk"
-    """How the kept weights are shared among layers; erk is Erdős–Rényi-kernel."""
+    sparsity_distribution: Literal["auto", "erk", "uniform", "global"] = "auto"
+    """How the kept weights are shared among layers: erk is Erdős–Rényi-kernel, global ranks all
+    layers' weights together. Default: the method's own."""
+
+    mest_soft_bound: bool = False
+    """mest: start with more weights than the budget (EM&S instead of EM)."""
+
+    lottery_levels: int | None = None
+    """lth: rounds of pruning. Default: as many as pruning a fifth each time would take."""
+
+    rewind_epochs: int = 0
+    """lth: the epoch to whose weights each round returns."""
 
     epochs: int = 20
     """Passes over the training images."""
@@ -80,6 +109,18 @@ class ProblemConfig:
         for name in ("momentum", "sparsity", "warmup"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be below 1.")
+        if self.sparse == "synflow" and self.sparsity_distribution not in ("auto", "global"):
+            raise ValueError(
+                f"sparsity_distribution={self.sparsity_distribution!r} does not go with synflow, "
+                "whose budget is global."
+            )
+        if self.lottery_levels is not None:
+            check_count("lottery_levels", self.lottery_levels)
+        if not 0 <= self.rewind_epochs < self.epochs:
+            raise ValueError(
+                f"rewind_epochs={self.rewind_epochs} must be at least 0 and below "
+                f"epochs={self.epochs}."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,8 @@ from typing import Any
 
 import optax
 
-from zosam_jax import sparsity
 from zosam_jax.optimizers import REGISTRY
 from zosam_jax.training.config import ProblemConfig
-from zosam_jax.trees import PyTree
 
 # Radii to try, from gentle to strong, for perturbations along the gradient and along (nearly)
 # random directions; the middle one is the default. The README has a study of both.
@@ -55,18 +53,27 @@ def perturbation(
 
 
 def transformation(
-    config: ProblemConfig, first: optax.GradientTransformation | None, masks: PyTree, steps: int
+    config: ProblemConfig, first: optax.GradientTransformation | None, steps: int
 ) -> optax.GradientTransformationExtraArgs:
-    """Perturbation, weight decay, SGD with momentum on a warmup-cosine schedule; under masks."""
+    """Perturbation, weight decay, SGD with momentum on a warmup-cosine schedule."""
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
         warmup_steps=round(config.warmup * steps),
         decay_steps=steps,
     )
-    chain = optax.chain(
+    return optax.chain(
         *([] if first is None else [first]),
         optax.add_decayed_weights(config.weight_decay),
         optax.sgd(schedule, momentum=config.momentum),
     )
-    return chain if masks is None else sparsity.fixed(chain, masks)
+
+
+def passes(config: ProblemConfig, optimizer: str) -> tuple[int, int]:
+    """The forward and backward passes of one step."""
+    return {
+        "sgd": (1, 1),
+        "random_weight_perturbation": (1, 1),
+        "sam": (2, 2),
+        "zo_sam": (1 + 2 * config.num_directions, 1),
+    }[optimizer]

@@ -1,7 +1,7 @@
 """A data set, a model and a loss, ready to be trained from any seed."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import optax
 from flax import nnx
 
-from zosam_jax import models, sparsity
+from zosam_jax import models
 from zosam_jax.data import Dataset, load
 from zosam_jax.data import dataset as datasets
 from zosam_jax.integrations import nnx as nnx_integration
@@ -23,17 +23,15 @@ _EVALUATION_BATCH = 500
 
 
 class Network(NamedTuple):
-    """A freshly initialised sparse network.
+    """A network's arrays.
 
     Attributes:
-      params: the parameters, pruned weights at zero.
+      params: the parameters.
       rest: what is not trained by gradient (BatchNorm statistics).
-      masks: bool arrays for the pruned kernels, None elsewhere; None for a dense network.
     """
 
     params: PyTree
     rest: PyTree
-    masks: PyTree
 
 
 class Metrics(NamedTuple):
@@ -59,18 +57,20 @@ class Problem:
         self.images = jnp.asarray(dataset.train.images)
         self.labels = jnp.asarray(dataset.train.labels)
         model = self._model(seed=0)
-        _, params, _ = nnx_integration.split(model)
-        jax.eval_shape(lambda: self._masks(params, seed=0))  # an impossible sparsity fails here
         model.train()
         self._train_graph = nnx.graphdef(model)
         model.eval()
         self._eval_graph = nnx.graphdef(model)
 
     def init(self, seed: int) -> Network:
-        """Initial weights, statistics and masks; the same for the same seed."""
+        """Initial weights and statistics; the same for the same seed."""
         _, params, rest = nnx_integration.split(self._model(seed))
-        masks = self._masks(params, seed)
-        return Network(sparsity.apply_masks(params, masks), rest, masks)
+        return Network(params, rest)
+
+    def apply(self, params: PyTree, rest: PyTree, images: Array) -> Array:
+        """The network's outputs in inference mode, for images as it takes them."""
+        outputs: Array = nnx.merge(self._eval_graph, params, rest, copy=True)(images)
+        return outputs
 
     def epoch(self, seed: int, epoch: int) -> Iterator[npt.NDArray[np.integer]]:
         """The indices of each batch of an epoch, in an order fixed by seed and epoch."""
@@ -86,6 +86,27 @@ class Problem:
         )
         return lambda params: functional(params, images, labels)
 
+    def score_loss(
+        self, rest: PyTree, *, training: bool, temperature: float = 1.0
+    ) -> Callable[[PyTree, Array], Array]:
+        """A loss to score weights by: (params, batch indices) → mean cross-entropy.
+
+        Args:
+          rest: BatchNorm statistics, used if not `training`.
+          training: whether BatchNorm takes the batch's statistics.
+          temperature: what the logits are divided by.
+        """
+        graph = self._train_graph if training else self._eval_graph
+
+        def loss(params: PyTree, indices: Array) -> Array:
+            logits = nnx.merge(graph, params, rest, copy=True)(self._pixels(self.images[indices]))
+            losses: Array = optax.softmax_cross_entropy_with_integer_labels(
+                logits / temperature, self.labels[indices]
+            )
+            return losses.mean()
+
+        return loss
+
     def test_accuracy(self, params: PyTree, rest: PyTree) -> float:
         """The fraction of the test images that the network labels correctly."""
         test = self.dataset.test
@@ -97,22 +118,12 @@ class Problem:
 
     @functools.partial(jax.jit, static_argnums=0)
     def _correct(self, params: PyTree, rest: PyTree, images: Array, labels: Array) -> Array:
-        model = nnx.merge(self._eval_graph, params, rest, copy=True)
-        return jnp.sum(jnp.argmax(model(self._pixels(images)), axis=-1) == labels)
+        logits = self.apply(params, rest, self._pixels(images))
+        return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
 
     def _pixels(self, images: Array) -> Array:
         """Pixel values at mean 0 and standard deviation 1 over the training images."""
         return (images.astype(jnp.float32) - self.dataset.pixel_mean) / self.dataset.pixel_sd
-
-    def _masks(self, params: PyTree, seed: int) -> PyTree:
-        if self.config.sparsity == 0:
-            return None
-        return sparsity.random(
-            params,
-            self.config.sparsity,
-            distribution=self.config.sparsity_distribution,
-            key=seed,
-        )
 
     def _model(self, seed: int) -> Any:
         return models.create(

@@ -1,4 +1,4 @@
-"""The folder that a run leaves: config.json, metrics.jsonl, summary.json, curves.png.
+"""The folder that a run leaves: config.json, metrics.jsonl, summary.json, masks.txt, curves.png.
 
 Each file is complete whenever it exists: metrics grow by whole flushed lines, the others are
 moved into place once written.
@@ -37,8 +37,12 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a whole JSON file, numbers that are not finite as null."""
+        self.write_text(name, json.dumps(_plain(content), indent=2) + "\n")
+
+    def write_text(self, name: str, content: str) -> None:
+        """Writes a whole text file."""
         partial = self.path / f"{name}.partial"
-        partial.write_text(json.dumps(_plain(content), indent=2) + "\n")
+        partial.write_text(content)
         partial.replace(self.path / name)
 
     def append_metrics(self, record: EpochRecord) -> None:

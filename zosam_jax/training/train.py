@@ -10,8 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from zosam_jax import sparsity
 from zosam_jax.training import optimizers
 from zosam_jax.training.config import TrainConfig
-from zosam_jax.training.problem import Network, Problem
+from zosam_jax.training.problem import Problem
 from zosam_jax.training.run_folder import RunFolder
+from zosam_jax.training.sparse import is_dense
 from zosam_jax.training.trainer import EpochRecord, Observer, Run, TrainState
 
 # Reading a number from the device makes the host wait for it; a few times a second is enough.
@@ -24,15 +25,17 @@ def train(
     """Trains one network, fills the run folder, and returns the summary.
 
     The summary's `seconds` are the whole run's, compilation and evaluation included;
-    `images_per_second` is the median epoch's, without them.
+    `images_per_second` is the median epoch's, without them. `training_cost` and `inference_cost`
+    are multiply-adds relative to training the dense network with SGD and to its forward pass
+    (`zosam_jax.training.sparse.Cost`); masks.txt says what is kept, layer by layer.
     """
     rho = config.rho
     if rho is None:
         rho = optimizers.default_rho(config.optimizer, config.radius)
     run = Run(problem, config.optimizer, rho, config.seed)
     console.print(
-        f"{config.model} on {config.dataset}, {_sparsity(run.network):.1%} sparse, "
-        f"{config.optimizer}" + (f" (rho={rho:g}, {config.radius})" if run.first else "")
+        f"{config.model} on {config.dataset}, {_budget(config)}, {config.optimizer}"
+        + (f" (rho={rho:g}, {config.radius})" if run.first else "")
     )
     with _Watcher(problem, folder, console) as watcher:
         records = run.train(watcher)
@@ -41,7 +44,10 @@ def train(
         "test_accuracy": last.test_accuracy,
         "best_test_accuracy": max(r.test_accuracy for r in records),
         "train_loss": last.train_loss,
-        "sparsity": _sparsity(run.network),
+        "sparse": "none" if is_dense(config) else config.sparse,
+        "sparsity": last.sparsity,
+        "training_cost": last.training_cost / config.epochs,
+        "inference_cost": run.cost.inference(run.masks),
         "steps": last.step,
         "seconds": last.seconds,
         "images_per_second": sorted(r.images_per_second for r in records)[len(records) // 2],
@@ -50,18 +56,23 @@ def train(
         "seed": config.seed,
     }
     folder.write_json("summary.json", summary)
+    if run.masks is not None:
+        folder.write_text("masks.txt", f"{sparsity.summary(run.state.params, run.masks)}\n")
     folder.draw_curves(records, f"{config.model}, {config.dataset}, {config.optimizer}")
     if not math.isfinite(last.train_loss):
         console.print("[bold]The loss is not finite[/]: try a smaller rho or learning rate.")
     console.print(
-        f"test accuracy {last.test_accuracy:.2%} after {last.step} steps in {last.seconds:.1f} s; "
-        f"results in {folder.path}"
+        f"test accuracy {last.test_accuracy:.2%}, sparsity {last.sparsity:.2%}, training cost "
+        f"{summary['training_cost']:.1%} of dense SGD's multiply-adds; {last.step} steps in "
+        f"{last.seconds:.1f} s; results in {folder.path}"
     )
     return summary
 
 
-def _sparsity(network: Network) -> float:
-    return sparsity.sparsity_of(network.masks, network.params)
+def _budget(config: TrainConfig) -> str:
+    if is_dense(config):
+        return "dense"
+    return f"{config.sparsity:.0%} sparse by {config.sparse}"
 
 
 class _Watcher(Observer):
@@ -70,7 +81,7 @@ class _Watcher(Observer):
     def __init__(self, problem: Problem, folder: RunFolder, console: Console) -> None:
         self._folder = folder
         self._batch_size = problem.config.batch_size
-        self._steps_per_epoch = problem.steps_per_epoch
+        self._steps, self._steps_per_epoch = problem.steps, problem.steps_per_epoch
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -85,6 +96,12 @@ class _Watcher(Observer):
         self._task = self._bar.add_task(
             "", total=problem.steps, epoch=1, loss=math.nan, accuracy=0.0, speed=0.0
         )
+        self._last_reading = (0, time.perf_counter())
+
+    def on_start(self, run: Run) -> None:
+        if run.round:
+            self._bar.console.print(f"round {run.round}, sparsity {run.sparsity:.1%}")
+        self._bar.reset(self._task, total=self._steps)
         self._last_reading = (0, time.perf_counter())
 
     def __enter__(self) -> "_Watcher":
@@ -111,8 +128,8 @@ class _Watcher(Observer):
         )
         self._last_reading = (step, now)
 
-    def on_epoch(self, record: EpochRecord, network: Network) -> None:
-        del network
+    def on_epoch(self, record: EpochRecord, run: Run) -> None:
+        del run
         self._folder.append_metrics(record)
         self._bar.update(
             self._task,

@@ -1,0 +1,180 @@
+"""How many weights each layer keeps when masks are updated, and how many it then has.
+
+Counts are in units of the mask's pattern (single weights, or blocks), as traced integers.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax.errors import check_number
+from zosam_jax.sparsity.schedules import check_fraction
+from zosam_jax.trees import Array
+
+BudgetState: TypeAlias = Any
+
+
+class Layout(NamedTuple):
+    """What a budget decides on; one entry for each masked layer.
+
+    Attributes:
+      scores: drop scores of all units, −∞ where inactive.
+      active: the number of active units.
+      step, fraction: of the schedule.
+    """
+
+    scores: list[Array]
+    active: Array
+    step: Array
+    fraction: Array
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of units, active or not."""
+        return [score.size for score in self.scores]
+
+
+class Decision(NamedTuple):
+    """A budget's answer.
+
+    Attributes:
+      kept: units of each layer that survive the drop.
+      final: units of each layer after growth, at least `kept`.
+      state: the budget's own state.
+    """
+
+    kept: Array
+    final: Array
+    state: BudgetState
+
+
+class Budget(NamedTuple):
+    """How many weights go and come.
+
+    Attributes:
+      init: initial active counts → the budget's state.
+      decide: (state, layout) → decision.
+    """
+
+    init: Callable[[Array], BudgetState]
+    decide: Callable[[BudgetState, Layout], Decision]
+
+
+def constant(rounding: Callable[[Array], Array] = jnp.floor) -> Budget:
+    """Each layer exchanges the schedule's fraction of its weights and keeps their number."""
+
+    def decide(state: BudgetState, layout: Layout) -> Decision:
+        dropped = rounding(layout.fraction * layout.active).astype(jnp.int32)
+        kept = layout.active - jnp.clip(dropped, 0, layout.active)
+        return Decision(kept, layout.active, state)
+
+    return Budget(lambda active: (), decide)
+
+
+def stages(
+    sparsity: float, lower: Sequence[float], upper: Sequence[float], starts: Sequence[int]
+) -> Budget:
+    """Prunes every layer to one sparsity and grows it to another, stage by stage.
+
+    Args:
+      sparsity: that of the initial masks; where a stage names the same, the initial counts are
+        meant exactly.
+      lower: for each stage the sparsity to prune to.
+      upper: for each stage the sparsity to grow to, at most the one pruned to.
+      starts: the first step of each stage.
+    """
+    for low, up in zip(lower, upper, strict=True):
+        for name, value in (("lower", low), ("upper", up)):
+            check_fraction(name, value)
+            if value == 1:
+                raise ValueError(f"{name}={value!r} must be below 1: it is the fraction of zeros.")
+        if up > low:
+            raise ValueError(f"upper={up!r} must be at most lower={low!r}, the sparsity before.")
+
+    def decide(initial: Array, layout: Layout) -> Decision:
+        stage = jnp.searchsorted(jnp.asarray(starts), layout.step, side="right") - 1
+        sizes = layout.sizes
+
+        def counts(levels: Sequence[float]) -> Array:
+            # What is pruned is rounded down, as in the original.
+            table = [
+                initial if s == sparsity else jnp.asarray([n - math.floor(s * n) for n in sizes])
+                for s in levels
+            ]
+            return jnp.stack(table)[stage]
+
+        kept = jnp.minimum(counts(lower), layout.active)
+        return Decision(kept, jnp.maximum(counts(upper), kept), initial)
+
+    return Budget(lambda active: active, decide)
+
+
+class ThresholdState(NamedTuple):
+    """State of `threshold`: the magnitude below which weights go."""
+
+    threshold: Array
+
+
+def threshold(fraction: float, initial: float, tolerance: float = 0.1) -> Budget:
+    """One threshold H for all layers; layers that lost little win what the others lost.
+
+        drop where score < H, at least one weight stays in each layer;  K dropped in all
+        K > (1 + tolerance)·N_p: H ← H/2;   K < (1 − tolerance)·N_p: H ← 2H
+        layer l grows K·R_l/ΣR, R_l its survivors, in exact integers that add up to K
+
+    Args:
+      fraction: N_p, the number aimed at, as a fraction of all active weights.
+      initial: the first H.
+      tolerance: how far K may be from N_p before H moves.
+    """
+    check_fraction("fraction", fraction)
+    check_number("initial", initial, above=0.0, inclusive=False)
+    check_fraction("tolerance", tolerance)
+
+    def decide(state: ThresholdState, layout: Layout) -> Decision:
+        over = [jnp.sum(score >= state.threshold, dtype=jnp.int32) for score in layout.scores]
+        kept = jnp.maximum(jnp.stack(over), jnp.minimum(layout.active, 1))
+        dropped = jnp.sum(layout.active - kept)
+        aim = fraction * jnp.sum(layout.active)
+        factor = jnp.where(
+            dropped > (1 + tolerance) * aim,
+            0.5,
+            jnp.where(dropped < (1 - tolerance) * aim, 2.0, 1.0),
+        )
+        final = kept + share(dropped, weights=kept, room=jnp.asarray(layout.sizes) - kept)
+        return Decision(kept, final, ThresholdState(state.threshold * factor))
+
+    return Budget(lambda active: ThresholdState(jnp.float32(initial)), decide)
+
+
+def share(total: Array, weights: Array, room: Array) -> Array:
+    """Splits an integer in proportion to weights, by largest remainders, within each one's room.
+
+    What does not fit is split again among those with room left.
+
+    Args:
+      total: the integer; at most Σ room.
+      weights: int32[L], not negative.
+      room: int32[L], the most that each may get.
+    """
+
+    def goes_on(given: Array) -> Array:
+        return jnp.sum(given) < total
+
+    def one_round(given: Array) -> Array:
+        left, open_ = total - jnp.sum(given), given < room
+        # Zero weights count a little: they get what nobody else has room for.
+        relative = jnp.where(open_, jnp.maximum(weights, 1e-3), 0.0)
+        quota = left * (relative / jnp.sum(relative))
+        whole = jnp.minimum(jnp.floor(quota * (1 - 1e-6)).astype(jnp.int32), room - given)
+        rest = left - jnp.sum(whole)
+        remainder = jnp.where(given + whole < room, quota - whole, -jnp.inf)
+        order = jnp.argsort(jnp.argsort(-remainder, stable=True), stable=True)
+        extra = (order < rest) & (given + whole < room)
+        return given + whole + extra
+
+    shares: Array = jax.lax.while_loop(goes_on, one_round, jnp.zeros_like(room))
+    return shares

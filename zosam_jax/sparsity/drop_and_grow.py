@@ -1,0 +1,343 @@
+"""The engine of sparse training with changing masks, from parts that each answer one question.
+
+- schedule: when, and how many weights to exchange (`schedules`);
+- drop: a score of the kept weights, of which the smallest go;
+- budget: how many stay in each layer, and how many it has afterwards (`budgets`);
+- grow: a score of the weights that are not kept, of which the largest come;
+- pattern: which shapes a mask may take (`patterns`).
+
+SET, RigL, DSR, MEST and SViTE (`methods`) are compositions of these.
+"""
+
+import inspect
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zosam_jax import keys
+from zosam_jax.errors import check_one_of
+from zosam_jax.sparsity import budgets, layers, wrapper
+from zosam_jax.sparsity import masks as mask_trees
+from zosam_jax.sparsity.budgets import Budget, Layout
+from zosam_jax.sparsity.layers import Layers
+from zosam_jax.sparsity.moments import map_moments
+from zosam_jax.sparsity.patterns import Pattern, unstructured
+from zosam_jax.sparsity.schedules import Schedule
+from zosam_jax.sparsity.selection import largest_in_each
+from zosam_jax.transform import SharpnessAwareState
+from zosam_jax.trees import Array, PyTree, wide_dtype
+
+Score: TypeAlias = Callable[..., Array]
+
+SCORE_ARGUMENTS = ("weights", "gradient", "noise")
+
+
+class DropAndGrowState(NamedTuple):
+    """State of a wrapper whose masks change; arrays only.
+
+    Attributes:
+      masks: a pytree like the parameters, bool arrays (or packed ones), None for dense parameters.
+      count: int32 scalar, the steps taken, by which the schedule goes.
+      updates: int32 scalar, the mask updates made.
+      key: the random key of the run, as raw uint32 data; never changes.
+      budget: the budget's own state.
+      inner_state: the wrapped transformation's state.
+    """
+
+    masks: PyTree
+    count: Array  # type: ignore[assignment]  # hides tuple.count, as optax's own states do
+    updates: Array
+    key: Array
+    budget: PyTree
+    inner_state: PyTree
+
+
+class Exchange(NamedTuple):
+    """An update of the masks.
+
+    Attributes:
+      masks: the new masks, for each layer.
+      staying: the weights that were active and go on with their value, for each layer.
+      budget: the budget's new state.
+    """
+
+    masks: list[Array]
+    staying: list[Array]
+    budget: PyTree
+
+
+def drop_and_grow(
+    inner: optax.GradientTransformation,
+    masks: PyTree | Callable[[PyTree], PyTree],
+    *,
+    drop: Score,
+    grow: Score,
+    schedule: Schedule,
+    budget: Budget | None = None,
+    pattern: Pattern | None = None,
+    regrowth: str = "keep",
+    moments: str = "reset",
+    replaces_step: bool = False,
+    packed: bool = False,
+    key: int | Array = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Trains under masks that drop weak weights and grow new ones on a schedule.
+
+    A method of your own is two scores:
+
+        tx = sparsity.drop_and_grow(
+            optax.chain(zo_sam(0.05), optax.sgd(0.1, momentum=0.9)),
+            lambda params: sparsity.random(params, 0.9),
+            drop=lambda weights: jnp.abs(weights),
+            grow=lambda gradient: jnp.abs(gradient),
+            schedule=schedules.periodic(100, 0.3, stop=7500),
+        )
+
+    As under `fixed`, `inner` sees the sparse network alone and pruned weights are exactly zero
+    after optax.apply_updates. Masks are updated after the step, on the weights it leads to. New
+    weights start at zero, so that growing alone does not change the network's output.
+
+    Args:
+      inner: an optax transformation, sharpness-aware or not.
+      masks: the initial masks, or a function of the parameters that returns them. A tree without
+        any mask makes the whole thing `inner`.
+      drop: a function of some of `weights`, `gradient`, `noise`, taken by name: float32 arrays of a
+        layer's shape. The smallest scores among active weights go. `gradient` is ∂L/∂(m⊙θ) at all
+        weights: the incoming updates, or inside a sharpness-aware chain the gradient at θ+ε that
+        it descends along, at no cost. `noise` is uniform in [0, 1), drawn anew for each update.
+      grow: likewise; the largest scores among weights that were not kept come.
+      schedule: when, and which fraction α (`zosam_jax.sparsity.schedules`).
+      budget: how many (`zosam_jax.sparsity.budgets`); None for a fraction α of each layer's
+        weights, ⌊α·n⌋, dropped and grown again in the same layer.
+      pattern: the shape of the masks; the initial ones must have it (see `from_scores`). N:M
+        groups grow what they lost.
+      regrowth: what happens to weights dropped in the very update. "keep": they compete like all
+        others and go on with value and moments if they win; "zero": they compete, and start
+        anew; "last": they come back only where nothing else is left.
+      moments: "reset" sets the optimizer's moments of new weights to zero; "keep" leaves what is
+        there (moments of pruned weights decay, their gradients being zero).
+      replaces_step: whether a mask update takes the place of the step: weights and the inner
+        state, apart from the sharpness-aware one, then stand still.
+      packed: keep the masks in the state as bits, eight weights a byte.
+      key: a seed or a random key, for the noise.
+
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        masks that do not fit the parameters or the pattern; while tracing, if a score needs a
+        gradient and there is none.
+    """
+    check_one_of("regrowth", regrowth, ("keep", "zero", "last"))
+    check_one_of("moments", moments, ("reset", "keep"))
+    _check_score("drop", drop)
+    _check_score("grow", grow)
+    inner = optax.with_extra_args_support(inner)
+    engine = _Engine(
+        drop,
+        grow,
+        schedule,
+        budgets.constant() if budget is None else budget,
+        unstructured() if pattern is None else pattern,
+        regrowth,
+    )
+
+    def init(params: PyTree) -> DropAndGrowState:
+        own = wrapper.initial_masks(masks, params, packed=False)
+        active = engine.active(layers.masked_by(own, params).take(own))
+        return DropAndGrowState(
+            masks=mask_trees.pack(own) if packed else own,
+            count=jnp.zeros((), jnp.int32),
+            updates=jnp.zeros((), jnp.int32),
+            key=keys.to_data(key),
+            budget=engine.budget.init(active),
+            inner_state=inner.init(params),
+        )
+
+    def update(
+        updates: PyTree, state: DropAndGrowState, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, DropAndGrowState]:
+        old = mask_trees.unpack(state.masks)
+        masked = layers.masked_by(old, params)
+        updates, inner_state, gradient = wrapper.update_inner(
+            inner,
+            updates,
+            state.inner_state,
+            params,
+            masks=old,
+            extra_args=extra_args,
+            keep_gradient=engine.uses_gradient and bool(masked.indices),
+        )
+        count = optax.safe_increment(state.count)
+        if not masked.indices:
+            return updates, state._replace(count=count, inner_state=inner_state)
+        is_due = schedule.is_due(state.count)
+        if replaces_step:
+            updates, inner_state = _stand_still(is_due, updates, inner_state, state.inner_state)
+        exchange = jax.lax.cond(
+            is_due,
+            lambda: engine.exchange(
+                state, masked, masks=old, params=params, updates=updates, gradient=gradient
+            ),
+            lambda: Exchange(masked.take(old), masked.take(old), state.budget),
+        )
+        if moments == "reset":
+            is_new = [m & ~s for m, s in zip(exchange.masks, exchange.staying, strict=True)]
+            inner_state = map_moments(
+                lambda x, new: jnp.where(new, jnp.zeros((), x.dtype), x),
+                inner_state,
+                params,
+                masked.fill(is_new),
+            )
+        new = masked.fill(exchange.masks)
+        return wrapper.land_on_zero(updates, params, masked.fill(exchange.staying)), (
+            DropAndGrowState(
+                masks=mask_trees.pack(new) if packed else new,
+                count=count,
+                updates=state.updates + is_due.astype(jnp.int32),
+                key=state.key,
+                budget=exchange.budget,
+                inner_state=inner_state,
+            )
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Engine(NamedTuple):
+    """The parts, and how one update of the masks comes out of them."""
+
+    drop: Score
+    grow: Score
+    schedule: Schedule
+    budget: Budget
+    pattern: Pattern
+    regrowth: str
+
+    @property
+    def uses_gradient(self) -> bool:
+        return any("gradient" in _arguments(score) for score in (self.drop, self.grow))
+
+    def active(self, masks: list[Array]) -> Array:
+        """The number of active units in each layer."""
+        counts = [jnp.sum(self._active_units(m), dtype=jnp.int32) for m in masks]
+        return jnp.stack(counts) if counts else jnp.zeros(0, jnp.int32)
+
+    def exchange(
+        self,
+        state: DropAndGrowState,
+        masked: Layers,
+        *,
+        masks: PyTree,
+        params: PyTree,
+        updates: PyTree,
+        gradient: PyTree,
+    ) -> Exchange:
+        """New masks, from the weights that the step leads to."""
+        active = [self._active_units(m) for m in masked.take(masks)]
+        weights = [
+            jnp.where(m, p.astype(wide_dtype(p)) + u.astype(wide_dtype(p)), 0.0)
+            for m, p, u in zip(*map(masked.take, (masks, params, updates)), strict=True)
+        ]
+        gradients = [None] * len(weights) if gradient is None else masked.take(gradient)
+        drop_key, grow_key = jax.random.split(
+            jax.random.fold_in(keys.from_data(state.key), state.count)
+        )
+        drop_scores = self._scores(self.drop, weights, gradients, drop_key)
+        drop_scores = [jnp.where(a, s, -jnp.inf) for a, s in zip(active, drop_scores, strict=True)]
+        layout = Layout(
+            drop_scores,
+            self.active(masked.take(masks)),
+            state.count,
+            self.schedule.fraction(state.count),
+        )
+        decision = self.budget.decide(state.budget, layout)
+        kept = largest_in_each(drop_scores, decision.kept)
+        grow_scores = self._scores(self.grow, weights, gradients, grow_key)
+        new = self.pattern.choose(
+            [self._candidates(*one) for one in zip(kept, active, grow_scores, strict=True)],
+            decision.final,
+        )
+        back = kept if self.regrowth == "zero" else active
+        staying = [n & b for n, b in zip(new, back, strict=True)]
+        expand = self.pattern.expand
+        return Exchange([expand(n) for n in new], [expand(s) for s in staying], decision.state)
+
+    def _active_units(self, mask: Array) -> Array:
+        return self.pattern.units(mask.astype(jnp.float32)) > 0
+
+    def _scores(
+        self, score: Score, weights: list[Array], gradients: list[Any], key: Array
+    ) -> list[Array]:
+        """Scores of units, for each layer; finite."""
+        names = _arguments(score)
+        noises = _noise(key, weights) if "noise" in names else [None] * len(weights)
+        limit = jnp.finfo(jnp.float32).max
+        scores = []
+        for w, g, noise in zip(weights, gradients, noises, strict=True):
+            given = {"weights": w, "gradient": g if g is None else g.astype(w.dtype)}
+            given["noise"] = noise
+            found = score(**{name: given[name] for name in names}).astype(jnp.float32)
+            units = self.pattern.units(jnp.nan_to_num(found, nan=-limit))
+            scores.append(jnp.clip(units, -limit, limit))
+        return scores
+
+    def _candidates(self, kept: Array, active: Array, scores: Array) -> Array:
+        """Grow scores under which the kept come first, and all of them stay."""
+        if self.regrowth == "last":
+            scores = jnp.where(active, -jnp.inf, scores)
+        return jnp.where(kept, jnp.inf, scores)
+
+
+def _stand_still(
+    is_due: Array, updates: PyTree, inner_state: PyTree, old_inner_state: PyTree
+) -> tuple[PyTree, PyTree]:
+    """No step where masks are due; the sharpness-aware state moves on, its passes were made."""
+
+    def is_leaf(x: Any) -> bool:
+        return isinstance(x, SharpnessAwareState)
+
+    def choose(new: Any, old: Any) -> Any:
+        return new if is_leaf(new) else jnp.where(is_due, old, new)
+
+    return (
+        jax.tree.map(lambda u: jnp.where(is_due, jnp.zeros((), u.dtype), u), updates),
+        jax.tree.map(choose, inner_state, old_inner_state, is_leaf=is_leaf),
+    )
+
+
+def _noise(key: Array, arrays: list[Array]) -> list[Array]:
+    """Uniform noise in the arrays' shapes, from one draw, since its program is long."""
+    sizes = [array.size for array in arrays]
+    flat = jax.random.uniform(key, (sum(sizes),))
+    parts = jnp.split(flat, list(itertools.accumulate(sizes))[:-1])
+    return [part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
+def _arguments(score: Score) -> list[str]:
+    return [
+        p.name for p in inspect.signature(score).parameters.values() if p.name in SCORE_ARGUMENTS
+    ]
+
+
+def _check_score(argument: str, score: Score) -> None:
+    if not callable(score):
+        raise TypeError(f"{argument}={score!r} must be a function of {_KNOWN}.")
+    unknown = [
+        p.name
+        for p in inspect.signature(score).parameters.values()
+        if p.name not in SCORE_ARGUMENTS and p.default is p.empty
+    ]
+    if unknown:
+        raise TypeError(
+            f"{argument} takes {', '.join(map(repr, unknown))}, which is not known: a score is a "
+            f"function of {_KNOWN}, taken by name."
+        )
+
+
+_KNOWN = "some of " + ", ".join(SCORE_ARGUMENTS)

@@ -1,0 +1,142 @@
+"""The lottery ticket hypothesis: train, prune, rewind, again; over any training function."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax.errors import check_count, check_number, check_one_of
+from zosam_jax.sparsity import layers, pruning
+from zosam_jax.sparsity.distributions import Distribution
+from zosam_jax.sparsity.layers import Where, is_weight
+from zosam_jax.sparsity.masks import apply_masks
+from zosam_jax.sparsity.patterns import Pattern
+from zosam_jax.trees import PyTree
+
+Train: TypeAlias = Callable[[PyTree, Any, PyTree, int, int], tuple[PyTree, Any]]
+
+RETRAIN = ("rewind weights", "rewind learning rate", "fine-tune")
+
+
+class Level(NamedTuple):
+    """One round of training and pruning.
+
+    Attributes:
+      index: 0 for the dense network.
+      masks: those trained under; all True at level 0.
+      start: (params, rest) that training began from.
+      trained: (params, rest) that it ended with.
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index
+    masks: PyTree
+    start: tuple[PyTree, Any]
+    trained: tuple[PyTree, Any]
+
+
+def lottery_ticket(
+    train: Train,
+    params: PyTree,
+    rest: Any,
+    sparsity: float,
+    *,
+    total_steps: int,
+    levels: int | None = None,
+    rewind_to: int = 0,
+    retrain: str = "rewind weights",
+    distribution: str | Distribution = pruning.GLOBAL,
+    where: Where = is_weight,
+    pattern: Pattern | None = None,
+) -> Iterator[Level]:
+    """Iterative magnitude pruning; an iterator, whose last level is the ticket.
+
+        for level in sparsity.lottery_ticket(train, params, rest, 0.9, total_steps=10_000):
+            print(level.index, sparsity.sparsity_of(level.masks, params), evaluate(*level.trained))
+
+    Level 0 trains the dense network from its first step to its last. Each later level prunes the
+    trained weights of smallest magnitude to the density (1 − s)^(i/levels), nested in the masks
+    before, and trains again:
+
+    - "rewind weights": from the weights and the schedule of step k, θ = m ⊙ θ_k, with θ_k and the
+      rest (BatchNorm statistics) of the dense run;
+    - "rewind learning rate": from the trained weights, with the schedule of step k on;
+    - "fine-tune": from the trained weights for as many steps, past the schedule's end.
+
+    Args:
+      train: (params, rest, masks, start, stop) → (params, rest): trains under `masks`, with a
+        fresh optimizer, through the steps start ≤ step < stop of the learning-rate schedule and
+        the data's order. Fine-tuning asks for steps from total_steps on.
+      params: the parameters at step 0.
+      rest: what else training changes (BatchNorm statistics), in any form; None without.
+      sparsity: the fraction of the maskable weights that is zero in the end.
+      total_steps: the length of the dense run.
+      levels: rounds of pruning. Default: as many as pruning a fifth each time would take.
+      rewind_to: k. With k > 0 its weights come from a run of k steps of its own, which equals the
+        dense run's beginning if `train` is deterministic.
+      retrain: one of the three above.
+      distribution: how the budget is shared among layers (see `from_scores`).
+      where: which parameters to mask (see `from_scores`).
+      pattern: the shape of the masks (see `from_scores`).
+
+    Raises:
+      ValueError: for an argument that cannot be right, before anything is trained.
+
+    References: Frankle and Carbin, The Lottery Ticket Hypothesis,
+    https://arxiv.org/abs/1803.03635; Renda et al., Comparing Rewinding and Fine-tuning in Neural
+    Network Pruning, https://arxiv.org/abs/2003.02389
+    """
+    pruning.check_sparsity(sparsity)
+    check_count("total_steps", total_steps)
+    check_one_of("retrain", retrain, RETRAIN)
+    check_number("rewind_to", rewind_to, above=0, inclusive=True)
+    if rewind_to >= total_steps:
+        raise ValueError(f"rewind_to={rewind_to} must be below total_steps={total_steps}.")
+    if levels is None:
+        # The tolerance keeps 0.8 of the weights, say, at one level.
+        levels = math.ceil(math.log(1.0 - sparsity) / math.log(0.8) - 1e-9)
+    elif sparsity > 0:
+        check_count("levels", levels)
+    options: dict[str, Any] = {"distribution": distribution, "where": where, "pattern": pattern}
+    # An impossible budget fails here, without anything being computed.
+    jax.eval_shape(lambda p: pruning.magnitude(p, sparsity, **options), params)
+    densities = [(1.0 - sparsity) ** (i / levels) for i in range(1, levels + 1)]
+    plan = _Plan(densities, total_steps, rewind_to, retrain)
+    return _levels(train, (params, rest), plan, options)
+
+
+class _Plan(NamedTuple):
+    densities: Sequence[float]
+    total_steps: int
+    rewind_to: int
+    retrain: str
+
+
+def _levels(
+    train: Train,
+    initial: tuple[PyTree, Any],
+    plan: _Plan,
+    options: dict[str, Any],
+) -> Iterator[Level]:
+    masked = layers.select(initial[0], options["where"])
+    masks = masked.fill([jnp.ones(jnp.shape(w), bool) for w in masked.take(initial[0])])
+    rewinds_weights = plan.retrain == RETRAIN[0]
+    early = initial
+    if plan.rewind_to and plan.densities and rewinds_weights:
+        early = train(*initial, masks, 0, plan.rewind_to)
+    trained = train(*initial, masks, 0, plan.total_steps)
+    yield Level(0, masks, initial, trained)
+    first = plan.total_steps if plan.retrain == RETRAIN[2] else plan.rewind_to
+    for index, density in enumerate(plan.densities, start=1):
+        scores = jax.tree.map(
+            lambda m, w: None if m is None else jnp.where(m, jnp.abs(w), -1.0),
+            masks,
+            trained[0],
+            is_leaf=lambda x: x is None,
+        )
+        masks = pruning.from_scores(initial[0], scores, 1.0 - density, **options)
+        params, rest = early if rewinds_weights else trained
+        start = (apply_masks(params, masks), rest)
+        trained = train(*start, masks, first, first + plan.total_steps - plan.rewind_to)
+        yield Level(index, masks, start, trained)

@@ -1,0 +1,384 @@
+"""SET, RigL, DSR, MEST and SViTE: compositions of the drop-and-grow engine's parts.
+
+Each is (inner, sparsity, *, total_steps, ...) → transformation, with its publication's settings
+laid out over `total_steps`, and takes the options of `Shared` too. Sparsity 0 is the wrapped
+transformation itself.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypedDict, Unpack
+
+import jax.numpy as jnp
+import optax
+
+from zosam_jax.errors import check_number
+from zosam_jax.sparsity import budgets, pruning, schedules
+from zosam_jax.sparsity.distributions import Distribution
+from zosam_jax.sparsity.drop_and_grow import drop_and_grow
+from zosam_jax.sparsity.layers import Where
+from zosam_jax.sparsity.patterns import Pattern
+from zosam_jax.trees import Array, PyTree
+
+Transformation: TypeAlias = optax.GradientTransformationExtraArgs
+Masks: TypeAlias = PyTree | Callable[[PyTree], PyTree] | None
+
+
+class Shared(TypedDict, total=False):
+    """Options that all methods take.
+
+    Attributes:
+      distribution: how the initial budget is shared among layers (see `from_scores`); "erk" by
+        default, "uniform" for DSR and MEST.
+      where: which parameters to mask (see `from_scores`).
+      pattern: the shape of the masks (see `from_scores`).
+      masks: initial masks, or a function of the parameters that returns them, in place of those
+        that the method would choose by the three options above.
+      moments: "reset" or "keep", what happens to the optimizer's moments of new weights (see
+        `drop_and_grow`); "reset" by default, "keep" for DSR and MEST, as published.
+      packed: keep the masks in the state as bits, eight weights a byte.
+      key: a seed or a random key, for the initial masks and for random growth.
+    """
+
+    distribution: str | Distribution
+    where: Where
+    pattern: Pattern | None
+    masks: Masks
+    moments: str
+    packed: bool
+    key: int | Array
+
+
+def magnitude(weights: Array) -> Array:
+    """The score |θ|."""
+    return jnp.abs(weights)
+
+
+def gradient_magnitude(gradient: Array) -> Array:
+    """The score |∂L/∂(m⊙θ)|."""
+    return jnp.abs(gradient)
+
+
+def uniform_random(noise: Array) -> Array:
+    """A score that prefers nothing."""
+    return noise
+
+
+def set_(
+    inner: optax.GradientTransformation,
+    sparsity: float,
+    *,
+    total_steps: int | None = None,
+    every: int | None = None,
+    fraction: float = 0.3,
+    stop: float = 0.75,
+    anneal: bool = False,
+    **shared: Unpack[Shared],
+) -> Transformation:
+    """SET: drops the weights nearest zero in each layer, grows as many at random.
+
+        drop ⌊α·n_l⌋ smallest |θ|,  grow ⌊α·n_l⌋ at random,  every ΔT steps
+
+    New weights start at zero with zero moments. The original drops fractions of the smallest
+    positive and negative weights apart, once an epoch until the end; this is the variant of
+    Evci et al.
+
+    Args:
+      inner: an optax transformation, sharpness-aware or not.
+      sparsity: the fraction of the maskable weights that is zero.
+      total_steps: the length of the run.
+      every: ΔT. Default: 100, less in runs so short that fewer than 75 updates would fit.
+      fraction: α.
+      stop: the fraction of the run after which masks stay.
+      anneal: let α fall to zero along a cosine until then.
+      **shared: see `Shared`.
+
+    Reference: Mocanu et al., Scalable training of artificial neural networks with adaptive sparse
+    connectivity, https://arxiv.org/abs/1707.04780
+    """
+    steps = schedules.check_total_steps(total_steps)
+    last = _share(steps, stop)
+    alpha = schedules.cosine(fraction, last) if anneal else fraction
+    return _dynamic(
+        inner,
+        sparsity,
+        shared,
+        drop=magnitude,
+        grow=uniform_random,
+        schedule=schedules.periodic(_period(every, steps), alpha, stop=last),
+    )
+
+
+def rigl(
+    inner: optax.GradientTransformation,
+    sparsity: float,
+    *,
+    total_steps: int | None = None,
+    every: int | None = None,
+    fraction: float = 0.3,
+    stop: float = 0.75,
+    replaces_step: bool = True,
+    **shared: Unpack[Shared],
+) -> Transformation:
+    """RigL: drops the weights nearest zero in each layer, grows where the gradient is largest.
+
+        α_t = α/2·(1 + cos(πt/T_end));  drop ⌊α_t·n_l⌋ smallest |θ|,  grow as many of the largest
+        |∂L/∂(m⊙θ)| among the weights not kept,  every ΔT steps until T_end, from step 0 on
+
+    A mask update takes the place of a step. New weights start at zero with zero moments; a weight
+    dropped and grown again in one update keeps both. The original breaks ties by noise, this by
+    the lowest index.
+
+    Args:
+      inner: an optax transformation, sharpness-aware or not. Inside a sharpness-aware chain the
+        gradient is the one at θ+ε.
+      sparsity: the fraction of the maskable weights that is zero.
+      total_steps: the length of the run.
+      every: ΔT. Default: 100, less in runs so short that fewer than 75 updates would fit.
+      fraction: α.
+      stop: T_end as a fraction of the run.
+      replaces_step: see `drop_and_grow`.
+      **shared: see `Shared`.
+
+    Reference: Evci et al., Rigging the Lottery, https://arxiv.org/abs/1911.11134
+    """
+    steps = schedules.check_total_steps(total_steps)
+    last = _share(steps, stop)
+    return _dynamic(
+        inner,
+        sparsity,
+        shared,
+        drop=magnitude,
+        grow=gradient_magnitude,
+        schedule=schedules.periodic(
+            _period(every, steps), schedules.cosine(fraction, last), stop=last
+        ),
+        replaces_step=replaces_step,
+    )
+
+
+def dsr(
+    inner: optax.GradientTransformation,
+    sparsity: float,
+    *,
+    total_steps: int | None = None,
+    every: Sequence[int] | None = None,
+    fraction: float = 0.1,
+    threshold: float = 1e-3,
+    stop: float = 0.95,
+    **shared: Unpack[Shared],
+) -> Transformation:
+    """DSR: drops weights below one threshold, grows at random where layers kept most.
+
+        drop |θ| < H;  K dropped in all, R_l left in layer l;  grow K·R_l/ΣR in layer l at random
+        K > 1.1·N_p: H ← H/2;   K < 0.9·N_p: H ← 2H
+
+    The total stays exact while weights move between layers, of which each keeps at least one. New
+    weights start at zero, their momentum is left alone, and weights dropped in the very update
+    come back only where nothing else is left.
+
+    Args:
+      inner: an optax transformation, sharpness-aware or not.
+      sparsity: the fraction of the maskable weights that is zero.
+      total_steps: the length of the run.
+      every: periods from 0, 12.5, 40 and 70% of the run on. Default: those of the original for
+        Wide ResNets, (100, 200, 400, 800), in shorter runs than its 100,000 steps at the same
+        share of the run, but never shorter than a seventy-fifth of their stage.
+      fraction: N_p as a fraction of the active weights. The original sets a number: 20,000 of
+        the 146,000 that WRN-28-2 has at 90%.
+      threshold: the first H.
+      stop: the fraction of the run after which masks stay.
+      **shared: see `Shared`; the pattern cannot be N:M, whose groups do not trade.
+
+    Reference: Mostafa and Wang, Parameter efficient training of deep convolutional neural networks
+    by dynamic sparse reparameterization, https://arxiv.org/abs/1902.05967
+    """
+    steps = schedules.check_total_steps(total_steps)
+    _refuse_fixed_density(shared, "whose groups do not trade weights")
+    starts = [round(share * steps) for share in (0.0, 0.125, 0.4, 0.7)]
+    periods = [_period(None, steps) * 2**i for i in range(4)] if every is None else list(every)
+    return _dynamic(
+        inner,
+        sparsity,
+        {"distribution": "uniform", "moments": "keep", **shared},
+        drop=magnitude,
+        grow=uniform_random,
+        schedule=schedules.staged(periods, starts, stop=_share(steps, stop)),
+        budget=budgets.threshold(fraction, threshold),
+        regrowth="last",
+    )
+
+
+# Sparsities to prune to and to grow to, in three stages, as published for 90, 95 and 98%.
+_MEST_LOWER = {0.9: (0.92, 0.91, 0.9), 0.95: (0.96, 0.955, 0.95), 0.98: (0.982, 0.981, 0.98)}
+_MEST_UPPER = {0.9: (0.85, 0.875, 0.9), 0.95: (0.9, 0.925, 0.95), 0.98: (0.93, 0.96, 0.98)}
+
+
+def mest(
+    inner: optax.GradientTransformation,
+    sparsity: float,
+    *,
+    total_steps: int | None = None,
+    soft_bound: bool = False,
+    lower: Sequence[float] | None = None,
+    upper: Sequence[float] | None = None,
+    gradient_weight: float = 0.0,
+    every: int | None = None,
+    **shared: Unpack[Shared],
+) -> Transformation:
+    """MEST: elastic mutation (EM), or with `soft_bound` a soft memory bound too (EM&S).
+
+        prune every layer to the sparsity `lower` by |θ| + λ|∂L/∂(m⊙θ)|, grow to `upper` at
+        random,  every ΔT steps;  new values at 56.25 and 75% of the run
+
+    EM prunes below the budget and grows back to it; EM&S starts with more weights than the budget
+    and reaches it in the last stage. New weights start at zero, the just-pruned ones may be among
+    them, and their momentum is left alone. Initial masks are by magnitude.
+
+    Args:
+      inner: an optax transformation, sharpness-aware or not.
+      sparsity: the fraction of the maskable weights that is zero at the end.
+      total_steps: the length of the run.
+      soft_bound: EM&S instead of EM.
+      lower: three sparsities to prune to. Default: as published for 0.9, 0.95 and 0.98; for others
+        s + (1 − s)/5, s + (1 − s)/10, s for EM, and s for EM&S.
+      upper: three sparsities to grow to. Default: s for EM; for EM&S as published for 0.9, 0.95
+        and 0.98, for others s − (1 − s)/2, s − (1 − s)/4, s.
+      gradient_weight: λ. The paper describes it, the published code leaves it at 0.
+      every: ΔT. Default: a thirty-second of the run (5 of 160 epochs), from step 0 on.
+      **shared: see `Shared`; the pattern cannot be N:M, whose density is fixed. The publication
+        leaves the first convolution, the projections and the classifier dense (`where`).
+
+    Reference: Yuan et al., MEST, https://arxiv.org/abs/2110.14032
+    """
+    steps = schedules.check_total_steps(total_steps)
+    pruning.check_sparsity(sparsity)
+    check_number("gradient_weight", gradient_weight, above=0.0, inclusive=True)
+    _refuse_fixed_density(shared, "whose density is fixed")
+    density, same = 1.0 - sparsity, (sparsity,) * 3
+    if lower is None and soft_bound:
+        lower = same
+    elif lower is None:
+        formula = (sparsity + density / 5, sparsity + density / 10, sparsity)
+        lower = _MEST_LOWER.get(sparsity, formula)
+    if upper is None and soft_bound:
+        formula = (sparsity - density / 2, sparsity - density / 4, sparsity)
+        upper = _MEST_UPPER.get(sparsity, formula)
+    elif upper is None:
+        upper = same
+
+    def magnitude_and_gradient(weights: Array, gradient: Array) -> Array:
+        return jnp.abs(weights) + gradient_weight * jnp.abs(gradient)
+
+    return _dynamic(
+        inner,
+        sparsity,
+        {"distribution": "uniform", "moments": "keep", **shared},
+        choose=pruning.magnitude,
+        drop=magnitude_and_gradient if gradient_weight else magnitude,
+        grow=uniform_random,
+        schedule=schedules.periodic(max(1, round(steps / 32)) if every is None else every, 0.0),
+        budget=budgets.stages(
+            sparsity, lower, upper, [0, round(0.5625 * steps), round(0.75 * steps)]
+        ),
+        regrowth="zero",
+    )
+
+
+def svite(
+    inner: optax.GradientTransformation,
+    sparsity: float,
+    *,
+    total_steps: int | None = None,
+    every: int | None = None,
+    fraction: float = 0.5,
+    final_fraction: float = 0.005,
+    stop: float = 0.8,
+    **shared: Unpack[Shared],
+) -> Transformation:
+    """SViTE (unstructured): RigL's exchange, on a schedule for long runs of vision transformers.
+
+        α_t from 0.5 to 0.005 along a cosine over the whole run;  drop ⌈α_t·n_l⌉ smallest |θ|, grow
+        as many of the largest |∂L/∂(m⊙θ)|,  every ΔT steps after the step, until 80% of the run
+
+    New weights start at zero. The original leaves AdamW's moments as they are: moments="keep".
+
+    Args:
+      inner: an optax transformation, sharpness-aware or not (see `rigl`).
+      sparsity: the fraction of the maskable weights that is zero.
+      total_steps: the length of the run.
+      every: ΔT. Default: a hundredth of the run (15,000 of 1,501,200 steps), not at step 0.
+      fraction: α at the beginning.
+      final_fraction: α at the end of the run.
+      stop: the fraction of the run after which masks stay.
+      **shared: see `Shared`. The original masks arrays of two and four dimensions (`where`): not
+        class tokens and position embeddings.
+
+    Reference: Chen et al., Chasing Sparsity in Vision Transformers,
+    https://arxiv.org/abs/2106.04533
+    """
+    steps = schedules.check_total_steps(total_steps)
+    return _dynamic(
+        inner,
+        sparsity,
+        shared,
+        drop=magnitude,
+        grow=gradient_magnitude,
+        schedule=schedules.periodic(
+            max(1, round(steps / 100)) if every is None else every,
+            schedules.cosine(fraction, steps, final=final_fraction),
+            start=1,
+            stop=_share(steps, stop),
+        ),
+        budget=budgets.constant(jnp.ceil),
+    )
+
+
+METHODS: dict[str, Callable[..., Transformation]] = {
+    "set": set_,
+    "rigl": rigl,
+    "dsr": dsr,
+    "mest": mest,
+    "svite": svite,
+}
+
+
+def _period(every: int | None, total_steps: int) -> int:
+    """RigL's 100 steps, less in short runs: of those, a hundredth."""
+    return max(1, min(100, total_steps // 100)) if every is None else every
+
+
+def _share(total_steps: int, stop: float) -> int:
+    schedules.check_fraction("stop", stop)
+    return round(stop * total_steps)
+
+
+def _refuse_fixed_density(shared: Shared, reason: str) -> None:
+    pattern = shared.get("pattern")
+    if pattern is not None and pattern.density is not None:
+        raise ValueError(
+            f"pattern={pattern.name} does not go with this method: a pattern {reason}."
+        )
+
+
+def _dynamic(
+    inner: optax.GradientTransformation,
+    sparsity: float,
+    shared: Shared,
+    *,
+    choose: Callable[..., PyTree] = pruning.random,
+    **parts: Any,
+) -> Transformation:
+    """The engine on masks that the method chooses, unless the caller has."""
+    pruning.check_sparsity(sparsity)
+    options: dict[str, Any] = {"distribution": "erk", **shared}
+    choice: dict[str, Any] = {
+        name: options.pop(name) for name in ("distribution", "where") if name in options
+    }
+    masks = options.pop("masks", None)
+    if masks is None and sparsity > 0:
+        if choose is pruning.random:
+            choice["key"] = options.get("key", 0)
+        choice["pattern"] = options.get("pattern")
+        masks = functools.partial(choose, sparsity=sparsity, **choice)
+    return drop_and_grow(inner, masks, **parts, **options)

@@ -1,0 +1,124 @@
+"""Which shapes a mask may take: any, blocks, or N of every M weights.
+
+A pattern divides an array into units that live and die together (single weights, or blocks), and
+says how the units to keep are chosen. Every way of making masks takes one.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+
+from zosam_jax.errors import check_count
+from zosam_jax.sparsity.selection import largest_in_each, largest_in_groups
+from zosam_jax.trees import Array
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+class Pattern(NamedTuple):
+    """The shape of a mask.
+
+    Attributes:
+      name: as shown in messages.
+      check: (path, shape) → None; raises ValueError for an array that does not fit.
+      units: scores of weights → scores of units.
+      expand: mask of units → mask of weights.
+      unit_size: the number of weights in a unit.
+      choose: (scores of units, counts) of all layers → masks of the units to keep.
+      density: the fraction that `choose` keeps whatever the counts; None if they decide.
+    """
+
+    name: str
+    check: Callable[[str, Shape], None]
+    units: Callable[[Array], Array]
+    expand: Callable[[Array], Array]
+    unit_size: int
+    choose: Callable[[Sequence[Array], Array], list[Array]]
+    density: float | None
+
+
+def unstructured() -> Pattern:
+    """Every weight for itself."""
+    return Pattern(
+        name="unstructured",
+        check=lambda path, shape: None,
+        units=lambda scores: scores,
+        expand=lambda mask: mask,
+        unit_size=1,
+        choose=largest_in_each,
+        density=None,
+    )
+
+
+def n_m(n: int = 2, m: int = 4, *, axis: int = -2) -> Pattern:
+    """N of every M consecutive weights along an axis, as sparse tensor cores take them (2:4).
+
+    Args:
+      n: weights that stay in each group.
+      m: weights in each group.
+      axis: the axis along which groups lie; −2 is that of the input features in kernels of both
+        dense layers (in, out) and convolutions (height, width, in, out), the one that a matrix
+        product sums over. Its length must be a multiple of m.
+
+    The sparsity is 1 − n/m in every array, whatever the distribution.
+
+    Reference: Mishra et al., Accelerating Sparse Deep Neural Networks,
+    https://arxiv.org/abs/2104.08378
+    """
+    check_count("n", n)
+    check_count("m", m)
+    if n > m:
+        raise ValueError(f"n={n} must be at most m={m}: n of every m weights stay.")
+
+    def check(path: str, shape: Shape) -> None:
+        if not -len(shape) <= axis < len(shape) or shape[axis] % m:
+            raise ValueError(
+                f"the {n}:{m} pattern needs a multiple of {m} along axis {axis}, but {path} has "
+                f"the shape {shape}: leave it dense with where=."
+            )
+
+    def choose_one(scores: Array) -> Array:
+        last = jnp.moveaxis(scores, axis, -1)
+        groups = last.reshape(*last.shape[:-1], -1, m)
+        return jnp.moveaxis(largest_in_groups(groups, n).reshape(last.shape), -1, axis)
+
+    def choose(scores: Sequence[Array], counts: Array) -> list[Array]:
+        del counts
+        return [choose_one(score) for score in scores]
+
+    return unstructured()._replace(name=f"{n}:{m}", check=check, choose=choose, density=n / m)
+
+
+def block(rows: int, columns: int) -> Pattern:
+    """Blocks of rows × columns weights in the last two axes (input and output features).
+
+    A block's score is the sum of its weights' scores.
+    """
+    check_count("rows", rows)
+    check_count("columns", columns)
+
+    def check(path: str, shape: Shape) -> None:
+        if len(shape) < 2 or shape[-2] % rows or shape[-1] % columns:
+            raise ValueError(
+                f"blocks of {rows}×{columns} need multiples of both in the last two axes, but "
+                f"{path} has the shape {shape}: leave it dense with where=."
+            )
+
+    def units(scores: Array) -> Array:
+        *outer, a, b = scores.shape
+        tiles = scores.reshape(*outer, a // rows, rows, b // columns, columns)
+        return tiles.sum(axis=(-3, -1))
+
+    def expand(mask: Array) -> Array:
+        return jnp.repeat(jnp.repeat(mask, rows, axis=-2), columns, axis=-1)
+
+    return Pattern(
+        name=f"blocks of {rows}×{columns}",
+        check=check,
+        units=units,
+        expand=expand,
+        unit_size=rows * columns,
+        choose=largest_in_each,
+        density=None,
+    )

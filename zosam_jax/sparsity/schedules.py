@@ -1,0 +1,103 @@
+"""When masks change, and how much of them: functions of the step, on whole runs of known length."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zosam_jax.errors import check_count, check_number
+from zosam_jax.trees import Array
+
+
+class Schedule(NamedTuple):
+    """When to update masks, and the fraction of the kept weights to exchange then.
+
+    Attributes:
+      is_due: step → bool; steps count from 0.
+      fraction: step → α, for due steps.
+    """
+
+    is_due: Callable[[Array], Array]
+    fraction: Callable[[Array], Array]
+
+
+def periodic(
+    every: int,
+    fraction: float | Callable[[Array], Array],
+    *,
+    start: int = 0,
+    stop: int | None = None,
+) -> Schedule:
+    """At every step that is a multiple of `every`, with start ≤ step < stop.
+
+    Args:
+      every: ΔT ≥ 1.
+      fraction: α in [0, 1], or a function of the step (`cosine`).
+      start: the first step that may be due.
+      stop: the first step that no longer is; None for never.
+    """
+    check_count("every", every)
+    check_number("start", start, above=0, inclusive=True)
+    if stop is not None:
+        check_number("stop", stop, above=0, inclusive=True)
+    if not callable(fraction):
+        check_fraction("fraction", fraction)
+
+    def is_due(step: Array) -> Array:
+        due = (step % every == 0) & (step >= start)
+        return due if stop is None else due & (step < stop)
+
+    return Schedule(is_due, fraction if callable(fraction) else lambda step: jnp.float32(fraction))
+
+
+def staged(every: Sequence[int], starts: Sequence[int], *, stop: int) -> Schedule:
+    """Periods that change along the run: `every[i]` from step `starts[i]` on, until `stop`.
+
+    The fraction is left to the budget. Step 0 is not due.
+    """
+
+    def is_due(step: Array) -> Array:
+        stage = jnp.searchsorted(jnp.asarray(starts), step, side="right") - 1
+        period = jnp.asarray(every)[stage]
+        return (step > 0) & (step % period == 0) & (step < stop)
+
+    return Schedule(is_due, lambda step: jnp.float32(0.0))
+
+
+def cosine(fraction: float, steps: int, *, final: float = 0.0) -> Callable[[Array], Array]:
+    """α(t) = α_end + (α − α_end)/2·(1 + cos(πt/T)), α_end from step T on."""
+    check_fraction("fraction", fraction)
+    check_fraction("final", final)
+
+    def at(step: Array) -> Array:
+        progress = jnp.minimum(step / max(steps, 1), 1.0)
+        return final + (fraction - final) / 2 * (1.0 + jnp.cos(math.pi * progress))
+
+    return at
+
+
+def check_fraction(argument: str, value: float) -> None:
+    """Raises unless 0 ≤ value ≤ 1."""
+    check_number(argument, value, above=0.0, inclusive=True)
+    if value > 1:
+        raise ValueError(f"{argument}={value!r} must be at most 1.")
+
+
+def check_total_steps(total_steps: int | None) -> int:
+    """The length of the run, which schedules are fractions of."""
+    if total_steps is None:
+        raise ValueError(
+            "total_steps is missing: the mask schedule is laid out over the run, so say how many "
+            "steps it has (epochs × steps per epoch)."
+        )
+    check_count("total_steps", total_steps)
+    return int(total_steps)
+
+
+def steps_of(schedule: Schedule, total_steps: int) -> list[int]:
+    """The steps at which masks are due to change in a run of this length."""
+    due = jax.vmap(schedule.is_due)(jnp.arange(total_steps))
+    return [int(step) for step in np.flatnonzero(np.asarray(due))]

@@ -1,0 +1,135 @@
+"""From the command line's options to masks, to the wrapper that keeps them, and what they save."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zosam_jax import sparsity
+from zosam_jax.data import dataset as datasets
+from zosam_jax.sparsity import METHODS, DropAndGrowState, SparseState, flops
+from zosam_jax.training import optimizers
+from zosam_jax.training.config import ProblemConfig
+from zosam_jax.training.problem import Network, Problem
+from zosam_jax.trees import PyTree
+
+_SNIP_IMAGES = 128
+_GRASP_IMAGES_PER_CLASS = 10
+_GRASP_TEMPERATURE = 200.0
+
+
+def is_dense(config: ProblemConfig) -> bool:
+    """Whether nothing is pruned."""
+    return config.sparse == "none" or config.sparsity == 0
+
+
+def check(problem: Problem) -> None:
+    """Raises ValueError for a budget that the model or the data cannot meet; computes nothing."""
+    config = problem.config
+    if is_dense(config):
+        return
+    params = problem.init(seed=0).params
+    options = {"distribution": "erk", **distribution(config)}
+    jax.eval_shape(lambda p: sparsity.random(p, config.sparsity, **options), params)
+    if config.sparse == "grasp":
+        _grasp_sample(problem, seed=0)
+
+
+def masks_before_training(problem: Problem, network: Network, seed: int) -> PyTree:
+    """The masks of a method that chooses them before training; None for the others."""
+    config = problem.config
+    if is_dense(config) or config.sparse in METHODS or config.sparse == "lth":
+        return None
+    params, level, options = network.params, config.sparsity, distribution(config)
+    if config.sparse == "random":
+        return sparsity.random(params, level, key=seed, **options)
+    if config.sparse == "magnitude":
+        # Of untrained weights, whose scale says more about the initialiser than about the layer.
+        return sparsity.magnitude(params, level, **{"distribution": "erk", **options})
+    if config.sparse == "synflow":
+        rest = jax.tree.map(jnp.abs, network.rest)
+        image_shape = problem.dataset.train.images.shape[1:]
+        return sparsity.synflow(
+            lambda p, images: problem.apply(p, rest, images), params, level, image_shape
+        )
+    if config.sparse == "snip":
+        batch = next(problem.epoch(seed, 0))[:_SNIP_IMAGES]
+        loss = problem.score_loss(network.rest, training=False)
+        return sparsity.snip(loss, params, level, [(batch,)], **options)
+    loss = problem.score_loss(network.rest, training=True, temperature=_GRASP_TEMPERATURE)
+    return sparsity.grasp(loss, params, level, [(_grasp_sample(problem, seed),)], **options)
+
+
+def under_masks(
+    config: ProblemConfig,
+    inner: optax.GradientTransformationExtraArgs,
+    masks: PyTree,
+    *,
+    steps: int,
+    seed: int,
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer under masks, fixed ones or those of a method that changes them."""
+    if is_dense(config):
+        return inner
+    if config.sparse not in METHODS:
+        return sparsity.fixed(inner, masks)
+    options = distribution(config)
+    if config.sparse == "mest":
+        options["soft_bound"] = config.mest_soft_bound
+    return METHODS[config.sparse](inner, config.sparsity, total_steps=steps, key=seed, **options)
+
+
+def masks_of(opt_state: PyTree) -> PyTree:
+    """The masks in an optimizer state; None for a dense network."""
+    held = isinstance(opt_state, SparseState | DropAndGrowState)
+    return sparsity.get_masks(opt_state) if held else None
+
+
+def dense_gradients(config: ProblemConfig, opt_state: PyTree) -> int:
+    """How many mask updates so far needed the gradient of pruned weights."""
+    if config.sparse not in ("rigl", "svite") or not isinstance(opt_state, DropAndGrowState):
+        return 0
+    return int(opt_state.updates)
+
+
+class Cost:
+    """Multiply-adds of training and inference, relative to the dense network with SGD.
+
+    A forward pass costs Σ_l density_l·f_l, f_l the dense layer's multiply-adds, a backward pass
+    twice that; a mask update that needs the whole gradient costs the dense layers' weight
+    gradients once more. This is what kernels that skip zeros would do; XLA's do not skip them.
+    """
+
+    def __init__(self, problem: Problem, optimizer: str) -> None:
+        """Traces the network's forward pass on one image."""
+        network = problem.init(seed=0)
+        image = jnp.zeros((1, *problem.dataset.train.images.shape[1:]))
+        self._params = network.params
+        self._costs = flops.multiply_adds(
+            lambda p, x: problem.apply(p, network.rest, x), network.params, image
+        )
+        self._dense = float(sum(jax.tree.leaves(self._costs)))
+        forward, backward = optimizers.passes(problem.config, optimizer)
+        self._passes = forward + 2 * backward
+
+    def inference(self, masks: PyTree) -> float:
+        """One forward pass under the masks, as a fraction of the dense one."""
+        return flops.kept_multiply_adds(self._costs, masks, self._params) / self._dense
+
+    def training(self, masks: PyTree, steps: int, dense_gradients: int = 0) -> float:
+        """Some steps under the masks, in steps of the dense network with SGD."""
+        inference = self.inference(masks)
+        return (self._passes * inference * steps + (1.0 - inference) * dense_gradients) / 3.0
+
+
+def _grasp_sample(problem: Problem, seed: int) -> Any:
+    return datasets.balanced_sample(
+        problem.dataset.train, _GRASP_IMAGES_PER_CLASS, problem.dataset.num_classes, seed
+    )
+
+
+def distribution(config: ProblemConfig) -> dict[str, Any]:
+    """The option `distribution`, if one was chosen; else the method decides."""
+    given = config.sparsity_distribution
+    return {} if given == "auto" else {"distribution": given}
