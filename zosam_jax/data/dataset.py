@@ -88,6 +88,26 @@ def with_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     return dataset._replace(train=Split(dataset.train.images, labels))
 
 
+def shrink(dataset: Dataset, factor: int) -> Dataset:
+    """Averages blocks of factor × factor pixels into one.
+
+    Raises:
+      ValueError: if height and width are not multiples of `factor`.
+    """
+    height, width = dataset.train.images.shape[1:3]
+    if height % factor or width % factor:
+        raise ValueError(f"shrink={factor} must divide the images' {height}×{width} pixels.")
+
+    def pooled(split: Split) -> Split:
+        n, _, _, channels = split.images.shape
+        blocks = split.images.reshape(
+            n, height // factor, factor, width // factor, factor, channels
+        )
+        return Split(np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8), split.labels)
+
+    return from_splits(pooled(dataset.train), pooled(dataset.test), dataset.num_classes)
+
+
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     """Puts a random part of the training images in the place of the test split, for tuning.
 

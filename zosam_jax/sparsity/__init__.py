@@ -1,6 +1,6 @@
 """Sparse training: which weights exist, who decides it, and keeping the others at zero."""
 
-from zosam_jax.sparsity import budgets, distributions, patterns, schedules
+from zosam_jax.sparsity import budgets, distributions, patterns, schedules, scores
 from zosam_jax.sparsity.drop_and_grow import DropAndGrowState, drop_and_grow
 from zosam_jax.sparsity.layers import is_weight
 from zosam_jax.sparsity.lottery import lottery_ticket
@@ -32,6 +32,7 @@ __all__ = [
     "random",
     "rigl",
     "schedules",
+    "scores",
     "set_",
     "snip",
     "sparsity_of",

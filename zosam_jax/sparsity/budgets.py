@@ -98,16 +98,18 @@ def stages(
         stage = jnp.searchsorted(jnp.asarray(starts), layout.step, side="right") - 1
         sizes = layout.sizes
 
-        def counts(levels: Sequence[float]) -> Array:
-            # What is pruned is rounded down, as in the original.
+        def at_stage(levels: Sequence[float], count: Callable[[float, int], int]) -> Array:
             table = [
-                initial if s == sparsity else jnp.asarray([n - math.floor(s * n) for n in sizes])
+                initial if s == sparsity else jnp.asarray([count(s, n) for n in sizes])
                 for s in levels
             ]
             return jnp.stack(table)[stage]
 
-        kept = jnp.minimum(counts(lower), layout.active)
-        return Decision(kept, jnp.maximum(counts(upper), kept), initial)
+        # As published, what is pruned and what is kept in the end are both rounded down.
+        kept = at_stage(lower, lambda s, n: n - math.floor(s * n))
+        final = at_stage(upper, lambda s, n: math.floor((1.0 - s) * n))
+        kept = jnp.minimum(kept, layout.active)
+        return Decision(kept, jnp.maximum(final, kept), initial)
 
     return Budget(lambda active: active, decide)
 

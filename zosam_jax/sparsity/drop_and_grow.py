@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from zosam_jax import keys
-from zosam_jax.errors import check_one_of
+from zosam_jax.errors import check_one_of, is_traced
 from zosam_jax.sparsity import budgets, layers, wrapper
 from zosam_jax.sparsity import masks as mask_trees
 from zosam_jax.sparsity.budgets import Budget, Layout
@@ -92,8 +92,8 @@ def drop_and_grow(
         tx = sparsity.drop_and_grow(
             optax.chain(zo_sam(0.05), optax.sgd(0.1, momentum=0.9)),
             lambda params: sparsity.random(params, 0.9),
-            drop=lambda weights: jnp.abs(weights),
-            grow=lambda gradient: jnp.abs(gradient),
+            drop=lambda weights, gradient: jnp.abs(weights * gradient),
+            grow=lambda gradient, noise: jnp.abs(gradient) * noise,
             schedule=schedules.periodic(100, 0.3, stop=7500),
         )
 
@@ -105,10 +105,10 @@ def drop_and_grow(
       inner: an optax transformation, sharpness-aware or not.
       masks: the initial masks, or a function of the parameters that returns them. A tree without
         any mask makes the whole thing `inner`.
-      drop: a function of some of `weights`, `gradient`, `noise`, taken by name: float32 arrays of a
-        layer's shape. The smallest scores among active weights go. `gradient` is ∂L/∂(m⊙θ) at all
-        weights: the incoming updates, or inside a sharpness-aware chain the gradient at θ+ε that
-        it descends along, at no cost. `noise` is uniform in [0, 1), drawn anew for each update.
+      drop: a function of some of `weights`, `gradient` and `noise`, taken by name
+        (`zosam_jax.sparsity.scores`). The smallest scores among active weights go. The gradient is
+        the incoming one; inside a sharpness-aware chain it is the gradient at θ+ε that the step
+        descends along, at no further cost.
       grow: likewise; the largest scores among weights that were not kept come.
       schedule: when, and which fraction α (`zosam_jax.sparsity.schedules`).
       budget: how many (`zosam_jax.sparsity.budgets`); None for a fraction α of each layer's
@@ -149,7 +149,9 @@ def drop_and_grow(
 
     def init(params: PyTree) -> DropAndGrowState:
         own = wrapper.initial_masks(masks, params, packed=False)
-        active = engine.active(layers.masked_by(own, params).take(own))
+        masked = layers.masked_by(own, params)
+        active = engine.active(masked.take(own))
+        _check_pattern(engine.pattern, masked, masked.take(own), active)
         return DropAndGrowState(
             masks=mask_trees.pack(own) if packed else own,
             count=jnp.zeros((), jnp.int32),
@@ -323,6 +325,18 @@ def _arguments(score: Score) -> list[str]:
     return [
         p.name for p in inspect.signature(score).parameters.values() if p.name in SCORE_ARGUMENTS
     ]
+
+
+def _check_pattern(pattern: Pattern, masked: Layers, masks: list[Array], active: Array) -> None:
+    """Raises unless the pattern itself could have chosen these masks."""
+    if not masks or any(map(is_traced, masks)):
+        return
+    for path, mask in zip(masked.paths, masks, strict=True):
+        pattern.check(path, mask.shape)
+    chosen = pattern.choose([pattern.units(m.astype(jnp.float32)) for m in masks], active)
+    for path, mask, units in zip(masked.paths, masks, chosen, strict=True):
+        if not jnp.array_equal(pattern.expand(units), mask):
+            raise ValueError(f"the initial mask of {path} has not the {pattern.name} pattern.")
 
 
 def _check_score(argument: str, score: Score) -> None:

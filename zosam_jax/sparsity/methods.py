@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from zosam_jax.errors import check_number
-from zosam_jax.sparsity import budgets, pruning, schedules
+from zosam_jax.sparsity import budgets, pruning, schedules, scores
 from zosam_jax.sparsity.distributions import Distribution
 from zosam_jax.sparsity.drop_and_grow import drop_and_grow
 from zosam_jax.sparsity.layers import Where
@@ -47,21 +47,6 @@ class Shared(TypedDict, total=False):
     moments: str
     packed: bool
     key: int | Array
-
-
-def magnitude(weights: Array) -> Array:
-    """The score |θ|."""
-    return jnp.abs(weights)
-
-
-def gradient_magnitude(gradient: Array) -> Array:
-    """The score |∂L/∂(m⊙θ)|."""
-    return jnp.abs(gradient)
-
-
-def uniform_random(noise: Array) -> Array:
-    """A score that prefers nothing."""
-    return noise
 
 
 def set_(
@@ -103,8 +88,8 @@ def set_(
         inner,
         sparsity,
         shared,
-        drop=magnitude,
-        grow=uniform_random,
+        drop=scores.magnitude,
+        grow=scores.uniform_random,
         schedule=schedules.periodic(_period(every, steps), alpha, stop=last),
     )
 
@@ -148,8 +133,8 @@ def rigl(
         inner,
         sparsity,
         shared,
-        drop=magnitude,
-        grow=gradient_magnitude,
+        drop=scores.magnitude,
+        grow=scores.gradient_magnitude,
         schedule=schedules.periodic(
             _period(every, steps), schedules.cosine(fraction, last), stop=last
         ),
@@ -201,8 +186,8 @@ def dsr(
         inner,
         sparsity,
         {"distribution": "uniform", "moments": "keep", **shared},
-        drop=magnitude,
-        grow=uniform_random,
+        drop=scores.magnitude,
+        grow=scores.uniform_random,
         schedule=schedules.staged(periods, starts, stop=_share(steps, stop)),
         budget=budgets.threshold(fraction, threshold),
         regrowth="last",
@@ -275,8 +260,8 @@ def mest(
         sparsity,
         {"distribution": "uniform", "moments": "keep", **shared},
         choose=pruning.magnitude,
-        drop=magnitude_and_gradient if gradient_weight else magnitude,
-        grow=uniform_random,
+        drop=magnitude_and_gradient if gradient_weight else scores.magnitude,
+        grow=scores.uniform_random,
         schedule=schedules.periodic(max(1, round(steps / 32)) if every is None else every, 0.0),
         budget=budgets.stages(
             sparsity, lower, upper, [0, round(0.5625 * steps), round(0.75 * steps)]
@@ -322,8 +307,8 @@ def svite(
         inner,
         sparsity,
         shared,
-        drop=magnitude,
-        grow=gradient_magnitude,
+        drop=scores.magnitude,
+        grow=scores.gradient_magnitude,
         schedule=schedules.periodic(
             max(1, round(steps / 100)) if every is None else every,
             schedules.cosine(fraction, steps, final=final_fraction),

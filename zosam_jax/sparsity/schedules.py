@@ -58,6 +58,10 @@ def staged(every: Sequence[int], starts: Sequence[int], *, stop: int) -> Schedul
 
     The fraction is left to the budget. Step 0 is not due.
     """
+    for period in every:
+        check_count("every", period)
+    if len(every) != len(starts):
+        raise ValueError(f"every={every!r} must have one period for each of {len(starts)} stages.")
 
     def is_due(step: Array) -> Array:
         stage = jnp.searchsorted(jnp.asarray(starts), step, side="right") - 1

@@ -92,7 +92,7 @@ def _greatest(holds: Callable[[Array], Array], shape: tuple[int, ...], num_bits:
     """
 
     def decide_bit(i: Array, x: Array) -> Array:
-        candidate = x | (jnp.uint32(1) << (num_bits - 1 - i).astype(jnp.uint32))
+        candidate = x | (jnp.uint32(1) << jnp.asarray(num_bits - 1 - i, jnp.uint32))
         return jnp.where(holds(candidate), candidate, x)
 
     found: Array = jax.lax.fori_loop(0, num_bits, decide_bit, jnp.zeros(shape, jnp.uint32))

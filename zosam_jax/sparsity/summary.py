@@ -1,10 +1,10 @@
 """What is pruned, layer by layer, with every parameter accounted for by name."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax.sparsity import masks as mask_trees
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     @property
     def size(self) -> int:
         """The number of its weights."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 class Summary(NamedTuple):
@@ -87,8 +87,8 @@ def summary(params: PyTree, masks: PyTree) -> Summary:
         tuple(
             Row(
                 name=jax.tree_util.keystr(path, simple=True, separator="/"),
-                shape=jnp.shape(param),
-                kept=jnp.size(param) if mask is None else int(np.sum(np.asarray(mask))),
+                shape=np.shape(param),
+                kept=math.prod(np.shape(param)) if mask is None else int(np.sum(np.asarray(mask))),
                 masked=mask is not None,
             )
             for (path, param), mask in zip(jax.tree.leaves_with_path(params), leaves, strict=True)

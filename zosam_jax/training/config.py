@@ -37,6 +37,9 @@ class ProblemConfig:
     train_images: int | None = None
     """Use only the first so many training images. Default: all."""
 
+    shrink: int = 1
+    """Average square blocks of so many pixels a side into one."""
+
     label_noise: float = 0.0
     """Fraction of the training labels replaced at random (the test labels stay clean)."""
 
@@ -66,6 +69,9 @@ class ProblemConfig:
 
     epochs: int = 20
     """Passes over the training images."""
+
+    evaluate_every: int = 1
+    """Epochs between looks at the test split; the last epoch always has one."""
 
     batch_size: int = 64
     """Images a step; an incomplete last batch is left out."""
@@ -100,7 +106,7 @@ class ProblemConfig:
 
     def __post_init__(self) -> None:
         """Checks what the types cannot say, before anything is loaded or compiled."""
-        for name in ("epochs", "batch_size", "num_directions"):
+        for name in ("epochs", "evaluate_every", "batch_size", "num_directions", "shrink"):
             check_count(name, getattr(self, name))
         for name in ("learning_rate", "delta"):
             check_number(name, getattr(self, name), above=0.0, inclusive=False)

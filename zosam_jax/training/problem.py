@@ -139,6 +139,8 @@ def load_dataset(config: ProblemConfig) -> Dataset:
     dataset = load(config.dataset, config.data_dir)
     if config.train_images is not None:
         dataset = datasets.limit(dataset, config.train_images)
+    if config.shrink > 1:
+        dataset = datasets.shrink(dataset, config.shrink)
     if config.label_noise:
         dataset = datasets.with_label_noise(dataset, config.label_noise, _LABEL_NOISE_SEED)
     return dataset

@@ -42,7 +42,7 @@ def train(
     last = records[-1]
     summary = {
         "test_accuracy": last.test_accuracy,
-        "best_test_accuracy": max(r.test_accuracy for r in records),
+        "best_test_accuracy": max(r.test_accuracy for r in records if r.test_accuracy >= 0),
         "train_loss": last.train_loss,
         "sparse": "none" if is_dense(config) else config.sparse,
         "sparsity": last.sparsity,

@@ -1,6 +1,7 @@
 """One training run: the compiled step, the loop around it, what it reports."""
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ class EpochRecord(NamedTuple):
       round: 0, or how often the network was pruned before this training (lth).
       epoch, step: epochs and steps completed, on the schedule.
       train_loss, train_accuracy: means over the epoch, at the points where gradients were taken.
-      test_accuracy: at the end of the epoch.
+      test_accuracy: at the end of the epoch; NaN where the options skip it.
       sparsity: the fraction of zeros among the maskable weights then.
       training_cost: multiply-adds since the start of the run, earlier rounds included, in epochs
         of the dense network with SGD (see `training.sparse.Cost`).
@@ -210,7 +211,11 @@ class Run:
                     step=step,
                     train_loss=loss / problem.steps_per_epoch,
                     train_accuracy=correct / images,
-                    test_accuracy=problem.test_accuracy(*self.network),
+                    test_accuracy=(
+                        problem.test_accuracy(*self.network)
+                        if (epoch + 1) % problem.config.evaluate_every == 0 or epoch == epochs[-1]
+                        else math.nan
+                    ),
                     sparsity=self.sparsity,
                     training_cost=self._cost_so_far / problem.steps_per_epoch,
                     seconds=time.perf_counter() - started,
