@@ -74,3 +74,30 @@ def test_wrong_arguments(digits, function, arguments, message):
 def test_unknown_data_set():
     with pytest.raises(ValueError, match="dataset='mnist' is not known; choose one of digits"):
         data.load("mnist")
+
+
+def test_shrinking_averages_blocks(digits):
+    small = datasets.shrink(digits, 2)
+    assert small.train.images.shape == (1437, 4, 4, 1)
+    assert small.train.images.dtype == np.uint8
+    block = digits.train.images[5, 2:4, 6:8, 0]
+    assert small.train.images[5, 1, 3, 0] == np.rint(block.mean())
+    np.testing.assert_array_equal(small.test.labels, digits.test.labels)
+    assert small.pixel_sd == pytest.approx(small.train.images.std())
+    with pytest.raises(ValueError, match="shrink=3 must divide the images' 8×8 pixels"):
+        datasets.shrink(digits, 3)
+
+
+def test_a_balanced_sample_has_as_many_of_each_class(digits):
+    sample = datasets.balanced_sample(digits.train, 7, 10, seed=0)
+    assert len(set(sample.tolist())) == 70
+    assert np.bincount(digits.train.labels[sample]).tolist() == [7] * 10
+    assert (np.sort(digits.train.labels[sample]) != digits.train.labels[sample]).any()
+    other = datasets.balanced_sample(digits.train, 7, 10, seed=1)
+    assert set(sample.tolist()) != set(other.tolist())
+
+
+def test_a_class_with_too_few_images_is_named(digits):
+    threes = digits.train.take(np.flatnonzero(digits.train.labels != 3))
+    with pytest.raises(ValueError, match="class 3 has 0 of the 5 training images"):
+        datasets.balanced_sample(threes, 5, 10, seed=0)

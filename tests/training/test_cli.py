@@ -28,7 +28,7 @@ def read(path):
 
 def test_a_run_folder_holds_what_is_promised(run):
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "summary.json", "curves.png"}
+    assert names == {"config.json", "metrics.jsonl", "summary.json", "masks.txt", "curves.png"}
     summary = read(run / "summary.json")
     assert summary["optimizer"] == "zo_sam"
     assert summary["seed"] == 3
@@ -188,3 +188,95 @@ def test_a_bare_import_needs_neither_flax_nor_the_extras():
     )
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert shown.stdout.strip() == "[]"
+
+
+TINY = ["--model", "lenet-300-100", "--train-images", "256", "--epochs", "3"]
+SPARSE = ["random", "magnitude", "snip", "grasp", "synflow", "set", "dsr", "rigl", "mest", "svite"]
+
+
+@pytest.mark.parametrize("method", SPARSE)
+def test_every_sparse_method_reaches_the_sparsity_it_is_asked_for(method, tmp_path):
+    options = ["--sparse", method, "--sparsity", "0.95", "--output", str(tmp_path / "run")]
+    cli.main(["train", *TINY, *options])
+    summary = read(tmp_path / "run" / "summary.json")
+    assert summary["sparse"] == method
+    assert summary["sparsity"] == pytest.approx(0.95, abs=2e-5)
+    # ZO-SAM's three forward passes and one backward, at a twentieth of the multiply-adds and some.
+    assert 5 / 3 * 0.05 * 0.99 < summary["training_cost"] < 5 / 3 * 0.35
+    assert 0.05 * 0.99 < summary["inference_cost"] < 0.2
+    table = (tmp_path / "run" / "masks.txt").read_text()
+    assert "hidden1/kernel" in table
+    assert "head/bias" in table
+
+
+def test_lottery_tickets_are_trained_in_rounds(tmp_path, capsys):
+    options = ["--sparse", "lth", "--lottery-levels", "2", "--rewind-epochs", "1"]
+    cli.main(["train", *TINY, *options, "--optimizer", "sgd", "--output", str(tmp_path / "run")])
+    summary = read(tmp_path / "run" / "summary.json")
+    assert summary["sparsity"] == pytest.approx(0.9, abs=2e-5)
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    # The run to the rewinding point, the dense run, and two rounds from epoch 1 on.
+    assert [(line["round"], line["epoch"]) for line in lines] == [
+        *[(0, 1)],
+        *[(0, 1), (0, 2), (0, 3)],
+        *[(1, 2), (1, 3)],
+        *[(2, 2), (2, 3)],
+    ]
+    levels = [line["sparsity"] for line in lines]
+    assert levels == pytest.approx([0] * 4 + [1 - 0.1**0.5] * 2 + [0.9] * 2, abs=1e-4)
+    assert 1.3 < summary["training_cost"] < 1.9
+    assert "round 2, sparsity 90.0%" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_dense_network_costs_what_it_costs(tmp_path):
+    options = ["--sparse", "none", "--optimizer", "sgd", "--output", str(tmp_path / "run")]
+    cli.main(["train", *TINY, *options])
+    summary = read(tmp_path / "run" / "summary.json")
+    assert (summary["sparse"], summary["sparsity"]) == ("none", 0)
+    assert summary["training_cost"] == summary["inference_cost"] == pytest.approx(1)
+    assert not (tmp_path / "run" / "masks.txt").exists()
+
+
+def test_the_test_split_is_looked_at_as_often_as_asked(tmp_path):
+    options = ["--evaluate-every", "2", "--output", str(tmp_path / "run")]
+    cli.main(["train", *TINY, *options])
+    lines = [
+        json.loads(line)["test_accuracy"]
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert lines[0] is None
+    assert lines[1] > 0
+    assert lines[2] > 0
+
+
+def test_comparisons_work_with_masks_that_change(tmp_path):
+    options = ["--sparse", "rigl", "--seeds", "1", "--optimizers", "sgd", "zo_sam"]
+    cli.main(["compare", *TINY, *options, "--output", str(tmp_path / "run")])
+    rows = read(tmp_path / "run" / "compare.json")
+    assert [row["optimizer"] for row in rows] == ["sgd", "zo_sam"]
+    assert rows[1]["ascent_gain"] is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sparse", "set", "--sparsity", "0.99999"], "leaves no weight in"),
+        (
+            ["--sparse", "synflow", "--sparsity-distribution", "erk"],
+            "does not go with synflow, whose budget is global",
+        ),
+        (["--sparse", "grasp", "--train-images", "70"], "that a balanced sample needs"),
+        (["--sparse", "lth", "--rewind-epochs", "3"], "rewind_epochs=3 must be at least 0"),
+        (["--sparse", "lth", "--lottery-levels", "0"], "lottery_levels=0"),
+        (["--shrink", "3"], "shrink=3 must divide"),
+    ],
+)
+def test_impossible_sparse_options_end_with_a_sentence(options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", *TINY, *options, "--output", str(tmp_path / "run")])
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert message in " ".join((captured.out + captured.err).replace("│", " ").split())
+    assert not (tmp_path / "run").exists()

@@ -157,7 +157,7 @@ def _tune(
 def _table(rows: Sequence[Row], config: CompareConfig) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{config.model} on {config.dataset}, {config.sparsity:.0%} {config.sparse}, "
+        title=f"{config.model} on {config.dataset}, {100 * config.sparsity:g}% {config.sparse}, "
         f"{config.epochs} epochs, {config.seeds} seeds, radius {config.radius}",
     )
     table.add_column("optimizer", no_wrap=True)

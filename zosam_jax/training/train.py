@@ -72,7 +72,7 @@ def train(
 def _budget(config: TrainConfig) -> str:
     if is_dense(config):
         return "dense"
-    return f"{config.sparsity:.0%} sparse by {config.sparse}"
+    return f"{100 * config.sparsity:g}% sparse by {config.sparse}"
 
 
 class _Watcher(Observer):
