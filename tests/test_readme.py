@@ -21,6 +21,7 @@ def namespace():
     x = jax.random.normal(jax.random.key(0), (32, 8))
     return {
         "jax": jax,
+        "jnp": jnp,
         "params": {"w": jnp.ones((8, 2)), "b": jnp.zeros(2)},
         "loss": loss,
         "x": x,
