@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import zosam_jax
+from zosam_jax import sparsity
 from zosam_jax.integrations.linen import TrainState
 from zosam_jax.integrations.nnx import Optimizer, functional_loss, split
 from zosam_jax.integrations.step import apply_loss
@@ -203,3 +204,56 @@ def test_a_missing_argument_of_the_loss_is_named():
     tx = chain("zo_sam")
     with pytest.raises(TypeError, match=r"loss requires 'y', .* pass y=\.\.\."):
         apply_loss(tx, plain_loss, params, tx.init(params), x=X)
+
+
+def zero_where_pruned(params, masks):
+    masked = sparsity.apply_masks(params, masks)
+    equal = jax.tree.map(lambda a, b: bool((a == b).all()), masked, params)
+    return all(jax.tree.leaves(equal))
+
+
+@pytest.mark.parametrize("name", ["sgd", "zo_sam"])
+def test_nnx_trains_under_masks_that_change(name):
+    model = NnxNet(nnx.Rngs(0))
+    tx = sparsity.rigl(chain(name), 0.5, total_steps=20, every=2)
+    optimizer = Optimizer(model, tx, wrt=nnx.Param)
+    optimizer.apply_masks(model)
+    before = optimizer.masks
+    assert zero_where_pruned(nnx.as_pure(nnx.state(model, nnx.Param)), before)
+    step = nnx.jit(lambda model, optimizer: optimizer.apply_loss(model, nnx_loss, X, Y))
+    losses = [float(step(model, optimizer)) for _ in range(12)]
+    assert losses[-1] < losses[0]
+    assert zero_where_pruned(nnx.as_pure(nnx.state(model, nnx.Param)), optimizer.masks)
+    assert (before["inner"]["kernel"] != optimizer.masks["inner"]["kernel"]).any()
+    assert before["norm"]["scale"] is None
+
+
+@pytest.mark.parametrize("name", ["sgd", "zo_sam"])
+def test_linen_trains_under_masks_that_change(name):
+    model = LinenNet()
+    variables = model.init(jax.random.key(0), X)
+    tx = sparsity.set_(chain(name), 0.5, total_steps=20, every=2)
+    state = TrainState.create(apply_fn=model.apply, params=variables["params"], tx=tx)
+    state = state.apply_masks()
+    before = state.masks
+    assert zero_where_pruned(state.params, before)
+
+    @jax.jit
+    def step(state):
+        def loss(params):
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": variables["batch_stats"]},
+                X,
+                mutable=["batch_stats"],
+            )
+            return cross_entropy(logits, Y), updated
+
+        return state.apply_loss(loss, has_aux=True)
+
+    losses = []
+    for _ in range(12):
+        state, (value, _) = step(state)
+        losses.append(float(value))
+    assert losses[-1] < losses[0]
+    assert zero_where_pruned(state.params, state.masks)
+    assert (before["Dense_0"]["kernel"] != state.masks["Dense_0"]["kernel"]).any()

@@ -5,7 +5,9 @@ from typing import Any
 
 from flax.training import train_state
 
+from zosam_jax import sparsity
 from zosam_jax.integrations import step
+from zosam_jax.trees import PyTree
 
 
 class TrainState(train_state.TrainState):
@@ -18,6 +20,16 @@ class TrainState(train_state.TrainState):
     `tx` may be any optax transformation; `apply_gradients` works as ever for those that are not
     sharpness-aware.
     """
+
+    @property
+    def masks(self) -> PyTree:
+        """The masks that a sparse wrapper around `tx` keeps, shaped like the parameters."""
+        return sparsity.get_masks(self.opt_state)
+
+    def apply_masks(self) -> "TrainState":
+        """The same state with pruned weights at zero; once, before training."""
+        masked: TrainState = self.replace(params=sparsity.apply_masks(self.params, self.masks))
+        return masked
 
     def apply_loss(
         self, loss: Callable[..., Any], *, has_aux: bool = False, **extra_args: Any

@@ -5,6 +5,7 @@ from typing import Any
 
 from flax import nnx
 
+from zosam_jax import sparsity
 from zosam_jax.integrations import step
 from zosam_jax.trees import Array, PyTree
 
@@ -61,6 +62,16 @@ class Optimizer(nnx.Optimizer[Any]):
     `tx` may be any optax transformation; `update` works as ever for those that are not
     sharpness-aware.
     """
+
+    @property
+    def masks(self) -> PyTree:
+        """The masks that a sparse wrapper around `tx` keeps, shaped like the parameters."""
+        return sparsity.get_masks(nnx.as_pure(self.opt_state))
+
+    def apply_masks(self, model: Any) -> None:
+        """Sets the model's pruned weights to zero; once, before training."""
+        params = nnx.as_pure(nnx.state(model, self.wrt))
+        nnx.update(model, sparsity.apply_masks(params, self.masks))
 
     def apply_loss(
         self,
