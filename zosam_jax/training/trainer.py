@@ -118,11 +118,9 @@ class Run:
         """Starts anew from a network under given masks, schedules and data at this epoch."""
         opt_state = self.tx.init(network.params)
         count = jnp.asarray(epoch * self.problem.steps_per_epoch, jnp.int32)
-        # Copies: the state is donated, the caller's masks are not.
-        opt_state = optax.tree.set(opt_state, count=count)._replace(
-            masks=jax.tree.map(jnp.copy, masks)
-        )
-        self.state = self._start(jax.tree.map(jnp.copy, network), opt_state)
+        opt_state = optax.tree.set(opt_state, count=count)._replace(masks=masks)
+        # Copies: the state is donated, and so nothing in it may be the caller's or stand twice.
+        self.state = jax.tree.map(jnp.copy, self._start(network, opt_state))
 
     def _start(self, network: Network, opt_state: PyTree) -> TrainState:
         return TrainState(
