@@ -282,6 +282,13 @@ def test_sharded_parameters_give_the_same_masks(wrap):
     assert_equal(jax.tree.map(np.asarray, masks), jax.tree.map(np.asarray, jax.jit(run)(params)))
 
 
+def test_parameters_are_asked_for(wrap):
+    tx = wrap(chain())
+    params, state = start(tx)
+    with pytest.raises(ValueError, match="params is missing"):
+        tx.update(params, state)
+
+
 # Perturbations and gradients inside.
 
 

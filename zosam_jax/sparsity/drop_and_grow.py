@@ -164,6 +164,7 @@ def drop_and_grow(
     def update(
         updates: PyTree, state: DropAndGrowState, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, DropAndGrowState]:
+        wrapper.require_params(params)
         old = mask_trees.unpack(state.masks)
         masked = layers.masked_by(old, params)
         updates, inner_state, gradient = wrapper.update_inner(

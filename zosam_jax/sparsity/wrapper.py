@@ -59,6 +59,7 @@ def fixed(
     def update(
         updates: PyTree, state: SparseState, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, SparseState]:
+        require_params(params)
         kept = mask_trees.unpack(state.masks)
         updates, inner_state, _ = update_inner(
             inner, updates, state.inner_state, params, masks=kept, extra_args=extra_args
@@ -66,6 +67,12 @@ def fixed(
         return land_on_zero(updates, params, kept), SparseState(state.masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def require_params(params: PyTree) -> None:
+    """Raises for an update without parameters, which optax allows."""
+    if params is None:
+        raise ValueError("params is missing: call tx.update(grads, state, params, ...).")
 
 
 def initial_masks(
@@ -104,8 +111,6 @@ def update_inner(
     Returns:
       (updates, inner state, whole gradient), the last None unless asked for.
     """
-    if params is None:
-        raise ValueError("params is missing: call tx.update(grads, state, params, ...).")
     from_inside = keep_gradient and updates is None
     if from_inside and not transform.states(inner_state):
         raise ValueError(
