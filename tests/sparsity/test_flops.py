@@ -44,6 +44,9 @@ def test_what_the_compiler_counts():
         lambda w, x: jnp.einsum("ij,nj->ni", w.reshape(2, 2, 4).reshape(4, 4), x),
         lambda w, x: x @ w.astype(jnp.bfloat16).astype(jnp.float32),
         lambda w, x: jax.lax.cond(True, lambda: x @ w, lambda: x @ w),
+        lambda w, x: x @ jnp.where(jnp.eye(4) > 0, w, 0.0),
+        lambda w, x: x @ jax.jit(lambda w: 2 * w)(w),
+        lambda w, x: x @ (w - w.mean()) + jnp.ones(4),
     ],
 )
 def test_parameters_are_followed_to_their_product(apply):
@@ -65,6 +68,17 @@ def test_activations_of_a_scaled_input_are_no_parameter():
         apply, {"scale": jnp.ones(4), "w": jnp.ones((4, 5))}, jnp.ones((3, 4))
     )
     assert costs == {"scale": 0, "w": 60}
+
+
+@pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh, jax.nn.gelu, jax.nn.softmax])
+def test_biases_enter_no_product_whatever_the_activation(activation):
+    """One example's activations have the bias's own shape."""
+    params = {"w1": jnp.ones((6, 5)), "b1": jnp.ones(5), "w2": jnp.ones((5, 3))}
+
+    def apply(params, x):
+        return activation(x @ params["w1"] + params["b1"]) @ params["w2"]
+
+    assert flops.multiply_adds(apply, params, jnp.ones((1, 6))) == {"w1": 30, "b1": 0, "w2": 15}
 
 
 def test_masks_leave_their_share():

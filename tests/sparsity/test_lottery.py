@@ -116,6 +116,17 @@ def test_nothing_is_trained_before_it_is_asked_for():
 
 def test_sparsity_zero_is_one_dense_run():
     assert len(levels(0.0)) == 1
+    assert len(levels(0.0, levels=3)) == 1
+
+
+def test_n_of_m_patterns_are_reached_in_one_round():
+    params = {"w": jax.random.normal(jax.random.key(0), (8, 8))}
+    found = list(
+        sparsity.lottery_ticket(
+            train, params, 0, 0.5, total_steps=TOTAL, pattern=sparsity.patterns.n_m(2, 4)
+        )
+    )
+    assert [kept(level.masks) for level in found] == [64, 32]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +134,7 @@ def test_sparsity_zero_is_one_dense_run():
     [
         ({"level": 1.0}, "sparsity=1.0 must be below 1"),
         ({"levels": 0}, "levels=0"),
+        ({"rewind_to": -1}, "rewind_to=-1"),
         ({"rewind_to": TOTAL}, "rewind_to=10 must be below total_steps=10"),
         ({"retrain": "again"}, "retrain='again' is not known"),
         ({"level": 0.95, "distribution": "uniform"}, "leaves no weight in"),

@@ -67,7 +67,7 @@ def changes(trail):
 
 METHODS = {
     "set": functools.partial(sparsity.set_, every=5),
-    "rigl": functools.partial(sparsity.rigl, every=5),
+    "rigl": functools.partial(sparsity.rigl, every=5, replaces_step=True),
     "dsr": functools.partial(sparsity.dsr, every=(5, 5, 5, 5), threshold=0.1),
     "mest": functools.partial(sparsity.mest, every=5),
     "svite": functools.partial(sparsity.svite, every=5),
@@ -296,8 +296,22 @@ def test_moments_are_found_in_any_nesting(wrap):
     assert all(not np.asarray(leaf)[new].any() for leaf in leaves)
 
 
-def test_an_update_of_rigl_takes_the_place_of_the_step():
-    path = run(sparsity.rigl(momentum_and_decay(), 0.8, total_steps=STEPS, every=5), steps=6)
+@pytest.mark.parametrize(
+    ("every", "option", "replaced"), [(5, None, False), (5, True, True), (100, None, True)]
+)
+def test_an_update_of_rigl_takes_the_place_of_the_step(every, option, replaced):
+    """As published, unless the period is shorter than the published one."""
+    tx = sparsity.rigl(
+        momentum_and_decay(), 0.8, total_steps=1000, every=every, replaces_step=option
+    )
+    (_, before, _), (_, after, state) = run(tx, steps=1)
+    assert state.updates == 1
+    stood_still = bool((before["one"]["bias"] == after["one"]["bias"]).all())
+    assert stood_still == replaced
+
+
+def test_nothing_moves_in_the_place_of_a_step():
+    path = trail("rigl")
     before, after = path[5], path[6]
     stays = [a & b for a, b in zip(kernels(before[0]), kernels(after[0]), strict=True)]
     for x, y in (
@@ -400,6 +414,36 @@ def layer_counts(level, step, **options):
 )
 def test_the_published_densities_of_mest(level, step, soft, expected):
     assert layer_counts(level, step, soft_bound=soft) == expected
+
+
+def test_mest_scales_layers_that_do_not_start_at_the_budget():
+    """A layer with a quarter of its weights shrinks and grows by the factors of the others."""
+    tree = {"a": jnp.ones((40, 50)), "b": jnp.ones((40, 50))}
+    sizes = {"a": 500, "b": 300}
+    masks = {k: jnp.arange(2000).reshape(40, 50) < n for k, n in sizes.items()}
+    tx = sparsity.mest(optax.sgd(0.0), 0.8, total_steps=32, masks=masks, soft_bound=True)
+    _, state = tx.update(jax.tree.map(jnp.zeros_like, tree), tx.init(tree), tree)
+    assert {k: int(m.sum()) for k, m in state.masks.items()} == {"a": 750, "b": 450}
+
+
+@pytest.mark.parametrize("size", [100, 1000, 10_000])
+def test_decimal_fractions_are_meant_as_written(size):
+    """1 − 0.9 is less than 0.1 in binary."""
+    tree = {"w": jnp.ones((size // 10, 10))}
+    tx = sparsity.mest(optax.sgd(0.0), 0.95, total_steps=160, soft_bound=True)
+    _, state = tx.update(jax.tree.map(jnp.zeros_like, tree), tx.init(tree), tree)
+    assert int(state.masks["w"].sum()) == size // 10
+
+
+@pytest.mark.parametrize("rounding", [jnp.floor, jnp.ceil])
+def test_whole_counts_stay_whole(rounding):
+    """0.3 · 100 is 30.000001 in float32."""
+    budget = budgets.constant(rounding)
+    for percent in (1, 7, 13, 30, 70):
+        for active in (100, 900, 54_300):
+            layout = budgets.Layout([], jnp.int32([active]), 0, jnp.float32(percent / 100))
+            kept = int(budget.decide((), layout).kept[0])
+            assert active - kept == percent * active // 100
 
 
 def test_mest_prunes_below_the_budget_before_it_grows():

@@ -374,6 +374,41 @@ def test_what_cannot_be_is_said(make, error, message):
         make(mlp_params())
 
 
+@pytest.mark.parametrize("method", [sparsity.snip, sparsity.grasp])
+def test_counters_among_the_parameters_are_left_alone(method):
+    params = {**mlp_params(), "steps": jnp.int32(3)}
+
+    def loss(params, x, y):
+        return mlp_loss({k: params[k] for k in ("hidden", "out")}, x, y)
+
+    masks = method(loss, params, SPARSITY, BATCHES)
+    assert masks.pop("steps") is None
+    assert_equal(masks, method(mlp_loss, mlp_params(), SPARSITY, BATCHES))
+
+
+def test_scores_of_halves_do_not_vanish():
+    weights = jnp.concatenate([jnp.full(8, 1e-4), jnp.full(8, 1e-3)]).astype(jnp.float16)
+    masks = sparsity.snip(
+        lambda p: jnp.sum(p["w"].astype(jnp.float32)) * 1e-5, {"w": weights[None]}, 0.5, [()]
+    )
+    assert masks["w"][0].tolist() == [False] * 8 + [True] * 8
+
+
+def test_a_global_random_budget_leaves_the_layers_shares_to_chance():
+    shares = {
+        tuple(counts(sparsity.random(conv_params(), 0.5, distribution="global", key=key)))
+        for key in range(3)
+    }
+    assert len(shares) == 3
+    assert {sum(share) for share in shares} == {224}
+
+
+@pytest.mark.parametrize("returned", [[10], [10, 200], [-1, 10]])
+def test_a_distribution_that_cannot_be_met_is_refused(returned):
+    with pytest.raises(ValueError, match="distribution returned"):
+        sparsity.random(conv_params(), 0.5, distribution=lambda shapes, sparsity: returned)
+
+
 def test_a_pattern_of_the_path_chooses_what_to_mask():
     masks = sparsity.random(conv_params(), 0.5, where=r"dense.*kernel")
     assert masks["conv"]["kernel"] is None

@@ -5,6 +5,7 @@ Counts are in units of the mask's pattern (single weights, or blocks), as traced
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -67,7 +68,7 @@ def constant(rounding: Callable[[Array], Array] = jnp.floor) -> Budget:
     """Each layer exchanges the schedule's fraction of its weights and keeps their number."""
 
     def decide(state: BudgetState, layout: Layout) -> Decision:
-        dropped = rounding(layout.fraction * layout.active).astype(jnp.int32)
+        dropped = rounding(_settle(layout.fraction * layout.active)).astype(jnp.int32)
         kept = layout.active - jnp.clip(dropped, 0, layout.active)
         return Decision(kept, layout.active, state)
 
@@ -79,9 +80,12 @@ def stages(
 ) -> Budget:
     """Prunes every layer to one sparsity and grows it to another, stage by stage.
 
+    Where a stage names the sparsity of the initial masks, the initial counts are meant exactly.
+    Layers whose initial sparsity is another (not a uniform distribution) shrink and grow by the
+    same factors.
+
     Args:
-      sparsity: that of the initial masks; where a stage names the same, the initial counts are
-        meant exactly.
+      sparsity: that of the initial masks, over all layers.
       lower: for each stage the sparsity to prune to.
       upper: for each stage the sparsity to grow to, at most the one pruned to.
       starts: the first step of each stage.
@@ -99,15 +103,19 @@ def stages(
         sizes = layout.sizes
 
         def at_stage(levels: Sequence[float], count: Callable[[float, int], int]) -> Array:
-            table = [
-                initial if s == sparsity else jnp.asarray([count(s, n) for n in sizes])
-                for s in levels
-            ]
+            table = []
+            for s in levels:
+                published = jnp.asarray([count(s, n) for n in sizes], jnp.int32)
+                scaled = jnp.floor(_settle(initial * ((1.0 - s) / (1.0 - sparsity))))
+                scaled = jnp.minimum(scaled.astype(jnp.int32), jnp.asarray(sizes))
+                other = jnp.where(is_uniform, published, scaled)
+                table.append(initial if s == sparsity else other)
             return jnp.stack(table)[stage]
 
+        is_uniform = jnp.abs(initial - (1.0 - sparsity) * jnp.asarray(sizes)) < 1.0
         # As published, what is pruned and what is kept in the end are both rounded down.
-        kept = at_stage(lower, lambda s, n: n - math.floor(s * n))
-        final = at_stage(upper, lambda s, n: math.floor((1.0 - s) * n))
+        kept = at_stage(lower, lambda s, n: n - math.floor(_decimal(s) * n))
+        final = at_stage(upper, lambda s, n: math.floor((1 - _decimal(s)) * n))
         kept = jnp.minimum(kept, layout.active)
         return Decision(kept, jnp.maximum(final, kept), initial)
 
@@ -180,3 +188,14 @@ def share(total: Array, weights: Array, room: Array) -> Array:
 
     shares: Array = jax.lax.while_loop(goes_on, one_round, jnp.zeros_like(room))
     return shares
+
+
+def _settle(x: Array) -> Array:
+    """x, or the integer that it misses by no more than float32's rounding."""
+    nearest = jnp.round(x)
+    return jnp.where(jnp.abs(x - nearest) <= 1e-6 * nearest, nearest, x)
+
+
+def _decimal(sparsity: float) -> Fraction:
+    """The number that was meant, such as 9/10 by 0.9."""
+    return Fraction(str(round(sparsity, 9)))

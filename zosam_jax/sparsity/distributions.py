@@ -33,7 +33,7 @@ def erdos_renyi_kernel(shapes: Sequence[Shape], sparsity: float) -> list[int]:
     Reference: Evci et al., Rigging the Lottery, https://arxiv.org/abs/1911.11134
     """
     sizes = [math.prod(shape) for shape in shapes]
-    raw = [sum(shape) / math.prod(shape) for shape in shapes]
+    raw = [sum(shape) / max(math.prod(shape), 1) for shape in shapes]
     dense: set[int] = set()
     while True:
         budget = (1.0 - sparsity) * sum(sizes) - sum(sizes[i] for i in dense)

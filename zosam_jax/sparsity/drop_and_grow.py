@@ -121,7 +121,8 @@ def drop_and_grow(
       moments: "reset" sets the optimizer's moments of new weights to zero; "keep" leaves what is
         there (moments of pruned weights decay, their gradients being zero).
       replaces_step: whether a mask update takes the place of the step: weights and the inner
-        state, apart from the sharpness-aware one, then stand still.
+        state (its learning-rate schedule too), apart from the sharpness-aware one, then stand
+        still.
       packed: keep the masks in the state as bits, eight weights a byte.
       key: a seed or a random key, for the noise.
 
@@ -165,6 +166,7 @@ def drop_and_grow(
         updates: PyTree, state: DropAndGrowState, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, DropAndGrowState]:
         wrapper.require_params(params)
+        only_a_look = wrapper.is_only_a_look(extra_args)
         old = mask_trees.unpack(state.masks)
         masked = layers.masked_by(old, params)
         updates, inner_state, gradient = wrapper.update_inner(
@@ -174,8 +176,10 @@ def drop_and_grow(
             params,
             masks=old,
             extra_args=extra_args,
-            keep_gradient=engine.uses_gradient and bool(masked.indices),
+            keep_gradient=engine.uses_gradient and bool(masked.indices) and not only_a_look,
         )
+        if only_a_look:
+            return updates, state
         count = optax.safe_increment(state.count)
         if not masked.indices:
             return updates, state._replace(count=count, inner_state=inner_state)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -15,14 +15,15 @@ from zosam_jax.trees import PyTree
 def multiply_adds(function: Callable[..., Any], params: PyTree, *args: Any) -> PyTree:
     """Counts the multiply-adds of the matrix products and convolutions that each parameter enters.
 
-    Read off the traced program; nothing is computed. A parameter is followed through whatever
-    keeps its number of entries (reshapes, transposes, casts, masks) into dot_general and
-    conv_general_dilated; loops of known length count as often as they run.
+    Read off the traced program; nothing is computed. A parameter is followed through whatever is
+    done to it and constants alone (reshapes, transposes, casts, masks) into dot_general and
+    conv_general_dilated; what has met the other arguments is an activation. Loops of known length
+    count as often as they run.
 
     Args:
       function: (params, *args) → anything, such as the forward pass on one example.
       params: the parameters, or their shapes (jax.ShapeDtypeStruct).
-      *args: likewise.
+      *args: likewise; inputs belong here, since arrays that `function` closes over are constants.
 
     Returns:
       A tree like `params` of integers, 0 for what enters no product.
@@ -30,8 +31,8 @@ def multiply_adds(function: Callable[..., Any], params: PyTree, *args: Any) -> P
     leaves, structure = jax.tree.flatten(params)
     jaxpr = jax.make_jaxpr(function)(params, *args).jaxpr
     counts = [0] * len(leaves)
-    sources = dict(zip(jaxpr.invars, range(len(leaves)), strict=False))
-    _count(jaxpr, sources, [math.prod(np.shape(leaf)) for leaf in leaves], counts, times=1)
+    origins = [*range(len(leaves)), *[_ACTIVATION] * (len(jaxpr.invars) - len(leaves))]
+    _count(jaxpr, origins, counts, times=1)
     return jax.tree.unflatten(structure, counts)
 
 
@@ -51,32 +52,40 @@ def kept_multiply_adds(costs: PyTree, masks: PyTree, params: PyTree) -> float:
     return sum(kept)
 
 
-def _count(
-    jaxpr: Any, sources: dict[Any, int], sizes: Sequence[int], counts: list[int], times: int
-) -> None:
-    """Adds to `counts`; `sources` says which parameter a variable is, rearranged."""
+# What a variable comes from: the index of a parameter, this, or None for constants.
+_ACTIVATION = -1
 
-    def source(variable: Any) -> int | None:
-        return None if isinstance(variable, core.Literal) else sources.get(variable)
+Origin: TypeAlias = int | None
+
+
+def _count(jaxpr: Any, origins: Sequence[Origin], counts: list[int], times: int) -> list[Origin]:
+    """Adds to `counts`; takes the origins of the program's inputs, returns those of its outputs."""
+    known: dict[Any, Origin] = dict(zip(jaxpr.invars, origins, strict=True))
+
+    def origin(variable: Any) -> Origin:
+        return None if isinstance(variable, core.Literal) else known.get(variable)
 
     for equation in jaxpr.eqns:
-        found = {s for s in map(source, equation.invars) if s is not None}
-        name = equation.primitive.name
-        if name in ("dot_general", "conv_general_dilated"):
-            for parameter in found:
-                counts[parameter] += times * _products(equation)
-            continue
+        found = [origin(v) for v in equation.invars]
         inner = _inner_jaxpr(equation)
         if inner is not None:
-            jaxpr_inside, operands, repeats = inner
-            pairs = zip(jaxpr_inside.invars, map(source, operands), strict=True)
-            passed = {v: parameter for v, parameter in pairs if parameter is not None}
-            _count(jaxpr_inside, passed, sizes, counts, times * repeats)
-            continue
-        for parameter in found:
-            for out in equation.outvars:
-                if math.prod(out.aval.shape) == sizes[parameter]:
-                    sources[out] = parameter
+            program, first, repeats = inner
+            results = _count(program, found[first:], counts, times * repeats)
+        elif equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            for parameter in {o for o in found if o is not None and o != _ACTIVATION}:
+                counts[parameter] += times * _products(equation)
+            results = [_ACTIVATION if None in found else _together(found)]
+        else:
+            results = [_together(found)] * len(equation.outvars)
+        known.update(zip(equation.outvars, results, strict=True))
+    return [origin(v) for v in jaxpr.outvars]
+
+
+def _together(origins: Sequence[Origin]) -> Origin:
+    """What comes of several: an activation wins over parameters, they over constants."""
+    if _ACTIVATION in origins:
+        return _ACTIVATION
+    return next((o for o in origins if o is not None), None)
 
 
 def _products(equation: Any) -> int:
@@ -91,16 +100,15 @@ def _products(equation: Any) -> int:
     return outputs * math.prod(kernel) // out_features
 
 
-def _inner_jaxpr(equation: Any) -> tuple[Any, Sequence[Any], int] | None:
-    """(program, its operands, how often it runs) of an equation that calls one."""
+def _inner_jaxpr(equation: Any) -> tuple[Any, int, int] | None:
+    """(program, its first operand's position, how often it runs) where an equation calls one."""
     params = equation.params
     if equation.primitive.name == "cond":
-        return params["branches"][0].jaxpr, equation.invars[1:], 1
+        return params["branches"][0].jaxpr, 1, 1
     if equation.primitive.name == "while":
-        body = params["body_jaxpr"].jaxpr
-        return body, equation.invars[params["cond_nconsts"] :], 1
+        return params["body_jaxpr"].jaxpr, params["cond_nconsts"], 1
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if key in params:
             inside = params[key]
-            return getattr(inside, "jaxpr", inside), equation.invars, params.get("length", 1)
+            return getattr(inside, "jaxpr", inside), 0, params.get("length", 1)
     return None

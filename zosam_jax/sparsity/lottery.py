@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from zosam_jax.errors import check_count, check_number, check_one_of
+from zosam_jax.errors import check_count, check_one_of
 from zosam_jax.sparsity import layers, pruning
 from zosam_jax.sparsity.distributions import Distribution
 from zosam_jax.sparsity.layers import Where, is_weight
@@ -72,7 +72,8 @@ def lottery_ticket(
       rest: what else training changes (BatchNorm statistics), in any form; None without.
       sparsity: the fraction of the maskable weights that is zero in the end.
       total_steps: the length of the dense run.
-      levels: rounds of pruning. Default: as many as pruning a fifth each time would take.
+      levels: rounds of pruning. Default: as many as pruning a fifth each time would take;
+        one for a pattern of fixed density (N:M).
       rewind_to: k. With k > 0 its weights come from a run of k steps of its own, which equals the
         dense run's beginning if `train` is deterministic.
       retrain: one of the three above.
@@ -90,14 +91,19 @@ def lottery_ticket(
     pruning.check_sparsity(sparsity)
     check_count("total_steps", total_steps)
     check_one_of("retrain", retrain, RETRAIN)
-    check_number("rewind_to", rewind_to, above=0, inclusive=True)
+    if rewind_to != 0:
+        check_count("rewind_to", rewind_to)
     if rewind_to >= total_steps:
         raise ValueError(f"rewind_to={rewind_to} must be below total_steps={total_steps}.")
-    if levels is None:
+    if levels is not None:
+        check_count("levels", levels)
+    if sparsity == 0:
+        levels = 0
+    elif pattern is not None and pattern.density is not None:
+        levels = 1
+    elif levels is None:
         # The tolerance keeps 0.8 of the weights, say, at one level.
         levels = math.ceil(math.log(1.0 - sparsity) / math.log(0.8) - 1e-9)
-    elif sparsity > 0:
-        check_count("levels", levels)
     options: dict[str, Any] = {"distribution": distribution, "where": where, "pattern": pattern}
     # An impossible budget fails here, without anything being computed.
     jax.eval_shape(lambda p: pruning.magnitude(p, sparsity, **options), params)

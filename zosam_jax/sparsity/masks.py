@@ -4,7 +4,6 @@ None stands for "dense", for a whole tree or for any part of it. Masks are never
 zeros in the parameters; whoever decides them hands them on.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -105,7 +104,12 @@ def get_masks(state: PyTree) -> PyTree:
     Raises:
       ValueError: if no sparse wrapper is in the state.
     """
-    found = optax.tree.get_all_with_path(state, "masks")
+    # A parameter may be called "masks" as well; only a field of a state is meant.
+    found = optax.tree.get_all_with_path(
+        state,
+        "masks",
+        filtering=lambda path, _: isinstance(path[-1], optax.tree_utils.NamedTupleKey),
+    )
     if len(found) != 1:
         raise ValueError(
             f"the optimizer state holds {len(found)} sets of masks, expected one: wrap the "
@@ -118,19 +122,28 @@ class PackedMask(NamedTuple):
     """A mask as bits, eight weights a byte; arrays only, so that any checkpoint can hold it.
 
     Attributes:
-      bits: uint8[⌈size/8⌉], row-major, the first weight in the highest bit.
-      like: bool[0, *shape], an empty array that remembers the shape.
+      bits: uint8[..., ⌈n/8⌉] for a mask of shape [..., n], the first weight in the highest bit.
+      unused: uint8[k + 1], zeros; its length remembers the k bits that the last bytes do not use.
     """
 
     bits: Array
-    like: Array
+    unused: Array
 
 
 def pack(masks: PyTree) -> PyTree:
-    """Masks with a PackedMask in place of every bool array: an eighth of the memory."""
-    return jax.tree.map(
-        lambda m: PackedMask(jnp.packbits(m), jnp.zeros((0, *m.shape), bool)), masks
-    )
+    """Masks with a PackedMask in place of every bool array: an eighth of the memory.
+
+    Bits are packed along the last axis, so short ones save less.
+    """
+
+    def leaf(mask: Array) -> Array | PackedMask:
+        if jnp.ndim(mask) == 0:
+            return mask
+        return PackedMask(
+            jnp.packbits(mask, axis=-1), jnp.zeros(-mask.shape[-1] % 8 + 1, jnp.uint8)
+        )
+
+    return jax.tree.map(leaf, masks)
 
 
 def unpack(masks: PyTree) -> PyTree:
@@ -139,9 +152,8 @@ def unpack(masks: PyTree) -> PyTree:
     def leaf(mask: Any) -> Any:
         if not isinstance(mask, PackedMask):
             return mask
-        shape = mask.like.shape[1:]
-        flat = jnp.unpackbits(mask.bits, count=math.prod(shape))
-        return flat.astype(bool).reshape(shape)
+        length = 8 * mask.bits.shape[-1] - (mask.unused.shape[-1] - 1)
+        return jnp.unpackbits(mask.bits, axis=-1, count=length).astype(bool)
 
     return jax.tree.map(leaf, masks, is_leaf=lambda x: isinstance(x, PackedMask))
 

@@ -102,7 +102,7 @@ def rigl(
     every: int | None = None,
     fraction: float = 0.3,
     stop: float = 0.75,
-    replaces_step: bool = True,
+    replaces_step: bool | None = None,
     **shared: Unpack[Shared],
 ) -> Transformation:
     """RigL: drops the weights nearest zero in each layer, grows where the gradient is largest.
@@ -110,9 +110,9 @@ def rigl(
         α_t = α/2·(1 + cos(πt/T_end));  drop ⌊α_t·n_l⌋ smallest |θ|,  grow as many of the largest
         |∂L/∂(m⊙θ)| among the weights not kept,  every ΔT steps until T_end, from step 0 on
 
-    A mask update takes the place of a step. New weights start at zero with zero moments; a weight
-    dropped and grown again in one update keeps both. The original breaks ties by noise, this by
-    the lowest index.
+    A mask update takes the place of a step, if ΔT is 100 or more. New weights start at zero with
+    zero moments; a weight dropped and grown again in one update keeps both. The original breaks
+    ties by noise, this by the lowest index.
 
     Args:
       inner: an optax transformation, sharpness-aware or not. Inside a sharpness-aware chain the
@@ -122,23 +122,23 @@ def rigl(
       every: ΔT. Default: 100, less in runs so short that fewer than 75 updates would fit.
       fraction: α.
       stop: T_end as a fraction of the run.
-      replaces_step: see `drop_and_grow`.
+      replaces_step: see `drop_and_grow`. Default: as published for ΔT ≥ 100; at shorter periods it
+        would cost more than one step in a hundred, and learning rates lag behind.
       **shared: see `Shared`.
 
     Reference: Evci et al., Rigging the Lottery, https://arxiv.org/abs/1911.11134
     """
     steps = schedules.check_total_steps(total_steps)
     last = _share(steps, stop)
+    period = _period(every, steps)
     return _dynamic(
         inner,
         sparsity,
         shared,
         drop=scores.magnitude,
         grow=scores.gradient_magnitude,
-        schedule=schedules.periodic(
-            _period(every, steps), schedules.cosine(fraction, last), stop=last
-        ),
-        replaces_step=replaces_step,
+        schedule=schedules.periodic(period, schedules.cosine(fraction, last), stop=last),
+        replaces_step=period >= _PERIOD if replaces_step is None else replaces_step,
     )
 
 
@@ -166,9 +166,9 @@ def dsr(
       inner: an optax transformation, sharpness-aware or not.
       sparsity: the fraction of the maskable weights that is zero.
       total_steps: the length of the run.
-      every: periods from 0, 12.5, 40 and 70% of the run on. Default: those of the original for
-        Wide ResNets, (100, 200, 400, 800), in shorter runs than its 100,000 steps at the same
-        share of the run, but never shorter than a seventy-fifth of their stage.
+      every: periods from 0, 12.5, 40 and 70% of the run on. Default: (100, 200, 400, 800), as
+        published for Wide ResNets; in runs of less than 10,000 steps a hundredth of the run and
+        2, 4 and 8 times that.
       fraction: N_p as a fraction of the active weights. The original sets a number: 20,000 of
         the 146,000 that WRN-28-2 has at 90%.
       threshold: the first H.
@@ -328,9 +328,12 @@ METHODS: dict[str, Callable[..., Transformation]] = {
 }
 
 
+_PERIOD = 100
+
+
 def _period(every: int | None, total_steps: int) -> int:
     """RigL's 100 steps, less in short runs: of those, a hundredth."""
-    return max(1, min(100, total_steps // 100)) if every is None else every
+    return max(1, min(_PERIOD, total_steps // 100)) if every is None else every
 
 
 def _share(total_steps: int, stop: float) -> int:

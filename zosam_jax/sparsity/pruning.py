@@ -4,6 +4,7 @@
 """
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -11,6 +12,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from zosam_jax import trees
 from zosam_jax.errors import check_count, check_number, is_traced
 from zosam_jax.keys import as_key
 from zosam_jax.sparsity import distributions, layers
@@ -74,6 +76,7 @@ def from_scores(
     else:
         name = "erk" if distribution == GLOBAL else distribution
         counts = distributions.get(name)([u.shape for u in units], sparsity)
+        _check_counts(counts, [u.size for u in units])
         kept = pattern.choose(units, jnp.asarray(counts, jnp.int32))
     return masked.fill([pattern.expand(mask) for mask in kept])
 
@@ -105,10 +108,13 @@ def random(
     """
     masked = layers.select(params, where)
     keys = jax.random.split(as_key(key), len(masked.indices))
-    scores = [
-        -jax.random.permutation(k, weights.size).reshape(weights.shape) / weights.size
-        for k, weights in zip(keys, masked.take(params), strict=True)
-    ]
+
+    def score(key: Array, shape: tuple[int, ...]) -> Array:
+        if isinstance(distribution, str) and distribution == GLOBAL:
+            return jax.random.uniform(key, shape)  # permutations would fix the layers' shares
+        return -jax.random.permutation(key, math.prod(shape)).reshape(shape)
+
+    scores = [score(k, w.shape) for k, w in zip(keys, masked.take(params), strict=True)]
     return from_scores(
         params,
         masked.fill(scores),
@@ -161,8 +167,9 @@ def snip(
 
     Reference: Lee et al., SNIP, https://arxiv.org/abs/1810.02340
     """
-    gradient = jax.jit(jax.grad(_total_loss(loss, batches, has_aux)))
-    scores = jax.tree.map(lambda p, g: jnp.abs(p * g), params, gradient(params))
+    floating, merge = trees.split_floating(params)
+    gradient = jax.jit(jax.grad(_total_loss(loss, merge, batches, has_aux)))
+    scores = jax.tree.map(lambda p, g: jnp.abs(_product(p, g)), floating, gradient(floating))
     return from_scores(params, _finite(scores, "snip"), sparsity, **options)
 
 
@@ -197,13 +204,14 @@ def grasp(
     Reference: Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow,
     https://arxiv.org/abs/2002.07376
     """
-    gradient = jax.grad(_total_loss(loss, batches, has_aux))
+    floating, merge = trees.split_floating(params)
+    gradient = jax.grad(_total_loss(loss, merge, batches, has_aux))
 
     @jax.jit
     def hessian_times_gradient(params: PyTree) -> PyTree:
         return jax.jvp(gradient, (params,), (gradient(params),))[1]
 
-    scores = jax.tree.map(jnp.multiply, params, hessian_times_gradient(params))
+    scores = jax.tree.map(_product, floating, hessian_times_gradient(floating))
     return from_scores(params, _finite(scores, "grasp"), sparsity, **options)
 
 
@@ -246,14 +254,15 @@ def synflow(
     masked = layers.select(params, where)
     masks = masked.fill([jnp.ones(w.shape, bool) for w in masked.take(params)])
     rounds = 1 if pattern is not None and pattern.density is not None else rounds
+    floating, merge = trees.split_floating(params)
     with jax.enable_x64(True):
-        absolute = jax.tree.map(_absolute_float64, params)
+        absolute = jax.tree.map(lambda p: jnp.abs(p).astype(jnp.float64), floating)
         inputs = jnp.ones((1, *input_shape), jnp.float64)
 
         @jax.jit
         def score(masks: PyTree) -> PyTree:
             kept = restrict(absolute, masks)
-            gradient = jax.grad(lambda p: jnp.sum(apply(p, inputs)))(kept)
+            gradient = jax.grad(lambda p: jnp.sum(apply(merge(p), inputs)))(kept)
             # Pruned weights score 0, and so may others: below all, to be pruned for good.
             scores = jax.tree.map(
                 lambda m, w, g: None if m is None else jnp.where(m, jnp.abs(w * g), -1.0),
@@ -280,7 +289,9 @@ def check_sparsity(sparsity: Any) -> None:
         raise ValueError(f"sparsity={sparsity!r} must be below 1: it is the fraction of zeros.")
 
 
-def _total_loss(loss: Loss, batches: Batches, has_aux: bool) -> Callable[[PyTree], Array]:
+def _total_loss(
+    loss: Loss, merge: Callable[[PyTree], PyTree], batches: Batches, has_aux: bool
+) -> Callable[[PyTree], Array]:
     if not isinstance(batches, list | tuple) or not all(isinstance(b, tuple) for b in batches):
         raise TypeError(
             "batches must be a list of tuples of the loss's arguments, for example "
@@ -290,7 +301,7 @@ def _total_loss(loss: Loss, batches: Batches, has_aux: bool) -> Callable[[PyTree
         raise ValueError("batches is empty: the scores need at least one batch.")
 
     def total(params: PyTree) -> Array:
-        values = [loss(params, *batch) for batch in batches]
+        values = [loss(merge(params), *batch) for batch in batches]
         return sum(
             (value[0] if has_aux else value for value in values), start=jnp.zeros((), jnp.float32)
         )
@@ -298,10 +309,10 @@ def _total_loss(loss: Loss, batches: Batches, has_aux: bool) -> Callable[[PyTree
     return total
 
 
-def _absolute_float64(leaf: Array) -> Array:
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    return jnp.abs(leaf).astype(jnp.float64)
+def _product(weights: Array, gradient: Array) -> Array:
+    """θ ⊙ g in float32 or wider: products of small halves would all be zero."""
+    wide = trees.wide_dtype(weights)
+    return weights.astype(wide) * gradient.astype(wide)
 
 
 def _finite(scores: PyTree, name: str) -> PyTree:
@@ -312,6 +323,17 @@ def _finite(scores: PyTree, name: str) -> PyTree:
                 "its derivatives overflow at these parameters."
             )
     return scores
+
+
+def _check_counts(counts: Sequence[int], sizes: Sequence[int]) -> None:
+    """Raises for a distribution of the caller's own that cannot be met."""
+    if len(counts) != len(sizes) or any(
+        not 0 <= count <= size for count, size in zip(counts, sizes, strict=True)
+    ):
+        raise ValueError(
+            f"distribution returned {list(counts)} for arrays of {list(sizes)} weights; it must "
+            "return the number to keep of each."
+        )
 
 
 def _warn_of_empty_layers(masked: Layers, kept: Sequence[Array]) -> None:

@@ -32,7 +32,8 @@ def largest(scores: Sequence[Array], count: int | Array) -> list[Array]:
 def largest_in_each(scores: Sequence[Array], counts: Array) -> list[Array]:
     """Masks of the counts[i] largest entries of each array, as `largest` of it alone.
 
-    All arrays are searched in the same loops, which keeps the program small.
+    All arrays are searched in the same loops, which keeps the program small; they must have less
+    than 2³¹ entries in all.
     """
     return _largest(scores, jnp.asarray(counts, jnp.int32), list(range(len(scores))))
 

@@ -40,7 +40,8 @@ def fixed(
     The wrapped transformation receives the masks as the extra argument `mask`, incoming updates
     with zeros where weights are pruned, and a `value_fn` that reads kept weights only, so that
     perturbations, gradients, clipping norms and moments are all those of the sparse network. After
-    optax.apply_updates pruned weights are exactly zero, whatever momentum and weight decay do.
+    optax.apply_updates pruned weights are exactly zero, whatever momentum and weight decay do. The
+    masks take the place of a `mask` that a sharpness-aware transformation was made with.
 
     Args:
       inner: an optax transformation, sharpness-aware or not.
@@ -64,9 +65,16 @@ def fixed(
         updates, inner_state, _ = update_inner(
             inner, updates, state.inner_state, params, masks=kept, extra_args=extra_args
         )
+        if is_only_a_look(extra_args):
+            return updates, state
         return land_on_zero(updates, params, kept), SparseState(state.masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def is_only_a_look(extra_args: dict[str, Any]) -> bool:
+    """Whether ε is asked for, and no step (`sharpness_aware`)."""
+    return bool(extra_args.get("emit", "gradient") == "perturbation")
 
 
 def require_params(params: PyTree) -> None:

@@ -30,7 +30,10 @@ def check(problem: Problem) -> None:
     if is_dense(config):
         return
     params = problem.init(seed=0).params
-    options = {"distribution": "erk", **distribution(config)}
+    default = "uniform" if config.sparse in ("dsr", "mest") else "erk"
+    if config.sparse in ("snip", "grasp", "synflow", "lth"):
+        default = "global"
+    options = {"distribution": default, **distribution(config)}
     jax.eval_shape(lambda p: sparsity.random(p, config.sparsity, **options), params)
     if config.sparse == "grasp":
         _grasp_sample(problem, seed=0)

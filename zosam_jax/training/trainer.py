@@ -113,6 +113,7 @@ class Run:
         self.state = self._start(network, self.tx.init(network.params))
         self.round = 0
         self._cost_so_far = 0.0
+        self._started = time.perf_counter()
 
     def _restart(self, network: Network, masks: PyTree, epoch: int) -> None:
         """Starts anew from a network under given masks, schedules and data at this epoch."""
@@ -157,6 +158,7 @@ class Run:
     def train(self, observer: Observer | None = None) -> list[EpochRecord]:
         """Trains to the end; one record for each epoch, for lth of the last round's training."""
         observer = observer or Observer()
+        self._started = time.perf_counter()
         config, steps = self.problem.config, self.problem.steps_per_epoch
         if config.sparse != "lth" or sparse.is_dense(config):
             return self._train(observer, range(config.epochs))
@@ -185,7 +187,6 @@ class Run:
 
     def _train(self, observer: Observer, epochs: range) -> list[EpochRecord]:
         observer.on_start(self)
-        started = time.perf_counter()
         problem, step_fn, records = self.problem, self.step, []
         images = problem.steps_per_epoch * problem.config.batch_size
         step = epochs.start * problem.steps_per_epoch
@@ -216,7 +217,7 @@ class Run:
                     ),
                     sparsity=self.sparsity,
                     training_cost=self._cost_so_far / problem.steps_per_epoch,
-                    seconds=time.perf_counter() - started,
+                    seconds=time.perf_counter() - self._started,
                     images_per_second=images / epoch_seconds,
                 )
             )
