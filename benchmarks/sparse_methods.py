@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -43,6 +44,7 @@ METHODS = (
     "svite",
     "lth",
 )
+OPTIMIZERS = ("sgd", "sam", "random_weight_perturbation", "zo_sam")
 RHO = {"zo_sam": 0.05, "random_weight_perturbation": 0.05}
 KEYS = ("sparse", "sparsity", "optimizer", "seed")
 
@@ -103,33 +105,40 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def table(options: argparse.Namespace) -> None:
+    """Accuracy in percent, mean ± standard deviation over seeds, and what the runs cost."""
     rows = read(options.results)
-    optimizers = sorted({row["optimizer"] for row in rows})
+    optimizers = [o for o in OPTIMIZERS if any(row["optimizer"] == o for row in rows)]
     levels = sorted({row["sparsity"] for row in rows if row["sparse"] != "none"})
-    shown = " | ".join(optimizers)
-    print(f"| method | sparsity | {shown} | zo_sam − sgd, paired | cost, sgd |")
-    print("|---" * (len(optimizers) + 4) + "|")
-    cells = [("none", 0.0)] + [(m, level) for m in METHODS for level in levels]
-    for method, level in cells:
-        found = {
-            o: {
-                r["seed"]: r
-                for r in rows
-                if (r["sparse"], r["sparsity"], r["optimizer"]) == (method, level, o)
-            }
-            for o in optimizers
-        }
-        if not any(found.values()):
-            continue
-        shown = [spread([100 * r["test_accuracy"] for r in found[o].values()]) for o in optimizers]
-        zo, sgd = found.get("zo_sam", {}), found.get("sgd", {})
-        pairs = [100 * (zo[s]["test_accuracy"] - sgd[s]["test_accuracy"]) for s in zo if s in sgd]
-        cost = [r["training_cost"] for r in sgd.values()]
-        print(
-            f"| {method} | {level:.0%} | "
-            + " | ".join(shown)
-            + f" | {spread(pairs, '+')} | {statistics.fmean(cost) if cost else float('nan'):.2f} |"
+    cells = {
+        key: {row["seed"]: row for row in found}
+        for key, found in itertools.groupby(
+            sorted(rows, key=lambda row: [row[k] for k in KEYS]),
+            key=lambda row: tuple(row[k] for k in KEYS[:3]),
         )
+    }
+    print(f"| sparsity | method | {' | '.join(optimizers)} | zo_sam − sgd | cost, sgd |")
+    print("|---" * (len(optimizers) + 4) + "|")
+    for level, methods in [(0.0, ("none",)), *[(level, METHODS) for level in levels]]:
+        pairs = []
+        for method in methods:
+            runs = [cells.get((method, level, o), {}) for o in optimizers]
+            shown = [spread([accuracy(row) for row in found.values()]) for found in runs]
+            zo, sgd = (cells.get((method, level, o), {}) for o in ("zo_sam", "sgd"))
+            paired = [accuracy(zo[s]) - accuracy(sgd[s]) for s in zo if s in sgd]
+            cost = statistics.fmean(row["training_cost"] for row in sgd.values())
+            pairs += paired
+            print(
+                f"| {level:.0%} | {method} | {' | '.join(shown)} | {spread(paired, '+')} | "
+                f"{cost:.2f} |"
+            )
+        error = statistics.stdev(pairs) / math.sqrt(len(pairs))
+        blank = " | " * (len(optimizers) - 1)
+        mean = f"{statistics.fmean(pairs):+.2f} ± {error:.2f} (standard error)"
+        print(f"| {level:.0%} | all, paired | {blank} | {mean} | |")
+
+
+def accuracy(row: dict[str, Any]) -> float:
+    return 100 * row["test_accuracy"]
 
 
 def spread(values: list[float], sign: str = "") -> str:
@@ -147,7 +156,7 @@ def main() -> None:
     runner.add_argument("results", type=Path)
     runner.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     runner.add_argument("--sparsities", nargs="+", type=float, default=(0.9, 0.95, 0.98))
-    runner.add_argument("--optimizers", nargs="+", default=("sgd", "zo_sam"))
+    runner.add_argument("--optimizers", nargs="+", default=("sgd", "zo_sam"), choices=OPTIMIZERS)
     runner.add_argument("--seeds", type=int, default=3)
     runner.add_argument("--part", default="0/1")
     runner.set_defaults(command=run)
