@@ -263,17 +263,16 @@ def synflow(
         def score(masks: PyTree) -> PyTree:
             kept = restrict(absolute, masks)
             gradient = jax.grad(lambda p: jnp.sum(apply(merge(p), inputs)))(kept)
-            # Pruned weights score 0, and so may others: below all, to be pruned for good.
-            scores = jax.tree.map(
-                lambda m, w, g: None if m is None else jnp.where(m, jnp.abs(w * g), -1.0),
+            flow = jax.tree.map(lambda w, g: jnp.abs(w * g), kept, gradient)
+            top = functools.reduce(jnp.maximum, [jnp.max(f) for f in masked.take(flow)])
+            # Only the order counts, and selection compares in float32. Pruned weights have no
+            # flow, and so may others: they score below all, to be pruned for good.
+            return jax.tree.map(
+                lambda m, f: None if m is None else jnp.where(m, f / top, -1.0),
                 masks,
-                kept,
-                gradient,
+                flow,
                 is_leaf=lambda x: x is None,
             )
-            # Selection compares in float32, and only the order counts.
-            top = functools.reduce(jnp.maximum, [jnp.max(s) for s in jax.tree.leaves(scores)])
-            return jax.tree.map(lambda s: s / jnp.where(top > 0, top, 1.0), scores)
 
         for i in range(1, rounds + 1):
             scores = _finite(score(masks), "synflow")
