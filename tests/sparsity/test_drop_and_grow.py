@@ -60,7 +60,13 @@ FIRSTS = {
 }
 
 
-@pytest.fixture(params=WRAPPERS)
+# All share one engine: every change runs against these, `-m slow` against the others as well.
+CORE = ("fixed", "rigl", "dsr")
+
+
+@pytest.fixture(
+    params=[pytest.param(n, marks=() if n in CORE else pytest.mark.slow) for n in WRAPPERS]
+)
 def wrap(request):
     """Every sparse wrapper in turn: (inner, packed=) → transformation."""
     return WRAPPERS[request.param]
