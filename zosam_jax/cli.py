@@ -1,5 +1,6 @@
-"""The command line: zosam train | compare."""
+"""The command line: zosam train | compare | recipes."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -9,40 +10,102 @@ try:
     import tyro
     from rich.console import Console
 
-    from zosam_jax.training import sparse
+    from zosam_jax import recipes
+    from zosam_jax.training import devices, run_folder, sparse
     from zosam_jax.training.compare import compare
     from zosam_jax.training.config import CompareConfig, TrainConfig
-    from zosam_jax.training.problem import Problem, load_dataset
+    from zosam_jax.training.interruption import InterruptedRunError
+    from zosam_jax.training.problem import Problem
     from zosam_jax.training.run_folder import RunFolder
     from zosam_jax.training.train import train
+    from zosam_jax.training.trainer import NonFiniteLossError
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"zosam needs {error.name}, which comes with: pip install 'zosam_jax[train]'"
     ) from error
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipesConfig:
+    """List the recipes of the paper's experiments."""
+
+    containing: Annotated[str, tyro.conf.Positional] = ""
+    """Only names that contain this."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the options and runs the command; a wrong option ends it with one sentence."""
     console = Console()
-    config: TrainConfig | CompareConfig = tyro.cli(
-        Annotated[TrainConfig, tyro.conf.subcommand("train")]
-        | Annotated[CompareConfig, tyro.conf.subcommand("compare")],
+    try:
+        config = _parse(list(sys.argv[1:] if arguments is None else arguments))
+        if isinstance(config, RecipesConfig):
+            recipes.show(console, config.containing)
+        elif isinstance(config, TrainConfig):
+            _train(config, console)
+        else:
+            _compare(config, console)
+    except _RefusedError as refused:
+        console.print(f"zosam: {refused}", style="red", markup=False)
+        sys.exit(2)
+
+
+class _RefusedError(Exception):
+    """What the options cause ends in a sentence; a fault of ours keeps its traceback."""
+
+
+_REFUSED = (ValueError, OSError, ModuleNotFoundError)
+
+
+def _parse(arguments: list[str]) -> TrainConfig | CompareConfig | RecipesConfig:
+    try:
+        recipe = recipes.named_in(arguments)
+        start = TrainConfig() if recipe is None else recipe.config
+    except ValueError as error:
+        raise _RefusedError(str(error)) from error
+    parsed: TrainConfig | CompareConfig | RecipesConfig = tyro.cli(
+        Annotated[TrainConfig, tyro.conf.subcommand("train", default=start)]
+        | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+        | Annotated[RecipesConfig, tyro.conf.subcommand("recipes")],
         prog="zosam",
         description="Sharpness-aware and sparse training in JAX.",
         args=arguments,
     )
-    try:  # Only what the options cause ends in a sentence; a fault of ours keeps its traceback.
-        problem = Problem(config, load_dataset(config))
+    return parsed
+
+
+def _train(config: TrainConfig, console: Console) -> None:
+    try:
+        devices.join(config.coordinator, config.num_processes, config.process_id)
+        console.quiet = not devices.is_first()
+        folder = run_folder.for_training(config)
+        if folder.is_complete:
+            console.print(f"{folder.path} is complete; its results are in summary.json")
+            return
+        devices.keep_compiled(config.compilation_cache)
+        problem = Problem(config)
         sparse.check(problem)
-        folder = RunFolder(config.output, "train" if isinstance(config, TrainConfig) else "compare")
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        console.print(f"zosam: {error}", style="red", markup=False)
-        sys.exit(2)
-    folder.write_json("config.json", config)
-    if isinstance(config, TrainConfig):
+    except _REFUSED as error:
+        raise _RefusedError(str(error)) from error
+    try:
         train(config, problem, folder, console)
-    else:
-        compare(config, problem, folder, console)
+    except NonFiniteLossError as error:
+        raise _RefusedError(f"{error} The newest checkpoint is from before it.") from error
+    except InterruptedRunError as interruption:
+        console.print(f"{interruption}; the same command goes on from there ({folder.path})")
+        # As shells report a process that its signal has ended.
+        sys.exit(128 + interruption.signal)
+
+
+def _compare(config: CompareConfig, console: Console) -> None:
+    try:
+        folder = RunFolder(config.output, "compare")
+        devices.keep_compiled(config.compilation_cache)
+        problem = Problem(config)
+        sparse.check(problem)
+    except _REFUSED as error:
+        raise _RefusedError(str(error)) from error
+    folder.write_json("config.json", config)
+    compare(config, problem, folder, console)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_fashion_mnist_from_a_folder(tmp_path, compress):
     assert dataset.train.images.shape == (20, 28, 28, 1)
     assert dataset.test.images.dtype == np.uint8
     np.testing.assert_array_equal(dataset.train.labels, np.arange(20) % 10)
-    assert dataset.pixel_mean == pytest.approx(dataset.train.images.mean())
+    assert dataset.pixel_mean == pytest.approx([dataset.train.images.mean()])
 
 
 def test_a_missing_file_says_which_and_where_to_get_it(tmp_path):

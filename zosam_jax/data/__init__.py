@@ -1,6 +1,16 @@
-"""Data sets for image classification, small enough to live on the device."""
+"""Data sets for image classification: in memory, or read image by image."""
 
+from zosam_jax.data.corruptions import BENCHMARK_CORRUPTIONS, CORRUPTIONS, cifar10_c
 from zosam_jax.data.dataset import Dataset, Split
-from zosam_jax.data.load import DATASETS, load
+from zosam_jax.data.load import DATASETS, load, load_records
 
-__all__ = ["DATASETS", "Dataset", "Split", "load"]
+__all__ = [
+    "BENCHMARK_CORRUPTIONS",
+    "CORRUPTIONS",
+    "DATASETS",
+    "Dataset",
+    "Split",
+    "cifar10_c",
+    "load",
+    "load_records",
+]

@@ -39,21 +39,30 @@ class Dataset(NamedTuple):
 
     Attributes:
       train, test: the splits.
+      validation: images held out of the training split; None without.
       num_classes: labels are 0, …, num_classes − 1.
-      pixel_mean, pixel_sd: of the training images, in pixel values.
+      pixel_mean, pixel_sd: of the training images, for each channel, in pixel values (0 to 255).
     """
 
     train: Split
     test: Split
     num_classes: int
-    pixel_mean: float
-    pixel_sd: float
+    pixel_mean: tuple[float, ...]
+    pixel_sd: tuple[float, ...]
+    validation: Split | None = None
 
 
 def from_splits(train: Split, test: Split, num_classes: int) -> Dataset:
     """A data set whose pixel scale is that of its training images."""
-    pixels = train.images.astype(np.float64)
-    return Dataset(train, test, num_classes, float(pixels.mean()), float(pixels.std()))
+    values = np.arange(256)
+    means, sds = [], []
+    for channel in range(train.images.shape[-1]):
+        # Counting values is exact, and needs no copy of the images in floating point.
+        counts = np.bincount(train.images[..., channel].ravel(), minlength=256)
+        mean = np.average(values, weights=counts)
+        means.append(float(mean))
+        sds.append(float(np.sqrt(np.average((values - mean) ** 2, weights=counts))))
+    return Dataset(train, test, num_classes, tuple(means), tuple(sds))
 
 
 def limit(dataset: Dataset, train_images: int) -> Dataset:
@@ -108,10 +117,9 @@ def shrink(dataset: Dataset, factor: int) -> Dataset:
     return from_splits(pooled(dataset.train), pooled(dataset.test), dataset.num_classes)
 
 
-def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
-    """Puts a random part of the training images in the place of the test split, for tuning.
+def with_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+    """Takes a random part of the training images out and makes it the validation split.
 
-    The test images themselves are gone from the result, so that nothing can be tuned on them.
     Held-out labels are as noisy as the training labels they were.
 
     Raises:
@@ -123,8 +131,18 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     held_out = round(fraction * len(order))
     return dataset._replace(
         train=dataset.train.take(np.sort(order[held_out:])),
-        test=dataset.train.take(np.sort(order[:held_out])),
+        validation=dataset.train.take(np.sort(order[:held_out])),
     )
+
+
+def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+    """Puts a validation split (see `with_validation`) in the place of the test split, for tuning.
+
+    The test images themselves are gone from the result, so that nothing can be tuned on them.
+    """
+    held = with_validation(dataset, fraction, seed)
+    assert held.validation is not None
+    return held._replace(test=held.validation, validation=None)
 
 
 def balanced_sample(

@@ -2,11 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from zosam_jax.data.cifar import cifar10, cifar100
 from zosam_jax.data.dataset import Dataset, Split, from_splits
 from zosam_jax.data.idx import read_idx
+
+if TYPE_CHECKING:
+    from zosam_jax.data.records import Records  # Its Pillow is an extra.
 
 _DIGITS_SPLIT_SEED = 0
 _DIGITS_TEST_IMAGES = 360
@@ -78,15 +83,75 @@ def _find(data_dir: Path, name: str) -> Path:
 DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
     "digits": digits,
     "fashion-mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
 }
 
+_HUB_PREFIX = "hub:"
+_IMAGENET = "ILSVRC/imagenet-1k"
+_RECORDS = ("imagenet", "folder", f"{_HUB_PREFIX}OWNER/NAME")
 
-def load(name: str, data_dir: Path | None = None) -> Dataset:
-    """Loads a data set by its name in DATASETS.
+
+def load(
+    name: str,
+    data_dir: Path | None = None,
+    *,
+    image_size: int | None = None,
+    label: str | None = None,
+) -> Dataset:
+    """Loads a data set into memory.
+
+    Args:
+      name: one of DATASETS, or a name that `load_records` knows.
+      data_dir: the folder that its files are in.
+      image_size: scale the shorter side to so many pixels and cut out the central square; for
+        what `load_records` knows.
+      label: the column of labels, if there are several; likewise.
 
     Raises:
-      ValueError: for an unknown name; else what the data set's own function raises.
+      ValueError: for an unknown name, or an option that the data set has no use for; else what
+        the data set's own function raises.
     """
-    if name not in DATASETS:
-        raise ValueError(f"dataset={name!r} is not known; choose one of {', '.join(DATASETS)}.")
-    return DATASETS[name](data_dir)
+    if name in DATASETS:
+        for option, value in (("image_size", image_size), ("label", label)):
+            if value is not None:
+                raise ValueError(
+                    f"{option}={value!r} is for {', '.join(_RECORDS)}; {name} has no use for it."
+                )
+        return DATASETS[name](data_dir)
+    source = _source(name, data_dir, choices=(*DATASETS, *_RECORDS))
+    from zosam_jax.data import hub  # noqa: PLC0415 (an extra)
+
+    return hub.in_memory(*hub.records(source, label=label), image_size=image_size)
+
+
+def load_records(
+    name: str, data_dir: Path | None = None, *, label: str | None = None
+) -> tuple["Records", "Records"]:
+    """The training and the test split of a data set, decoded image by image.
+
+    Args:
+      name: "imagenet" (ImageNet-1K, from the Hugging Face hub unless `data_dir` is given), "folder"
+        (`data_dir` itself) or "hub:OWNER/NAME" (likewise from the hub unless `data_dir` is given).
+      data_dir: a folder of parquet files or of images in SPLIT/CLASS/IMAGE; see `hub.records`.
+      label: the column of labels, if there are several.
+
+    Raises:
+      ValueError: for an unknown name; else what `hub.records` raises.
+      ModuleNotFoundError: if a library is missing, naming the extra that brings it.
+    """
+    source = _source(name, data_dir, choices=_RECORDS)
+    from zosam_jax.data import hub  # noqa: PLC0415 (an extra)
+
+    return hub.records(source, label=label)
+
+
+def _source(name: str, data_dir: Path | None, choices: tuple[str, ...]) -> str | Path:
+    """The folder if there is one, else the name on the hub."""
+    if not (name in ("imagenet", "folder") or name.startswith(_HUB_PREFIX)):
+        raise ValueError(f"dataset={name!r} is not known; choose one of {', '.join(choices)}.")
+    if data_dir is not None:
+        return data_dir
+    if name == "folder":
+        raise ValueError("dataset='folder' is read from files: pass --data-dir DIR.")
+    return _IMAGENET if name == "imagenet" else name.removeprefix(_HUB_PREFIX)

@@ -3,7 +3,11 @@
 import math
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+
+from zosam_jax.models.layers import layer_dtype
 
 _KERNEL_INIT = nnx.initializers.he_normal()
 
@@ -11,15 +15,21 @@ _KERNEL_INIT = nnx.initializers.he_normal()
 class LeNet300100(nnx.Module):
     """pixels → 300 → 100 → classes, with ReLU."""
 
-    def __init__(self, num_classes: int, image_shape: tuple[int, int, int], rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+        dtype: DTypeLike | None,
+        rngs: nnx.Rngs,
+    ) -> None:
         """See `lenet_300_100`."""
         pixels = math.prod(image_shape)
-        self.hidden1 = nnx.Linear(pixels, 300, kernel_init=_KERNEL_INIT, rngs=rngs)
-        self.hidden2 = nnx.Linear(300, 100, kernel_init=_KERNEL_INIT, rngs=rngs)
+        self.hidden1 = nnx.Linear(pixels, 300, kernel_init=_KERNEL_INIT, dtype=dtype, rngs=rngs)
+        self.hidden2 = nnx.Linear(300, 100, kernel_init=_KERNEL_INIT, dtype=dtype, rngs=rngs)
         self.head = nnx.Linear(100, num_classes, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Images (N, height, width, channels) → logits (N, num_classes)."""
+        """Images (N, height, width, channels) → logits (N, num_classes) in float32."""
         x = images.reshape(len(images), -1)
         x = nnx.relu(self.hidden1(x))
         x = nnx.relu(self.hidden2(x))
@@ -27,7 +37,11 @@ class LeNet300100(nnx.Module):
 
 
 def lenet_300_100(
-    num_classes: int, *, rngs: nnx.Rngs, image_shape: tuple[int, int, int] = (28, 28, 1)
+    num_classes: int,
+    *,
+    rngs: nnx.Rngs,
+    image_shape: tuple[int, int, int] = (28, 28, 1),
+    dtype: DTypeLike = jnp.float32,
 ) -> LeNet300100:
     """LeNet-300-100; 266,610 parameters for 28×28 grey images and 10 classes.
 
@@ -35,7 +49,11 @@ def lenet_300_100(
       num_classes: the number of logits.
       rngs: for the initial weights (He normal).
       image_shape: (height, width, channels) of an image.
+      dtype: what the hidden layers compute in; parameters and logits are float32 in any case.
+
+    Raises:
+      ValueError: if dtype is not a floating-point type.
 
     Reference: LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998
     """
-    return LeNet300100(num_classes, image_shape, rngs)
+    return LeNet300100(num_classes, image_shape, layer_dtype(dtype), rngs)

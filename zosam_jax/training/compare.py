@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
@@ -16,9 +15,10 @@ from zosam_jax.data import Dataset
 from zosam_jax.data import dataset as datasets
 from zosam_jax.training import optimizers
 from zosam_jax.training.config import CompareConfig
-from zosam_jax.training.problem import Problem
+from zosam_jax.training.problem import Problem, load_dataset
+from zosam_jax.training.progress import EpochRecord
 from zosam_jax.training.run_folder import RunFolder
-from zosam_jax.training.trainer import Diagnosis, EpochRecord, Observer, Run
+from zosam_jax.training.trainer import Diagnosis, Observer, Run
 
 _HOLD_OUT_SEED = 0
 _TIMED_STEPS = 60
@@ -32,9 +32,10 @@ class Row(NamedTuple):
       accuracy_mean, accuracy_sd: of the test accuracy after the last epoch, over seeds, as
         fractions; sd is the sample standard deviation, None for one seed.
       accuracies: one for each seed.
-      time_ratio: median time of a step relative to SGD's, all optimizers interleaved in one run.
-      cosine: mean cos(ε, ∇L(θ)) on a minibatch at the start of each epoch; None for SGD.
-      ascent_gain: mean L(θ+ε) − L(θ) on the same minibatches; None for SGD.
+      time_ratio: median time of a step relative to the base optimizer's, all interleaved in one
+        run.
+      cosine: mean cos(ε, ∇L(θ)) on a minibatch at the start of each epoch; None without ε.
+      ascent_gain: mean L(θ+ε) − L(θ) on the same minibatches; None without ε.
     """
 
     optimizer: str
@@ -57,7 +58,7 @@ def compare(
     }
     with Progress(console=console, transient=True) as bar:
         if config.tune:
-            rhos, tuning = _tune(config, problem.dataset, bar)
+            rhos, tuning = _tune(config, bar)
             folder.write_json("tuning.json", tuning)
         rows = _rows(problem, rhos, config.seeds, bar)
     folder.write_json("compare.json", [row._asdict() for row in rows])
@@ -103,37 +104,33 @@ class _Diagnoses(Observer):
     def __init__(self, run: Run) -> None:
         self.diagnoses: list[Diagnosis] = []
         self._run = run
-        self._indices = next(run.problem.epoch(run.seed, 0))
+        self._batch = next(run.problem.batches(run.seed, 0))
 
     def on_epoch(self, record: EpochRecord, run: Run) -> None:
         del record, run
         if self._run.first is not None:
-            self.diagnoses.append(self._run.diagnose(self._indices))
+            self.diagnoses.append(self._run.diagnose(self._batch))
 
 
 def _time_ratios(runs: dict[str, Run]) -> dict[str, float]:
-    """The median time of a step relative to SGD's; steps of all optimizers take turns."""
-    indices = {
-        name: jnp.asarray(next(run.problem.epoch(run.seed, 0)), jnp.int32)
-        for name, run in runs.items()
-    }
+    """The median time of a step relative to the first one's; steps of all optimizers take turns."""
+    batches = {name: next(run.problem.batches(run.seed, 0)) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(_TIMED_STEPS):
         for name, run in runs.items():
             jax.block_until_ready(run.state)
             started = time.perf_counter()
-            run.state = jax.block_until_ready(run.step(run.state, indices[name]))
+            run.state = jax.block_until_ready(run.step(run.state, batches[name]))
             times[name].append(time.perf_counter() - started)
-    base = statistics.median(times["sgd"])
+    base = statistics.median(next(iter(times.values())))
     return {name: statistics.median(values) / base for name, values in times.items()}
 
 
-def _tune(
-    config: CompareConfig, dataset: Dataset, bar: Progress
-) -> tuple[dict[str, float], list[dict[str, object]]]:
+def _tune(config: CompareConfig, bar: Progress) -> tuple[dict[str, float], list[dict[str, object]]]:
     """The radius with the best mean validation accuracy, from as many candidates for everyone."""
-    held_out = datasets.hold_out(dataset, config.validation_fraction, _HOLD_OUT_SEED)
-    problem = Problem(config, held_out)
+    dataset = load_dataset(config)
+    assert isinstance(dataset, Dataset)  # the options refuse to tune on a stream
+    problem = Problem(config, datasets.hold_out(dataset, config.tune_fraction, _HOLD_OUT_SEED))
     candidates = [
         (name, rho)
         for name in config.optimizers
@@ -161,7 +158,7 @@ def _table(rows: Sequence[Row], config: CompareConfig) -> Table:
         f"{config.epochs} epochs, {config.seeds} seeds, radius {config.radius}",
     )
     table.add_column("optimizer", no_wrap=True)
-    for heading in ("rho", "accuracy (%)", "time / SGD", "cosine", "ascent gain"):
+    for heading in ("rho", "accuracy (%)", "time / base", "cosine", "ascent gain"):
         wraps = heading != "accuracy (%)"
         table.add_column(heading, justify="right", min_width=5, no_wrap=not wraps)
     for row in rows:

@@ -2,11 +2,22 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from zosam_jax.errors import check_count, check_number
 
-OptimizerName = Literal["sgd", "sam", "random_weight_perturbation", "zo_sam"]
+OptimizerName = Literal["sgd", "adamw", "sam", "random_weight_perturbation", "zo_sam"]
+BaseOptimizerName = Literal["sgd", "adamw"]
+ModelName = Literal[
+    "lenet-300-100",
+    "resnet8",
+    "resnet32",
+    "resnet50",
+    "resnet50-cifar",
+    "wrn-28-10",
+    "deit-tiny",
+    "deit-small",
+]
 RadiusName = Literal["global", "layerwise", "adaptive"]
 SparseName = Literal[
     "none",
@@ -25,17 +36,34 @@ SparseName = Literal[
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProblemConfig:
-    """What is trained, on what, and by which recipe; everything but the optimizer's climb."""
+class DataConfig:
+    """What is trained on."""
 
-    dataset: Literal["digits", "fashion-mnist"] = "digits"
-    """Data set. The digits come with scikit-learn; Fashion-MNIST is read from --data-dir."""
+    dataset: str = "digits"
+    """Data set: digits (comes with scikit-learn), fashion-mnist, cifar10, cifar100, imagenet,
+    hub:OWNER/NAME (any image classification set on the Hugging Face hub), or folder (parquet
+    files, or train/CLASS/*.jpg and val/CLASS/*.jpg, in --data-dir)."""
 
     data_dir: Path | None = None
-    """Folder of the data set's files (for fashion-mnist the four IDX files, gzip or not)."""
+    """Folder of the data set's files. Default: download from the hub, where it has the set."""
+
+    label_column: str | None = None
+    """Column of the labels, where a hub: or folder set has several."""
+
+    stream: bool = False
+    """Read images from the disk as they are needed, instead of keeping all on the device."""
+
+    image_size: int | None = None
+    """Resize and crop images to so many pixels a side. Default: as they are; 224 for --stream."""
+
+    workers: int = 0
+    """Processes that decode streamed images; 0 decodes in threads."""
 
     train_images: int | None = None
     """Use only the first so many training images. Default: all."""
+
+    validation_fraction: float = 0.0
+    """Fraction of the training images held out; the best epoch is then chosen on them."""
 
     shrink: int = 1
     """Average square blocks of so many pixels a side into one."""
@@ -43,8 +71,84 @@ class ProblemConfig:
     label_noise: float = 0.0
     """Fraction of the training labels replaced at random (the test labels stay clean)."""
 
-    model: Literal["lenet-300-100", "resnet8"] = "resnet8"
+    crop_and_flip: bool = False
+    """Augment images by random crops of the zero-padded image (4 pixels) and horizontal flips."""
+
+    randaugment: bool = False
+    """--stream: RandAugment, two operations of magnitude 9."""
+
+    repeated_augmentation: int = 1
+    """--stream: how often an image stands in a batch, augmented anew each time."""
+
+    random_erasing: float = 0.0
+    """Probability that a rectangle of an image is replaced by noise."""
+
+    mixup: float = 0.0
+    """Mixup's α; 0 is off."""
+
+    cutmix: float = 0.0
+    """CutMix's α; 0 is off. With mixup, each batch has one of the two, at even odds."""
+
+    label_smoothing: float = 0.0
+    """Share of each target that is spread over all classes."""
+
+    def __post_init__(self) -> None:
+        """Checks what the types cannot say, before anything is loaded or compiled."""
+        for name in ("shrink", "repeated_augmentation"):
+            check_count(name, getattr(self, name))
+        for name in ("workers", "mixup", "cutmix"):
+            check_number(name, getattr(self, name), above=0.0, inclusive=True)
+        for name in ("random_erasing", "label_smoothing", "label_noise", "validation_fraction"):
+            check_fraction(name, getattr(self, name))
+        if self.image_size is not None:
+            check_count("image_size", self.image_size)
+        self._check_placement()
+
+    def _check_placement(self) -> None:
+        if self.stream:
+            for name in ("crop_and_flip", "label_noise", "train_images", "validation_fraction"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}={getattr(self, name)!r} does not go with stream.")
+            if self.shrink > 1:
+                raise ValueError(f"shrink={self.shrink} does not go with stream: pass image_size.")
+            return
+        if self.randaugment or self.repeated_augmentation > 1:
+            name = "randaugment" if self.randaugment else "repeated_augmentation"
+            raise ValueError(f"{name}={getattr(self, name)!r} needs stream.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    model: ModelName = "resnet8"
     """Network."""
+
+    patch: int | None = None
+    """deit: pixels a side of a patch. Default: 16."""
+
+    drop_path: float = 0.0
+    """deit: probability that the last block is skipped for an image; earlier blocks less."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; parameters, losses and statistics stay float32."""
+
+    def __post_init__(self) -> None:
+        """As for the data."""
+        if self.patch is not None:
+            check_count("patch", self.patch)
+        check_fraction("drop_path", self.drop_path)
+        for name in ("patch", "drop_path"):
+            if getattr(self, name) and not self.model.startswith("deit"):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} goes with deit-tiny and deit-small, "
+                    f"not with model={self.model!r}."
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SparseConfig:
+    """Which weights are zero."""
 
     sparse: SparseName = "random"
     """Which weights are zero: chosen before training (random to synflow), by training, pruning and
@@ -52,7 +156,11 @@ class ProblemConfig:
     out over the run; none trains the dense network."""
 
     sparsity: float = 0.9
-    """Fraction of the kernels' weights that is zero; 0 trains the dense network."""
+    """Fraction of the masked kernels' weights that is zero; 0 trains the dense network."""
+
+    sparse_layers: str | None = None
+    """Regular expression, found in the names of the kernels to mask (masks.txt lists them).
+    Default: all kernels."""
 
     sparsity_distribution: Literal["auto", "erk", "uniform", "global"] = "auto"
     """How the kept weights are shared among layers: erk is Erdős–Rényi-kernel, global ranks all
@@ -67,6 +175,27 @@ class ProblemConfig:
     rewind_epochs: int = 0
     """lth: the epoch to whose weights each round returns."""
 
+    def __post_init__(self) -> None:
+        """As for the data."""
+        check_fraction("sparsity", self.sparsity)
+        if self.sparse == "synflow" and self.sparsity_distribution not in ("auto", "global"):
+            raise ValueError(
+                f"sparsity_distribution={self.sparsity_distribution!r} does not go with synflow, "
+                "whose budget is global."
+            )
+        if self.lottery_levels is not None:
+            check_count("lottery_levels", self.lottery_levels)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing is pruned."""
+        return self.sparse == "none" or self.sparsity == 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DescentConfig:
+    """How the weights move; everything but the climb."""
+
     epochs: int = 20
     """Passes over the training images."""
 
@@ -74,25 +203,84 @@ class ProblemConfig:
     """Epochs between looks at the test split; the last epoch always has one."""
 
     batch_size: int = 64
-    """Images a step; an incomplete last batch is left out."""
+    """Images a step, over all devices; an incomplete last batch is left out."""
+
+    accumulate: int = 1
+    """Parts of a batch that pass through the network one after another, in less memory."""
+
+    base_optimizer: BaseOptimizerName = "sgd"
+    """What follows the perturbation; with --optimizer sgd or adamw, that one."""
 
     learning_rate: float = 0.1
-    """Peak learning rate of SGD, reached after the warmup, then a cosine to zero."""
+    """Peak learning rate, reached after the warmup."""
+
+    schedule: Literal["cosine", "step"] = "cosine"
+    """How the learning rate falls: along a cosine to --final-learning-rate, or to a tenth at each
+    of --milestones."""
+
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """step: where the learning rate drops, as fractions of the run."""
+
+    final_learning_rate: float = 0.0
+    """cosine: where it ends."""
 
     warmup: float = 0.05
     """Fraction of the steps in which the learning rate rises linearly."""
 
+    initial_learning_rate: float = 0.0
+    """Where the warmup begins."""
+
     momentum: float = 0.9
     """SGD's momentum."""
 
+    nesterov: bool = False
+    """SGD: Nesterov's momentum."""
+
     weight_decay: float = 5e-4
-    """L2 penalty, added to the gradient before the momentum."""
+    """SGD: L2 penalty on all parameters, added to the gradient before the momentum. AdamW:
+    decoupled, on kernels only."""
+
+    clip_norm: float | None = None
+    """Largest global norm of a gradient; longer ones are scaled down to it. Default: no limit."""
+
+    ema_decay: float | None = None
+    """Keep a moving average of the weights with this decay, and evaluate it too. Default: none."""
+
+    def __post_init__(self) -> None:
+        """As for the data."""
+        for name in ("epochs", "evaluate_every", "batch_size", "accumulate"):
+            check_count(name, getattr(self, name))
+        check_number("learning_rate", self.learning_rate, above=0.0, inclusive=False)
+        for name in ("weight_decay", "initial_learning_rate", "final_learning_rate"):
+            check_number(name, getattr(self, name), above=0.0, inclusive=True)
+        for name in ("momentum", "warmup"):
+            check_fraction(name, getattr(self, name))
+        if self.clip_norm is not None:
+            check_number("clip_norm", self.clip_norm, above=0.0, inclusive=False)
+        if self.ema_decay is not None:
+            check_fraction("ema_decay", self.ema_decay)
+        if list(self.milestones) != sorted(set(self.milestones)) or not all(
+            0 < m < 1 for m in self.milestones
+        ):
+            raise ValueError(
+                f"milestones={self.milestones!r} must rise and lie between 0 and 1: they are "
+                "fractions of the run."
+            )
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate={self.accumulate} must divide batch_size={self.batch_size}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClimbConfig:
+    """How the point is found at which the gradient is taken."""
 
     num_directions: int = 1
     """zo_sam: random directions a step (m); 2m extra forward passes."""
 
-    delta: float = 1e-3
-    """zo_sam: step of the central differences, per weight."""
+    delta: float | None = None
+    """zo_sam: step of the central differences, per weight. Default: 1e-3, in bfloat16 1e-2."""
 
     distribution: Literal["normal", "rademacher", "sphere"] = "normal"
     """zo_sam and random_weight_perturbation: how directions are drawn."""
@@ -105,23 +293,31 @@ class ProblemConfig:
     (layerwise), or the relative change of the weights (adaptive)."""
 
     def __post_init__(self) -> None:
-        """Checks what the types cannot say, before anything is loaded or compiled."""
-        for name in ("epochs", "evaluate_every", "batch_size", "num_directions", "shrink"):
-            check_count(name, getattr(self, name))
-        for name in ("learning_rate", "delta"):
-            check_number(name, getattr(self, name), above=0.0, inclusive=False)
-        for name in ("momentum", "weight_decay", "sparsity", "label_noise", "warmup"):
-            check_number(name, getattr(self, name), above=0.0, inclusive=True)
-        for name in ("momentum", "sparsity", "warmup"):
-            if getattr(self, name) >= 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be below 1.")
-        if self.sparse == "synflow" and self.sparsity_distribution not in ("auto", "global"):
-            raise ValueError(
-                f"sparsity_distribution={self.sparsity_distribution!r} does not go with synflow, "
-                "whose budget is global."
-            )
-        if self.lottery_levels is not None:
-            check_count("lottery_levels", self.lottery_levels)
+        """As for the data."""
+        check_count("num_directions", self.num_directions)
+        if self.delta is not None:
+            check_number("delta", self.delta, above=0.0, inclusive=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProblemConfig(DataConfig, ModelConfig, SparseConfig, DescentConfig, ClimbConfig):
+    """What is trained, on what, and how; everything but the optimizer, its radius and the seed."""
+
+    mesh: str | None = None
+    """Devices to share each batch among, as data=N. Default: all there are, or the most that
+    divide the batch."""
+
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What to do at a loss that is not finite: stop, or leave the step out and count it."""
+
+    compilation_cache: Path | None = None
+    """Folder for compiled programs, which later runs start from. Default: ~/.cache/zosam_jax, or
+    what JAX_COMPILATION_CACHE_DIR says."""
+
+    def __post_init__(self) -> None:
+        """As for the parts."""
+        for part in ProblemConfig.__bases__:
+            part.__post_init__(self)  # type: ignore[attr-defined]
         if not 0 <= self.rewind_epochs < self.epochs:
             raise ValueError(
                 f"rewind_epochs={self.rewind_epochs} must be at least 0 and below "
@@ -131,10 +327,13 @@ class ProblemConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(ProblemConfig):
-    """Train one sparse network and leave a run folder."""
+    """Train one sparse network and leave a run folder; the same command again resumes it."""
+
+    recipe: str | None = None
+    """Begin from a recipe (`zosam recipes` lists them); options given beside it replace its own."""
 
     optimizer: OptimizerName = "zo_sam"
-    """What finds the point at which the gradient is taken."""
+    """What finds the point at which the gradient is taken; sgd and adamw take it where they are."""
 
     rho: float | None = None
     """Radius of the perturbation. Default: a value that suits the optimizer and --radius."""
@@ -143,13 +342,58 @@ class TrainConfig(ProblemConfig):
     """Seed of the initial weights, the masks, the data order and the directions."""
 
     output: Path | None = None
-    """Run folder to create. Default: runs/train-DATE-TIME."""
+    """Run folder, created or resumed. Default: runs/train-DATE-TIME."""
+
+    resume: bool = True
+    """Go on from the newest checkpoint of the run folder, if it has one."""
+
+    checkpoint_minutes: float = 5.0
+    """Longest time between checkpoints; the best epoch, the last one and an interruption always
+    leave one."""
+
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints to keep, beside the best."""
+
+    tensorboard: bool = False
+    """Write TensorBoard events to the run folder too."""
+
+    coordinator: str | None = None
+    """Several processes: HOST:PORT of process 0; auto finds it out on a cluster that JAX knows."""
+
+    num_processes: int | None = None
+    """Several processes: how many."""
+
+    process_id: int | None = None
+    """Several processes: which one this is, from 0."""
 
     def __post_init__(self) -> None:
         """As for the problem."""
         super().__post_init__()
         if self.rho is not None:
             check_number("rho", self.rho, above=0.0, inclusive=True)
+        check_number("checkpoint_minutes", self.checkpoint_minutes, above=0.0, inclusive=True)
+        check_count("keep_checkpoints", self.keep_checkpoints)
+        if self.coordinator is not None and self.output is None:
+            raise ValueError("output=None: several processes need the same --output.")
+
+
+# Options that say where and under whose eyes a run takes place, not what it computes: a resumed
+# run may have others.
+CIRCUMSTANCES = (
+    "recipe",
+    "data_dir",
+    "workers",
+    "mesh",
+    "compilation_cache",
+    "output",
+    "resume",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "tensorboard",
+    "coordinator",
+    "num_processes",
+    "process_id",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,7 +401,8 @@ class CompareConfig(ProblemConfig):
     """Train with several optimizers on the same masks, data order and seeds; print a table."""
 
     optimizers: tuple[OptimizerName, ...] = ("sgd", "sam", "random_weight_perturbation", "zo_sam")
-    """Optimizers to compare; sgd is always among them, since times are relative to it."""
+    """Optimizers to compare; the base optimizer is always among them, since times are relative to
+    it."""
 
     seeds: int = 3
     """Number of seeds: 0, 1, …"""
@@ -169,7 +414,7 @@ class CompareConfig(ProblemConfig):
     tune_seeds: int = 2
     """Seeds for each point of the grid."""
 
-    validation_fraction: float = 0.2
+    tune_fraction: float = 0.2
     """Fraction of the training images held out for tuning; the comparison trains on all."""
 
     output: Path | None = None
@@ -180,5 +425,14 @@ class CompareConfig(ProblemConfig):
         super().__post_init__()
         for name in ("seeds", "tune_seeds"):
             check_count(name, getattr(self, name))
-        if "sgd" not in self.optimizers:
-            object.__setattr__(self, "optimizers", ("sgd", *self.optimizers))
+        if self.tune and self.stream:
+            raise ValueError("tune=True does not go with stream: no images are held out of it.")
+        others = [o for o in self.optimizers if o not in ("sgd", "adamw")]
+        object.__setattr__(self, "optimizers", (self.base_optimizer, *others))
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Raises unless 0 ≤ value < 1."""
+    check_number(name, value, above=0.0, inclusive=True)
+    if value >= 1:
+        raise ValueError(f"{name}={value!r} must be below 1.")

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import jax
 import optax
 
 from zosam_jax.optimizers import REGISTRY
+from zosam_jax.sparsity.layers import is_weight
 from zosam_jax.training.config import ProblemConfig
+from zosam_jax.trees import PyTree
 
 # Radii to try, from gentle to strong, for perturbations along the gradient and along (nearly)
 # random directions; the middle one is the default. The README has a study of both.
@@ -25,13 +28,21 @@ RHO_GRIDS = {"sam": _ALONG_GRADIENT, "zo_sam": _RANDOM, "random_weight_perturbat
 _OPTIONS = {
     "sam": (),
     "random_weight_perturbation": ("distribution",),
-    "zo_sam": ("num_directions", "delta", "distribution", "batching"),
+    "zo_sam": ("num_directions", "distribution", "batching"),
 }
+
+# Half of a bfloat16's digits: what the differences of the losses can be told from rounding with.
+_DELTAS = {"float32": 1e-3, "bfloat16": 1e-2}
+
+
+def is_plain(optimizer: str) -> bool:
+    """Whether it takes the gradient where it is."""
+    return optimizer in ("sgd", "adamw")
 
 
 def rho_grid(optimizer: str, radius: str) -> tuple[float, ...]:
-    """The radii that tuning tries for this optimizer; (0,) for SGD, which has none."""
-    return (0.0,) if optimizer == "sgd" else RHO_GRIDS[optimizer][radius]
+    """The radii that tuning tries for this optimizer; (0,) for those that perturb nothing."""
+    return (0.0,) if is_plain(optimizer) else RHO_GRIDS[optimizer][radius]
 
 
 def default_rho(optimizer: str, radius: str) -> float:
@@ -43,37 +54,68 @@ def default_rho(optimizer: str, radius: str) -> float:
 def perturbation(
     config: ProblemConfig, optimizer: str, rho: float, seed: int
 ) -> optax.GradientTransformationExtraArgs | None:
-    """The sharpness-aware first link of the chain; None for SGD."""
-    if optimizer == "sgd":
+    """The sharpness-aware first link of the chain; None for plain optimizers."""
+    if is_plain(optimizer):
         return None
     options: dict[str, Any] = {name: getattr(config, name) for name in _OPTIONS[optimizer]}
     if optimizer != "sam":
         options["key"] = seed
+    if optimizer == "zo_sam":
+        options["delta"] = config.delta or _DELTAS[config.precision]
     return REGISTRY[optimizer](rho, radius=config.radius, **options)
 
 
 def transformation(
-    config: ProblemConfig, first: optax.GradientTransformation | None, steps: int
+    config: ProblemConfig,
+    optimizer: str,
+    first: optax.GradientTransformation | None,
+    steps: int,
 ) -> optax.GradientTransformationExtraArgs:
-    """Perturbation, weight decay, SGD with momentum on a warmup-cosine schedule."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=round(config.warmup * steps),
-        decay_steps=steps,
-    )
-    return optax.chain(
-        *([] if first is None else [first]),
-        optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(schedule, momentum=config.momentum),
-    )
+    """Perturbation, clipping, then SGD with momentum and L2 penalty, or AdamW."""
+    links = [] if first is None else [first]
+    if config.clip_norm is not None:
+        links.append(optax.clip_by_global_norm(config.clip_norm))
+    rate = schedule(config, steps)
+    if (optimizer if is_plain(optimizer) else config.base_optimizer) == "adamw":
+        links.append(optax.adamw(rate, weight_decay=config.weight_decay, mask=_kernels))
+    else:
+        links.append(optax.add_decayed_weights(config.weight_decay))
+        links.append(optax.sgd(rate, momentum=config.momentum, nesterov=config.nesterov))
+    return optax.chain(*links)
+
+
+def schedule(config: ProblemConfig, steps: int) -> optax.Schedule:
+    """The learning rate at each step: a linear warmup, then the cosine or the steps.
+
+    Both fall as if they had begun at step 0 of what is left after the warmup (cosine) or of the
+    whole run (steps).
+    """
+    warmup = round(config.warmup * steps)
+    peak, end = config.learning_rate, config.final_learning_rate
+    if config.schedule == "cosine":
+        falling = optax.cosine_decay_schedule(peak, max(1, steps - warmup), alpha=end / peak)
+    else:
+        drops = {round(m * steps) - warmup: 0.1 for m in config.milestones}
+        falling = optax.piecewise_constant_schedule(peak, drops)
+    if not warmup:
+        return falling
+    rising = optax.linear_schedule(config.initial_learning_rate, peak, warmup)
+    return optax.join_schedules([rising, falling], [warmup])
 
 
 def passes(config: ProblemConfig, optimizer: str) -> tuple[int, int]:
     """The forward and backward passes of one step."""
     return {
         "sgd": (1, 1),
+        "adamw": (1, 1),
         "random_weight_perturbation": (1, 1),
         "sam": (2, 2),
         "zo_sam": (1 + 2 * config.num_directions, 1),
     }[optimizer]
+
+
+def _kernels(params: PyTree) -> PyTree:
+    """True at kernels: not at biases, norms, and embeddings, which AdamW leaves undecayed."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: path[-1].key == "kernel" and is_weight("", leaf), params
+    )

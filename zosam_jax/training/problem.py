@@ -6,20 +6,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import numpy.typing as npt
 import optax
 from flax import nnx
 
 from zosam_jax import models
-from zosam_jax.data import Dataset, load
+from zosam_jax.data import Dataset, augmentation, load, load_records
 from zosam_jax.data import dataset as datasets
+from zosam_jax.data.stream import Stream
 from zosam_jax.integrations import nnx as nnx_integration
+from zosam_jax.training import devices
+from zosam_jax.training.accumulation import accumulated
 from zosam_jax.training.config import ProblemConfig
+from zosam_jax.training.feed import Batch, Feed, Resident, Streamed
 from zosam_jax.trees import Array, PyTree
 
 _LABEL_NOISE_SEED = 0
-_EVALUATION_BATCH = 500
+_VALIDATION_SEED = 0
+_STREAMED_SIZE = 224
 
 
 class Network(NamedTuple):
@@ -27,7 +30,7 @@ class Network(NamedTuple):
 
     Attributes:
       params: the parameters.
-      rest: what is not trained by gradient (BatchNorm statistics).
+      rest: what is not trained by gradient (BatchNorm statistics, dropout's random state).
     """
 
     params: PyTree
@@ -41,22 +44,34 @@ class Metrics(NamedTuple):
 
 
 class Problem:
-    """What `zosam train` and `zosam compare` train; arrays live on the device."""
+    """What `zosam train` and `zosam compare` train.
 
-    def __init__(self, config: ProblemConfig, dataset: Dataset) -> None:
-        """`dataset` is as `load_dataset(config)` returns it."""
-        if config.batch_size > len(dataset.train):
-            raise ValueError(
-                f"batch_size={config.batch_size} is more than the {len(dataset.train)} training "
-                "images."
-            )
+    Attributes:
+      config: the options.
+      mesh: the devices that share each batch.
+      feed: where batches come from.
+      steps_per_epoch, steps: of the run.
+    """
+
+    def __init__(self, config: ProblemConfig, dataset: Dataset | Stream | None = None) -> None:
+        """Builds the model's structure and puts a resident data set on the devices.
+
+        Args:
+          config: the options.
+          dataset: what to train on instead of what the options name.
+        """
         self.config = config
-        self.dataset = dataset
-        self.steps_per_epoch = len(dataset.train) // config.batch_size
+        self.mesh = devices.make_mesh(config.mesh, config.batch_size)
+        self.feed = _feed(config, load_dataset(config) if dataset is None else dataset, self.mesh)
+        if config.batch_size > self.feed.train_images:
+            raise ValueError(
+                f"batch_size={config.batch_size} is more than the {self.feed.train_images} "
+                "training images."
+            )
+        self.steps_per_epoch = self.feed.train_images // config.batch_size
         self.steps = self.steps_per_epoch * config.epochs
-        self.images = jnp.asarray(dataset.train.images)
-        self.labels = jnp.asarray(dataset.train.labels)
-        model = self._model(seed=0)
+        # Only the structure is kept: no weight is computed here.
+        model = nnx.eval_shape(lambda: self._model(seed=0))
         model.train()
         self._train_graph = nnx.graphdef(model)
         model.eval()
@@ -72,24 +87,56 @@ class Problem:
         outputs: Array = nnx.merge(self._eval_graph, params, rest, copy=True)(images)
         return outputs
 
-    def epoch(self, seed: int, epoch: int) -> Iterator[npt.NDArray[np.integer]]:
-        """The indices of each batch of an epoch, in an order fixed by seed and epoch."""
-        order = np.random.default_rng((seed, epoch)).permutation(len(self.dataset.train))
-        for step in range(self.steps_per_epoch):
-            yield order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
+    def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step `start` on, on the devices; fixed by seed and epoch."""
+        for batch in self.feed.epoch(seed, epoch, start):
+            yield devices.distribute(batch, self.mesh)
 
-    def loss(self, rest: PyTree, indices: Array) -> Any:
-        """The training loss on a batch: params → (mean cross-entropy, (new rest, metrics))."""
-        images, labels = self._pixels(self.images[indices]), self.labels[indices]
+    def loss(
+        self, arrays: PyTree, rest: PyTree, batch: Batch, key: Array
+    ) -> Callable[[PyTree], tuple[Array, tuple[PyTree, Metrics]]]:
+        """The training loss on a batch: params → (mean cross-entropy, (new rest, metrics)).
+
+        The batch is augmented here, once, so that all passes of a step see the same images.
+
+        Args:
+          arrays: the feed's.
+          rest: the network's.
+          batch: one of `batches`.
+          key: of the augmentation.
+        """
+        config = self.config
+        crop_key, erase_key, mix_key = jax.random.split(key, 3)
+        images, labels = self.feed.examples(arrays, batch, crop_key)
+        images, targets = self._pixels(images), labels
+        if config.random_erasing:
+            images = augmentation.random_erasing(
+                images, erase_key, probability=config.random_erasing
+            )
+        if config.mixup or config.cutmix or config.label_smoothing:
+            images, targets = augmentation.mixup_and_cutmix(
+                images,
+                labels,
+                mix_key,
+                num_classes=self.feed.num_classes,
+                mixup=config.mixup,
+                cutmix=config.cutmix,
+                smoothing=config.label_smoothing,
+            )
+        return accumulated(self._part_loss, rest, (images, labels, targets), config.accumulate)
+
+    def _part_loss(
+        self, params: PyTree, rest: PyTree, part: tuple[Array, Array, Array]
+    ) -> tuple[Array, tuple[PyTree, Metrics]]:
         functional = nnx_integration.functional_loss(
             _cross_entropy, self._train_graph, rest, has_aux=True
         )
-        return lambda params: functional(params, images, labels)
+        return functional(params, *part)
 
     def score_loss(
         self, rest: PyTree, *, training: bool, temperature: float = 1.0
-    ) -> Callable[[PyTree, Array], Array]:
-        """A loss to score weights by: (params, batch indices) → mean cross-entropy.
+    ) -> Callable[[PyTree, Array, Array], Array]:
+        """A loss to score weights by: (params, uint8 images, labels) → mean cross-entropy.
 
         Args:
           rest: BatchNorm statistics, used if not `training`.
@@ -98,55 +145,91 @@ class Problem:
         """
         graph = self._train_graph if training else self._eval_graph
 
-        def loss(params: PyTree, indices: Array) -> Array:
-            logits = nnx.merge(graph, params, rest, copy=True)(self._pixels(self.images[indices]))
-            losses: Array = optax.softmax_cross_entropy_with_integer_labels(
-                logits / temperature, self.labels[indices]
-            )
-            return losses.mean()
+        def loss(params: PyTree, images: Array, labels: Array) -> Array:
+            logits = nnx.merge(graph, params, rest, copy=True)(self._pixels(images))
+            return _losses(logits / temperature, labels).mean()
 
         return loss
 
-    def test_accuracy(self, params: PyTree, rest: PyTree) -> float:
-        """The fraction of the test images that the network labels correctly."""
-        test = self.dataset.test
+    def accuracy(self, network: Network, split: str = "test") -> float:
+        """The fraction of a split's images that the network labels correctly."""
         correct = 0
-        for start in range(0, len(test), _EVALUATION_BATCH):
-            stop = start + _EVALUATION_BATCH
-            correct += self._correct(params, rest, test.images[start:stop], test.labels[start:stop])
-        return float(correct) / len(test)
+        for part in self.feed.evaluation(split):
+            batch = devices.distribute(part, self.mesh)
+            correct += self._correct(self.feed.arrays, network, batch, split)
+        return int(correct) / self.feed.size(split)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def _correct(self, params: PyTree, rest: PyTree, images: Array, labels: Array) -> Array:
-        logits = self.apply(params, rest, self._pixels(images))
+    @functools.partial(jax.jit, static_argnums=(0, 4))
+    def _correct(self, arrays: PyTree, network: Network, batch: Batch, split: str) -> Array:
+        images, labels = self.feed.plain(arrays, batch, split)
+        logits = self.apply(network.params, network.rest, self._pixels(images))
         return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
 
     def _pixels(self, images: Array) -> Array:
         """Pixel values at mean 0 and standard deviation 1 over the training images."""
-        return (images.astype(jnp.float32) - self.dataset.pixel_mean) / self.dataset.pixel_sd
+        mean = jnp.asarray(self.feed.pixel_mean, jnp.float32)
+        sd = jnp.asarray(self.feed.pixel_sd, jnp.float32)
+        return (images.astype(jnp.float32) - mean) / sd
 
     def _model(self, seed: int) -> Any:
+        config = self.config
+        options: dict[str, Any] = {}
+        if config.model.startswith("deit"):
+            options["drop_path_rate"] = config.drop_path
+            if config.patch is not None:
+                options["patch"] = config.patch
         return models.create(
-            self.config.model,
-            self.dataset.num_classes,
+            config.model,
+            self.feed.num_classes,
             rngs=nnx.Rngs(seed),
-            image_shape=self.dataset.train.images.shape[1:],
+            image_shape=self.feed.image_shape,
+            dtype=jnp.dtype(config.precision),
+            **options,
         )
 
 
-def load_dataset(config: ProblemConfig) -> Dataset:
+def load_dataset(config: ProblemConfig) -> Dataset | Stream:
     """The data set that the options describe: cut to size, its labels as noisy as asked for."""
-    dataset = load(config.dataset, config.data_dir)
+    if config.stream:
+        return Stream(
+            *load_records(config.dataset, config.data_dir, label=config.label_column),
+            image_size=config.image_size or _STREAMED_SIZE,
+            randaugment=config.randaugment,
+            repeats=config.repeated_augmentation,
+            workers=config.workers,
+        )
+    dataset = load(
+        config.dataset, config.data_dir, image_size=config.image_size, label=config.label_column
+    )
     if config.train_images is not None:
         dataset = datasets.limit(dataset, config.train_images)
     if config.shrink > 1:
         dataset = datasets.shrink(dataset, config.shrink)
     if config.label_noise:
         dataset = datasets.with_label_noise(dataset, config.label_noise, _LABEL_NOISE_SEED)
+    if config.validation_fraction:
+        dataset = datasets.with_validation(dataset, config.validation_fraction, _VALIDATION_SEED)
     return dataset
 
 
-def _cross_entropy(model: Any, images: Array, labels: Array) -> tuple[Array, Metrics]:
+def _feed(config: ProblemConfig, dataset: Dataset | Stream, mesh: jax.sharding.Mesh) -> Feed:
+    if isinstance(dataset, Stream):
+        image_size = config.image_size or _STREAMED_SIZE
+        return Streamed(dataset, image_size, config.batch_size, mesh)
+    return Resident(dataset, config.batch_size, mesh, crop_and_flip=config.crop_and_flip)
+
+
+def _cross_entropy(
+    model: Any, images: Array, labels: Array, targets: Array
+) -> tuple[Array, Metrics]:
     logits = model(images)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    return loss, Metrics(correct=jnp.sum(jnp.argmax(logits, axis=-1) == labels))
+    correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+    return _losses(logits, targets).mean(), Metrics(correct)
+
+
+def _losses(logits: Array, targets: Array) -> Array:
+    """Cross-entropies to labels (N,) or to distributions (N, classes)."""
+    if targets.ndim == 1:
+        losses: Array = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return losses
+    return jnp.asarray(optax.softmax_cross_entropy(logits, targets))

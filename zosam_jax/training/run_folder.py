@@ -1,7 +1,7 @@
 """The folder that a run leaves: config.json, metrics.jsonl, summary.json, masks.txt, curves.png.
 
 Each file is complete whenever it exists: metrics grow by whole flushed lines, the others are
-moved into place once written.
+moved into place once written. Of several processes only the first one writes.
 """
 
 import dataclasses
@@ -12,14 +12,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zosam_jax.training.trainer import EpochRecord
+from zosam_jax.training import devices
+from zosam_jax.training.config import CIRCUMSTANCES, TrainConfig
+from zosam_jax.training.progress import EpochRecord
 
 
 class RunFolder:
-    """A new folder for one command's results."""
+    """A folder for one command's results.
 
-    def __init__(self, path: Path | None, command: str) -> None:
-        """Creates the folder; by default runs/COMMAND-DATE-TIME below the working directory.
+    Attributes:
+      path: where it is.
+    """
+
+    def __init__(self, path: Path | None, command: str, *, may_hold_results: bool = False) -> None:
+        """Checks that results can go there; nothing is created before the first write.
+
+        Args:
+          path: the folder; by default runs/COMMAND-DATE-TIME below the working directory.
+          command: train or compare.
+          may_hold_results: whether it may be in use already.
 
         Raises:
           FileExistsError: if it holds results already; nothing is overwritten.
@@ -27,31 +38,52 @@ class RunFolder:
         if path is None:
             now = datetime.datetime.now()
             path = Path("runs") / f"{command}-{now:%Y%m%d-%H%M%S-%f}"
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(path.iterdir()) and not may_hold_results:
             raise FileExistsError(
                 f"output={str(path)!r} is not empty, and nothing is overwritten: choose another "
                 "--output or move it away."
             )
-        path.mkdir(parents=True, exist_ok=True)
         self.path = path
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its run has ended: the summary is written last."""
+        return (self.path / "summary.json").is_file()
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a whole JSON file, numbers that are not finite as null."""
         self.write_text(name, json.dumps(_plain(content), indent=2) + "\n")
 
+    def read_json(self, name: str) -> Any:
+        """What a JSON file holds."""
+        return json.loads((self.path / name).read_text())
+
     def write_text(self, name: str, content: str) -> None:
         """Writes a whole text file."""
+        if not devices.is_first():
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
         partial = self.path / f"{name}.partial"
         partial.write_text(content)
         partial.replace(self.path / name)
 
     def append_metrics(self, record: EpochRecord) -> None:
         """Adds one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(_plain(record._asdict())) + "\n")
+        if devices.is_first():
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(_plain(record._asdict())) + "\n")
+
+    def cut_metrics(self, count: int) -> list[EpochRecord]:
+        """The first `count` records of metrics.jsonl; those after them are dropped."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text().splitlines()[:count] if path.exists() else []
+        self.write_text("metrics.jsonl", "".join(f"{line}\n" for line in lines))
+        return [_record(json.loads(line)) for line in lines]
 
     def draw_curves(self, records: Sequence[EpochRecord], title: str) -> None:
         """Draws loss and accuracy over the epochs to curves.png."""
+        if not devices.is_first():
+            return
         # Here, since matplotlib takes a second to import and is needed once, at the end.
         from matplotlib.figure import Figure  # noqa: PLC0415
         from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
@@ -62,7 +94,11 @@ class RunFolder:
         left.plot(epochs, [r.train_loss for r in records], label="train, at θ+ε")
         left.set(xlabel="epoch", ylabel="cross-entropy", yscale="log")
         right.plot(epochs, [100 * r.train_accuracy for r in records], label="train, at θ+ε")
-        right.plot(epochs, [100 * r.test_accuracy for r in records], label="test")
+        evaluated = [r for r in records if not math.isnan(r.test_accuracy)]
+        for name, label in _EVALUATIONS.items():
+            values = [100 * getattr(r, name) for r in evaluated]
+            if not all(map(math.isnan, values)):
+                right.plot([r.epoch for r in evaluated], values, label=label)
         right.set(xlabel="epoch", ylabel="accuracy (%)")
         for axes in (left, right):
             axes.grid(alpha=0.3)
@@ -70,6 +106,45 @@ class RunFolder:
             axes.legend(frameon=False)
         figure.suptitle(title)
         figure.savefig(self.path / "curves.png", dpi=150)
+
+
+_EVALUATIONS = {
+    "test_accuracy": "test",
+    "validation_accuracy": "validation",
+    "average_test_accuracy": "test, averaged weights",
+}
+
+
+def for_training(config: TrainConfig) -> RunFolder:
+    """The folder of a run, new or to be taken up again; nothing is created yet.
+
+    Raises:
+      FileExistsError: if it holds anything else, or is not to be resumed.
+      ValueError: if it holds a run with other options, naming the first one that differs.
+    """
+    path = config.output
+    is_run = config.resume and path is not None and (path / "config.json").is_file()
+    folder = RunFolder(path, "train", may_hold_results=is_run or not devices.is_first())
+    if is_run:
+        _check_same(folder.read_json("config.json"), config, folder.path)
+    return folder
+
+
+def _check_same(before: Mapping[str, Any], config: TrainConfig, path: Path) -> None:
+    for field in dataclasses.fields(config):
+        now = _plain(getattr(config, field.name))
+        then = before.get(field.name, _plain(field.default))
+        if field.name not in CIRCUMSTANCES and now != then:
+            raise ValueError(
+                f"{field.name}={now!r} contradicts the run in {path}, which has "
+                f"{field.name}={then!r}: resume it with its own options, or choose "
+                "another --output."
+            )
+
+
+def _record(values: Mapping[str, Any]) -> EpochRecord:
+    finite: dict[str, Any] = {k: math.nan if v is None else v for k, v in values.items()}
+    return EpochRecord(**finite)
 
 
 def _plain(value: Any) -> Any:

@@ -11,30 +11,29 @@ from zosam_jax.data import dataset as datasets
 from zosam_jax.sparsity import METHODS, DropAndGrowState, SparseState, flops
 from zosam_jax.training import optimizers
 from zosam_jax.training.config import ProblemConfig
+from zosam_jax.training.feed import Resident
 from zosam_jax.training.problem import Network, Problem
 from zosam_jax.trees import PyTree
+
+# The models' kernels; not DeiT's position embedding and class token.
+KERNELS = "kernel"
 
 _SNIP_IMAGES = 128
 _GRASP_IMAGES_PER_CLASS = 10
 _GRASP_TEMPERATURE = 200.0
 
 
-def is_dense(config: ProblemConfig) -> bool:
-    """Whether nothing is pruned."""
-    return config.sparse == "none" or config.sparsity == 0
-
-
 def check(problem: Problem) -> None:
     """Raises ValueError for a budget that the model or the data cannot meet; computes nothing."""
     config = problem.config
-    if is_dense(config):
+    if config.is_dense:
         return
-    params = problem.init(seed=0).params
+    params = jax.eval_shape(lambda: problem.init(seed=0)).params
     default = "uniform" if config.sparse in ("dsr", "mest") else "erk"
     if config.sparse in ("snip", "grasp", "synflow", "lth"):
         default = "global"
-    options = {"distribution": default, **distribution(config)}
-    jax.eval_shape(lambda p: sparsity.random(p, config.sparsity, **options), params)
+    choice = {"distribution": default, **options(config)}
+    jax.eval_shape(lambda p: sparsity.random(p, config.sparsity, **choice), params)
     if config.sparse == "grasp":
         _grasp_sample(problem, seed=0)
 
@@ -42,26 +41,34 @@ def check(problem: Problem) -> None:
 def masks_before_training(problem: Problem, network: Network, seed: int) -> PyTree:
     """The masks of a method that chooses them before training; None for the others."""
     config = problem.config
-    if is_dense(config) or config.sparse in METHODS or config.sparse == "lth":
+    if config.is_dense or config.sparse in METHODS or config.sparse == "lth":
         return None
-    params, level, options = network.params, config.sparsity, distribution(config)
+    params, level, choice = network.params, config.sparsity, options(config)
     if config.sparse == "random":
-        return sparsity.random(params, level, key=seed, **options)
+        return sparsity.random(params, level, key=seed, **choice)
     if config.sparse == "magnitude":
         # Of untrained weights, whose scale says more about the initialiser than about the layer.
-        return sparsity.magnitude(params, level, **{"distribution": "erk", **options})
+        return sparsity.magnitude(params, level, **{"distribution": "erk", **choice})
     if config.sparse == "synflow":
-        rest = jax.tree.map(jnp.abs, network.rest)
-        image_shape = problem.dataset.train.images.shape[1:]
+        rest = jax.tree.map(_linear, network.rest)
         return sparsity.synflow(
-            lambda p, images: problem.apply(p, rest, images), params, level, image_shape
+            lambda p, images: problem.apply(p, rest, images),
+            params,
+            level,
+            problem.feed.image_shape,
+            **choice,
         )
     if config.sparse == "snip":
-        batch = next(problem.epoch(seed, 0))[:_SNIP_IMAGES]
+        sample = problem.feed.raw(seed, _SNIP_IMAGES)
         loss = problem.score_loss(network.rest, training=False)
-        return sparsity.snip(loss, params, level, [(batch,)], **options)
+        return sparsity.snip(loss, params, level, [sample], **choice)
     loss = problem.score_loss(network.rest, training=True, temperature=_GRASP_TEMPERATURE)
-    return sparsity.grasp(loss, params, level, [(_grasp_sample(problem, seed),)], **options)
+    return sparsity.grasp(loss, params, level, [_grasp_sample(problem, seed)], **choice)
+
+
+def _linear(statistic: Any) -> Any:
+    """A statistic as SynFlow's linear network has it: not negative. Random keys stay."""
+    return jnp.abs(statistic) if jnp.issubdtype(statistic.dtype, jnp.floating) else statistic
 
 
 def under_masks(
@@ -73,14 +80,14 @@ def under_masks(
     seed: int,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer under masks, fixed ones or those of a method that changes them."""
-    if is_dense(config):
+    if config.is_dense:
         return inner
     if config.sparse not in METHODS:
         return sparsity.fixed(inner, masks)
-    options = distribution(config)
+    choice = options(config)
     if config.sparse == "mest":
-        options["soft_bound"] = config.mest_soft_bound
-    return METHODS[config.sparse](inner, config.sparsity, total_steps=steps, key=seed, **options)
+        choice["soft_bound"] = config.mest_soft_bound
+    return METHODS[config.sparse](inner, config.sparsity, total_steps=steps, key=seed, **choice)
 
 
 def masks_of(opt_state: PyTree) -> PyTree:
@@ -104,10 +111,9 @@ class Cost:
     gradients once more. This is what kernels that skip zeros would do; XLA's do not skip them.
     """
 
-    def __init__(self, problem: Problem, optimizer: str) -> None:
+    def __init__(self, problem: Problem, optimizer: str, network: Network) -> None:
         """Traces the network's forward pass on one image."""
-        network = problem.init(seed=0)
-        image = jnp.zeros((1, *problem.dataset.train.images.shape[1:]))
+        image = jnp.zeros((1, *problem.feed.image_shape))
         self._params = network.params
         self._costs = flops.multiply_adds(
             lambda p, x: problem.apply(p, network.rest, x), network.params, image
@@ -127,12 +133,21 @@ class Cost:
 
 
 def _grasp_sample(problem: Problem, seed: int) -> Any:
-    return datasets.balanced_sample(
-        problem.dataset.train, _GRASP_IMAGES_PER_CLASS, problem.dataset.num_classes, seed
+    """As many images of each class, and their labels."""
+    feed = problem.feed
+    if not isinstance(feed, Resident):
+        raise ValueError("sparse='grasp' does not go with stream: it picks images by class.")
+    chosen = datasets.balanced_sample(
+        feed.dataset.train, _GRASP_IMAGES_PER_CLASS, feed.num_classes, seed
     )
+    sample = feed.dataset.train.take(chosen)
+    return sample.images, sample.labels
 
 
-def distribution(config: ProblemConfig) -> dict[str, Any]:
-    """The option `distribution`, if one was chosen; else the method decides."""
-    given = config.sparsity_distribution
-    return {} if given == "auto" else {"distribution": given}
+def options(config: ProblemConfig) -> dict[str, Any]:
+    """What every method takes: which layers and, where it was chosen, the distribution."""
+    choice: dict[str, Any] = {"where": config.sparse_layers or KERNELS}
+    # SynFlow has no other distribution than its own.
+    if config.sparsity_distribution != "auto" and config.sparse != "synflow":
+        choice["distribution"] = config.sparsity_distribution
+    return choice

@@ -1,63 +1,27 @@
-"""One training run: the compiled step, the loop around it, what it reports."""
+"""One training run: the loop around the compiled step, where it stands, what it reports."""
 
 import functools
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from zosam_jax import sparsity, transform, trees
-from zosam_jax.integrations.step import apply_loss
-from zosam_jax.training import optimizers, sparse
+from zosam_jax.training import devices, optimizers, sparse, step
+from zosam_jax.training.checkpoints import Checkpoints
+from zosam_jax.training.feed import Batch
+from zosam_jax.training.interruption import InterruptedRunError, Interruption
 from zosam_jax.training.problem import Network, Problem
+from zosam_jax.training.progress import EpochRecord, Progress
+from zosam_jax.training.step import TrainState
 from zosam_jax.trees import Array, PyTree
 
-
-class TrainState(NamedTuple):
-    """What a step turns into its successor; donated, so that memory is reused.
-
-    Attributes:
-      params, rest, opt_state: the network and its optimizer.
-      loss_sum, correct: sums over the steps and images of the epoch so far, as the step's own
-        passes saw them (at θ+ε where the optimizer perturbs).
-    """
-
-    params: PyTree
-    rest: PyTree
-    opt_state: PyTree
-    loss_sum: Array
-    correct: Array
-
-
-class EpochRecord(NamedTuple):
-    """One line of metrics.jsonl.
-
-    Attributes:
-      round: 0, or how often the network was pruned before this training (lth).
-      epoch, step: epochs and steps completed, on the schedule.
-      train_loss, train_accuracy: means over the epoch, at the points where gradients were taken.
-      test_accuracy: at the end of the epoch; NaN where the options skip it.
-      sparsity: the fraction of zeros among the maskable weights then.
-      training_cost: multiply-adds since the start of the run, earlier rounds included, in epochs
-        of the dense network with SGD (see `training.sparse.Cost`).
-      seconds: since the start of the run, compilation included.
-      images_per_second: of this epoch's training steps.
-    """
-
-    round: int
-    epoch: int
-    step: int
-    train_loss: float
-    train_accuracy: float
-    test_accuracy: float
-    sparsity: float
-    training_cost: float
-    seconds: float
-    images_per_second: float
+# Reading a number from the devices makes the host wait for them; a few times a second is enough.
+_SECONDS_BETWEEN_READINGS = 0.25
 
 
 class Diagnosis(NamedTuple):
@@ -72,14 +36,21 @@ class Diagnosis(NamedTuple):
     ascent_gain: float
 
 
+class NonFiniteLossError(ArithmeticError):
+    """A loss was not finite, and the options say to stop."""
+
+
 class Observer:
     """Watches a run; every method may be left as it is."""
 
     def on_start(self, run: "Run") -> None:
-        """Before the first epoch; for lth before that of each round."""
+        """Before the first step of each training, resumed or not."""
 
-    def on_step(self, step: int, state: TrainState) -> None:
-        """After step number `step` (from 1); reading from `state` waits for the device."""
+    def on_step(self, run: "Run") -> None:
+        """After each step; reading from `run.state` would make the host wait for the devices."""
+
+    def on_reading(self, run: "Run") -> None:
+        """A few times a second, between two steps, when the devices have just been waited for."""
 
     def on_epoch(self, record: EpochRecord, run: "Run") -> None:
         """After each epoch."""
@@ -89,10 +60,13 @@ class Run:
     """One optimizer at one radius, from one seed.
 
     Attributes:
-      first: the sharpness-aware transformation, None for SGD.
-      state: the current TrainState.
+      problem, optimizer, rho, seed: what is run.
+      first: the sharpness-aware transformation, None for plain optimizers.
+      tx: the whole optimizer.
       cost: multiply-adds of passes under masks.
-      round: how often the network was pruned (lth).
+      state: the current TrainState.
+      progress: where it stands.
+      records: of the epochs so far.
     """
 
     def __init__(self, problem: Problem, optimizer: str, rho: float, seed: int) -> None:
@@ -100,132 +74,54 @@ class Run:
         self.problem = problem
         self.optimizer, self.rho, self.seed = optimizer, rho, seed
         self.first = optimizers.perturbation(problem.config, optimizer, rho, seed)
-        self.cost = sparse.Cost(problem, optimizer)
         network = problem.init(seed)
-        masks = sparse.masks_before_training(problem, network, seed)
+        self.cost = sparse.Cost(problem, optimizer, network)
         self.tx = sparse.under_masks(
             problem.config,
-            optimizers.transformation(problem.config, self.first, problem.steps),
-            masks,
+            optimizers.transformation(problem.config, optimizer, self.first, problem.steps),
+            sparse.masks_before_training(problem, network, seed),
             steps=problem.steps,
             seed=seed,
         )
-        self.state = self._start(network, self.tx.init(network.params))
-        self.round = 0
-        self._cost_so_far = 0.0
-        self._started = time.perf_counter()
+        self.progress = Progress()
+        self.records: list[EpochRecord] = []
+        self.state = self._start(network, self.tx.init(network.params), epoch=0)
 
-    def _restart(self, network: Network, masks: PyTree, epoch: int) -> None:
+    def _start(self, network: Network, opt_state: PyTree, epoch: int) -> TrainState:
+        first_step = epoch * self.problem.steps_per_epoch
+        return step.start(self.problem, network, opt_state, seed=self.seed, step=first_step)
+
+    @functools.cached_property
+    def step(self) -> Callable[[TrainState, Batch], TrainState]:
+        """(state, batch) → state, compiled; the given state is donated."""
+        return step.compile_step(self.problem, self.tx, self.state)
+
+    def train(
+        self, observer: Observer | None = None, checkpoints: Checkpoints | None = None
+    ) -> list[EpochRecord]:
+        """Trains to the end, or from the newest checkpoint on; one record for each epoch.
+
+        Raises:
+          NonFiniteLossError: at a loss that is not finite, if the options say to stop.
+          InterruptedRunError: after SIGTERM or SIGINT, once a checkpoint is written; without
+            checkpoints these signals do what they always do.
+        """
+        observer = observer or Observer()
+        if checkpoints is None:
+            return _Loop(self, observer, None, None).go()
+        with Interruption() as interruption:
+            return _Loop(self, observer, checkpoints, interruption).go()
+
+    def resume(self, state: TrainState, progress: Progress, records: list[EpochRecord]) -> None:
+        """Takes up a run where it stood."""
+        self.state, self.progress, self.records = state, progress, records
+
+    def restart(self, network: Network, masks: PyTree, epoch: int) -> None:
         """Starts anew from a network under given masks, schedules and data at this epoch."""
         opt_state = self.tx.init(network.params)
         count = jnp.asarray(epoch * self.problem.steps_per_epoch, jnp.int32)
         opt_state = optax.tree.set(opt_state, count=count)._replace(masks=masks)
-        # Copies: the state is donated, and so nothing in it may be the caller's or stand twice.
-        self.state = jax.tree.map(jnp.copy, self._start(network, opt_state))
-
-    def _start(self, network: Network, opt_state: PyTree) -> TrainState:
-        return TrainState(
-            params=sparsity.apply_masks(network.params, sparse.masks_of(opt_state)),
-            rest=network.rest,
-            opt_state=opt_state,
-            loss_sum=jnp.zeros(()),
-            correct=jnp.zeros((), jnp.int32),
-        )
-
-    @functools.cached_property
-    def step(self) -> Callable[[TrainState, Any], TrainState]:
-        """(state, batch indices) → state, compiled; the given state is donated."""
-
-        def step(state: TrainState, indices: Array) -> TrainState:
-            value, (rest, metrics), params, opt_state = apply_loss(
-                self.tx,
-                self.problem.loss(state.rest, indices),
-                state.params,
-                state.opt_state,
-                has_aux=True,
-            )
-            return TrainState(
-                params,
-                rest,
-                opt_state,
-                state.loss_sum + value,
-                state.correct + metrics.correct,
-            )
-
-        batch = jax.ShapeDtypeStruct((self.problem.config.batch_size,), jnp.int32)
-        return jax.jit(step, donate_argnums=0).lower(self.state, batch).compile()
-
-    def train(self, observer: Observer | None = None) -> list[EpochRecord]:
-        """Trains to the end; one record for each epoch, for lth of the last round's training."""
-        observer = observer or Observer()
-        self._started = time.perf_counter()
-        config, steps = self.problem.config, self.problem.steps_per_epoch
-        if config.sparse != "lth" or sparse.is_dense(config):
-            return self._train(observer, range(config.epochs))
-        records: list[EpochRecord] = []
-
-        def train(
-            params: PyTree, rest: PyTree, masks: PyTree, start: int, stop: int
-        ) -> tuple[PyTree, PyTree]:
-            self._restart(Network(params, rest), masks, start // steps)
-            records[:] = self._train(observer, range(start // steps, stop // steps))
-            return self.network
-
-        rounds = sparsity.lottery_ticket(
-            train,
-            *self.problem.init(self.seed),
-            config.sparsity,
-            total_steps=self.problem.steps,
-            levels=config.lottery_levels,
-            rewind_to=config.rewind_epochs * steps,
-            **sparse.distribution(config),
-        )
-        for level in rounds:
-            self.round = level.index + 1
-        self.round -= 1
-        return records
-
-    def _train(self, observer: Observer, epochs: range) -> list[EpochRecord]:
-        observer.on_start(self)
-        problem, step_fn, records = self.problem, self.step, []
-        images = problem.steps_per_epoch * problem.config.batch_size
-        step = epochs.start * problem.steps_per_epoch
-        for epoch in epochs:
-            epoch_started = time.perf_counter()
-            gradients_before = sparse.dense_gradients(problem.config, self.state.opt_state)
-            for indices in problem.epoch(self.seed, epoch):
-                self.state = step_fn(self.state, jnp.asarray(indices, jnp.int32))
-                step += 1
-                observer.on_step(step, self.state)
-            loss, correct = float(self.state.loss_sum), int(self.state.correct)
-            epoch_seconds = time.perf_counter() - epoch_started
-            gradients = sparse.dense_gradients(problem.config, self.state.opt_state)
-            self._cost_so_far += self.cost.training(
-                self.masks, problem.steps_per_epoch, gradients - gradients_before
-            )
-            records.append(
-                EpochRecord(
-                    round=self.round,
-                    epoch=epoch + 1,
-                    step=step,
-                    train_loss=loss / problem.steps_per_epoch,
-                    train_accuracy=correct / images,
-                    test_accuracy=(
-                        problem.test_accuracy(*self.network)
-                        if (epoch + 1) % problem.config.evaluate_every == 0 or epoch == epochs[-1]
-                        else math.nan
-                    ),
-                    sparsity=self.sparsity,
-                    training_cost=self._cost_so_far / problem.steps_per_epoch,
-                    seconds=time.perf_counter() - self._started,
-                    images_per_second=images / epoch_seconds,
-                )
-            )
-            observer.on_epoch(records[-1], self)
-            self.state = self.state._replace(
-                loss_sum=jnp.zeros(()), correct=jnp.zeros((), jnp.int32)
-            )
-        return records
+        self.state = self._start(network, opt_state, epoch)
 
     @property
     def network(self) -> Network:
@@ -242,19 +138,19 @@ class Run:
         """The fraction of zeros among the maskable weights."""
         return sparsity.sparsity_of(self.masks, self.state.params)
 
-    def diagnose(self, indices: Any) -> Diagnosis:
+    def diagnose(self, batch: Batch) -> Diagnosis:
         """Measures the perturbation that the next step would take on this batch."""
-        cosine, gain = self._measure(self.state, jnp.asarray(indices, jnp.int32))
+        cosine, gain = self._measure(self.state, batch, self.problem.feed.arrays)
         return Diagnosis(float(cosine), float(gain))
 
     @functools.cached_property
-    def _measure(self) -> Callable[[TrainState, Array], tuple[Array, Array]]:
+    def _measure(self) -> Callable[[TrainState, Batch, PyTree], tuple[Array, Array]]:
         first = self.first
         if first is None:
-            raise ValueError("SGD perturbs nothing; there is nothing to diagnose.")
+            raise ValueError(f"{self.optimizer} perturbs nothing; there is nothing to diagnose.")
 
-        def measure(state: TrainState, indices: Array) -> tuple[Array, Array]:
-            loss = self.problem.loss(state.rest, indices)
+        def measure(state: TrainState, batch: Batch, arrays: PyTree) -> tuple[Array, Array]:
+            loss = self.problem.loss(arrays, state.rest, batch, jax.random.key(0))
             masks = sparse.masks_of(state.opt_state)
 
             def value_fn(params: PyTree) -> Array:
@@ -276,3 +172,194 @@ class Run:
             return cosine, value_fn(trees.displace(state.params, epsilon)) - value
 
         return jax.jit(measure)
+
+
+class _Loop:
+    """What `Run.train` goes through once."""
+
+    def __init__(
+        self,
+        run: Run,
+        observer: Observer,
+        checkpoints: Checkpoints | None,
+        interruption: Interruption | None,
+    ) -> None:
+        self._run, self._problem, self._config = run, run.problem, run.problem.config
+        self._observer, self._checkpoints = observer, checkpoints
+        self._interruption = interruption
+        self._started = time.perf_counter() - run.progress.seconds
+        self._asked = self._round = 0  # trainings and prunings of lth
+        self._last_save = self._last_reading = time.perf_counter()
+
+    def go(self) -> list[EpochRecord]:
+        """The one training there is, or for lth those of all rounds."""
+        if self._config.sparse == "lth" and not self._config.is_dense:
+            self._lottery()
+        else:
+            self._train(self._config.epochs)
+        return [r for r in self._run.records if r.round == self._run.progress.round]
+
+    def _lottery(self) -> None:
+        steps = self._problem.steps_per_epoch
+
+        def train(
+            params: PyTree, rest: PyTree, masks: PyTree, start: int, stop: int
+        ) -> tuple[PyTree, PyTree]:
+            return self._round_of_lottery(
+                Network(params, rest), masks, range(start // steps, stop // steps)
+            )
+
+        rounds = sparsity.lottery_ticket(
+            train,
+            *self._problem.init(self._run.seed),
+            self._config.sparsity,
+            total_steps=self._problem.steps,
+            levels=self._config.lottery_levels,
+            rewind_to=self._config.rewind_epochs * steps,
+            **sparse.options(self._config),
+        )
+        for level in rounds:
+            self._round = level.index + 1
+
+    def _round_of_lottery(self, network: Network, masks: PyTree, epochs: range) -> Network:
+        """One training of many; a resumed run asks for the completed ones again, and gets them."""
+        run, index = self._run, self._asked
+        self._asked += 1
+        if index < run.progress.training and self._checkpoints is not None:
+            return self._checkpoints.restore_network(index, network)
+        if not run.progress.under_way:
+            run.restart(network, masks, epochs.start)
+            run.progress = run.progress._replace(
+                round=self._round, under_way=True, epoch=epochs.start, step=0, best=-1.0
+            )
+        self._train(epochs.stop)
+        trained = Network(*jax.tree.map(jnp.copy, run.network))
+        if self._checkpoints is not None:
+            self._checkpoints.save_network(index, trained)
+        run.progress = run.progress._replace(training=index + 1, under_way=False)
+        return trained
+
+    def _train(self, stop: int) -> None:
+        """Goes on from where the run stands to the end of the last epoch before `stop`."""
+        _ = self._run.step  # compiles, so that no epoch's speed has it in it
+        self._observer.on_start(self._run)
+        while self._run.progress.epoch < stop:
+            self._epoch(last=self._run.progress.epoch + 1 == stop)
+        self._save(wait=True)
+
+    def _epoch(self, last: bool) -> None:
+        run, problem = self._run, self._problem
+        started, first, waited = time.perf_counter(), run.progress.step, 0.0
+        batches = problem.batches(run.seed, run.progress.epoch, first)
+        for _ in range(first, problem.steps_per_epoch):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            run.state = run.step(run.state, batch)
+            run.progress = run.progress._replace(
+                step=run.progress.step + 1, total_steps=run.progress.total_steps + 1
+            )
+            self._observer.on_step(run)
+            if run.progress.step < problem.steps_per_epoch:
+                self._between_steps()
+        self._check_finite()  # waits for the devices
+        seconds = time.perf_counter() - started
+        images = (problem.steps_per_epoch - first) * self._config.batch_size
+        self._end_epoch(last, speed=images / seconds, data_wait=waited / seconds)
+
+    def _between_steps(self) -> None:
+        now = time.perf_counter()
+        if now - self._last_reading > _SECONDS_BETWEEN_READINGS:
+            self._check_finite()
+            self._observer.on_reading(self._run)
+            self._last_reading = time.perf_counter()
+        if self._checkpoints is None:
+            return
+        # Several processes would not agree on the time; they save at the end of epochs.
+        if devices.is_alone() and now - self._last_save > self._checkpoints.seconds:
+            self._save()
+        self._stop_if_interrupted()
+
+    def _end_epoch(self, last: bool, speed: float, data_wait: float) -> None:
+        run, config = self._run, self._config
+        evaluates = last or (run.progress.epoch + 1) % config.evaluate_every == 0
+        gradients = sparse.dense_gradients(config, run.state.opt_state)
+        cost = run.progress.cost + self._run.cost.training(
+            run.masks,
+            self._problem.steps_per_epoch,
+            gradients - run.progress.dense_gradients,
+        )
+        record = self._record(cost, evaluates, speed, data_wait)
+        run.records.append(record)
+        is_best = evaluates and record.score > run.progress.best
+        run.state = step.begin_epoch(run.state, self._problem.mesh)
+        run.progress = run.progress._replace(
+            epoch=run.progress.epoch + 1,
+            step=0,
+            records=len(run.records),
+            best=max(run.progress.best, record.score) if evaluates else run.progress.best,
+            cost=cost,
+            dense_gradients=gradients,
+            seconds=record.seconds,
+        )
+        self._observer.on_epoch(record, run)
+        if self._checkpoints is None:
+            return
+        due = time.perf_counter() - self._last_save > self._checkpoints.seconds
+        if devices.agree(is_best or due):
+            self._save(score=record.score if evaluates else None)
+        self._stop_if_interrupted()
+
+    def _record(self, cost: float, evaluates: bool, speed: float, data_wait: float) -> EpochRecord:
+        run, problem = self._run, self._problem
+        steps = problem.steps_per_epoch
+        bad = int(run.state.bad_steps)
+
+        def accuracy(network: Network | None, split: str) -> float:
+            if not evaluates or network is None or split not in problem.feed.splits:
+                return math.nan
+            return problem.accuracy(network, split)
+
+        epoch = run.progress.epoch + 1
+        return EpochRecord(
+            round=run.progress.round,
+            epoch=epoch,
+            step=epoch * steps,
+            train_loss=float(run.state.loss_sum) / max(1, steps - bad),
+            train_accuracy=int(run.state.correct) / (steps * self._config.batch_size),
+            test_accuracy=accuracy(run.network, "test"),
+            validation_accuracy=accuracy(run.network, "validation"),
+            average_test_accuracy=accuracy(run.state.average, "test"),
+            sparsity=run.sparsity,
+            training_cost=cost / steps,
+            bad_steps=bad,
+            seconds=time.perf_counter() - self._started,
+            images_per_second=speed,
+            data_wait=data_wait,
+        )
+
+    def _check_finite(self) -> None:
+        first = int(self._run.state.first_bad_step)
+        if first and self._config.on_non_finite == "stop":
+            raise NonFiniteLossError(
+                f"the loss of step {first} (epoch {self._run.progress.epoch + 1}) is not finite: "
+                "try a smaller rho or learning rate, clip_norm, or on_non_finite='skip'."
+            )
+
+    def _save(self, *, score: float | None = None, wait: bool = False) -> None:
+        if self._checkpoints is None:
+            return
+        run = self._run
+        self._check_finite()
+        run.progress = run.progress._replace(seconds=time.perf_counter() - self._started)
+        self._checkpoints.save(run.state, run.progress, score)
+        if wait:
+            self._checkpoints.wait()
+        self._last_save = time.perf_counter()
+
+    def _stop_if_interrupted(self) -> None:
+        if self._interruption is None or self._checkpoints is None:
+            return
+        if self._interruption.requested(self._run.progress.total_steps):
+            self._save(wait=True)
+            raise InterruptedRunError(self._interruption.signal, self._run.progress.total_steps)

@@ -1,0 +1,211 @@
+"""CIFAR-10 and CIFAR-100: 60,000 colour photographs of 32×32 pixels."""
+
+import io
+import pickle
+import tarfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zosam_jax.data.dataset import Dataset, Split, from_splits
+
+_SHAPE = (32, 32, 3)
+
+
+class _Layout(NamedTuple):
+    """Where a data set is, how its files name things, and the scale of its pixels.
+
+    `mean` and `sd` are those by which GraSP's and MEST's code normalises, in shares of 255.
+    CIFAR-10's sd is a mean over images, and smaller than that of all pixels (0.247, 0.243, 0.262).
+    """
+
+    repository: str
+    label_column: str
+    folder: str
+    archive: str
+    train: tuple[str, ...]
+    test: str
+    label_key: bytes
+    num_classes: int
+    mean: tuple[float, float, float]
+    sd: tuple[float, float, float]
+
+
+_CIFAR10 = _Layout(
+    repository="uoft-cs/cifar10",
+    label_column="label",
+    folder="cifar-10-batches-py",
+    archive="cifar-10-python.tar.gz",
+    train=tuple(f"data_batch_{i}" for i in range(1, 6)),
+    test="test_batch",
+    label_key=b"labels",
+    num_classes=10,
+    mean=(0.4914, 0.4822, 0.4465),
+    sd=(0.2023, 0.1994, 0.2010),
+)
+_CIFAR100 = _Layout(
+    repository="uoft-cs/cifar100",
+    label_column="fine_label",
+    folder="cifar-100-python",
+    archive="cifar-100-python.tar.gz",
+    train=("train",),
+    test="test",
+    label_key=b"fine_labels",
+    num_classes=100,
+    mean=(0.5071, 0.4867, 0.4408),
+    sd=(0.2675, 0.2565, 0.2761),
+)
+
+
+def cifar10(data_dir: Path | None = None) -> Dataset:
+    """CIFAR-10: 50,000 training and 10,000 test images of 32×32 colour pixels, 10 classes.
+
+    Args:
+      data_dir: the folder that holds the Python version of the data set, as the archive
+        cifar-10-python.tar.gz or unpacked (cifar-10-batches-py, or what is in it), or else the
+        hub's parquet files. Without it, uoft-cs/cifar10 on the Hugging Face hub.
+
+    Raises:
+      FileNotFoundError: if a file is missing, saying where such files come from.
+      ValueError: if a file is damaged or holds something else.
+      ConnectionError: without `data_dir`, if the hub cannot be reached.
+
+    Reference: Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009)
+    """
+    return _load(_CIFAR10, data_dir)
+
+
+def cifar100(data_dir: Path | None = None) -> Dataset:
+    """CIFAR-100: 50,000 training and 10,000 test images of 32×32 colour pixels, 100 classes.
+
+    The labels are the 100 fine ones. Files, errors and reference are those of `cifar10`, with
+    cifar-100-python.tar.gz, cifar-100-python and uoft-cs/cifar100.
+    """
+    return _load(_CIFAR100, data_dir)
+
+
+def _load(layout: _Layout, data_dir: Path | None) -> Dataset:
+    return _read(layout, data_dir)._replace(
+        pixel_mean=tuple(255 * m for m in layout.mean), pixel_sd=tuple(255 * s for s in layout.sd)
+    )
+
+
+def _read(layout: _Layout, data_dir: Path | None) -> Dataset:
+    if data_dir is None or any(data_dir.rglob("*.parquet")):
+        return _from_parquet(layout, data_dir or layout.repository)
+    place, contents = _find_batches(layout, data_dir)
+    batches = {
+        name: _parse_batch(layout, content, place / name) for name, content in contents.items()
+    }
+    train = Split(
+        np.concatenate([batches[name].images for name in layout.train]),
+        np.concatenate([batches[name].labels for name in layout.train]),
+    )
+    return from_splits(train, batches[layout.test], layout.num_classes)
+
+
+def _from_parquet(layout: _Layout, source: str | Path) -> Dataset:
+    from zosam_jax.data import hub  # noqa: PLC0415 (an extra)
+
+    dataset = hub.in_memory(*hub.records(source, label=layout.label_column))
+    shape = dataset.train.images.shape[1:]
+    if (shape, dataset.num_classes) != (_SHAPE, layout.num_classes):
+        raise ValueError(
+            f"{source} holds images of shape {shape} in {dataset.num_classes} classes, where "
+            f"{_SHAPE} and {layout.num_classes} are expected."
+        )
+    return dataset
+
+
+def _find_batches(layout: _Layout, data_dir: Path) -> tuple[Path, dict[str, bytes]]:
+    """The place of the batches, and their contents by name."""
+    names = (*layout.train, layout.test)
+    for folder in (data_dir, data_dir / layout.folder):
+        contents = {
+            name: (folder / name).read_bytes() for name in names if (folder / name).is_file()
+        }
+        if contents:
+            return folder, _complete(names, contents, folder)
+    archive = data_dir / layout.archive
+    if archive.is_file():
+        return archive, _complete(names, _unpack(archive, names), archive)
+    raise FileNotFoundError(
+        f"{data_dir} holds neither {layout.folder}, nor {layout.archive}, nor parquet files. The "
+        "archive is at https://www.cs.toronto.edu/~kriz/cifar.html, the parquet files are at "
+        f"https://huggingface.co/datasets/{layout.repository}."
+    )
+
+
+def _complete(names: tuple[str, ...], contents: dict[str, bytes], place: Path) -> dict[str, bytes]:
+    missing = [name for name in names if name not in contents]
+    if missing:
+        raise FileNotFoundError(f"{place} lacks {', '.join(missing)}.")
+    return contents
+
+
+def _unpack(archive: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    contents = {}
+    try:
+        with tarfile.open(archive) as members:
+            for member in members:
+                name = PurePosixPath(member.name).name
+                if name in names and (file := members.extractfile(member)):
+                    contents[name] = file.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{archive} is a damaged or truncated archive: {error}.") from error
+    return contents
+
+
+def _parse_batch(layout: _Layout, content: bytes, path: Path) -> Split:
+    """Rows of 3·32·32 bytes, one colour plane after the other → (N, 32, 32, 3), and the labels."""
+    try:
+        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        rows, labels = np.asarray(batch[b"data"]), np.asarray(batch[layout.label_key])
+    except Exception as error:  # Damaged pickles raise errors of any kind.
+        raise ValueError(
+            f"{path} is damaged, truncated or no batch of {layout.folder} "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    if rows.dtype != np.uint8 or rows.shape != (len(labels), 3072) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{path} holds data of {rows.dtype}{rows.shape} and labels of "
+            f"{labels.dtype}{labels.shape}, where uint8(N, 3072) and integers (N,) are expected."
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < layout.num_classes:
+        raise ValueError(
+            f"{path} has labels from {labels.min()} to {labels.max()}, where 0 to "
+            f"{layout.num_classes - 1} are expected."
+        )
+    images = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    return Split(images, labels.astype(np.int32))
+
+
+def _encode(text: str, _encoding: str) -> bytes:
+    return text.encode("latin1")
+
+
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+# All that batches refer to, by the names of NumPy 1 and 2; `encode` if written by Python 3.
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds arrays and nothing else: a pickle from elsewhere could run any code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What a pickle may refer to.
+
+        Raises:
+          UnpicklingError: for anything but the parts of an array.
+        """
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+        return _ALLOWED[module, name]

@@ -1,0 +1,354 @@
+"""Labelled images from the Hugging Face hub, from its parquet files, or from folders of images."""
+
+import io
+import os
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zosam_jax.data.dataset import Dataset, Images, Split, from_splits
+from zosam_jax.errors import check_count
+
+# Read when `datasets` is imported; what the user has set stays.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
+try:
+    import datasets
+    from PIL import Image, ImageOps
+
+    from zosam_jax.data.records import Record, Records
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        f"reading images takes {missing.name}, which comes with: pip install 'zosam_jax[data]'"
+    ) from missing
+
+Splits = Mapping[str, datasets.Dataset]
+
+# In order of preference.
+_TEST_SPLITS = ("test", "validation", "val")
+_GREY = ("1", "L", "LA")
+_UNLABELLED = -1
+# Images decoded by a thread at a time: for small images, handing over costs more than decoding.
+_BLOCK = 64
+
+
+def records(source: str | Path, *, label: str | None = None) -> tuple[Records, Records]:
+    """The training and the test split of a data set, its images left encoded where they are.
+
+    The test split is the first of "test", "validation" and "val" whose labels are known: that of
+    ImageNet-1K has none, so its validation split is taken. The first reading of parquet files,
+    local or from the hub, turns them into Arrow files in the cache of `datasets`
+    (HF_DATASETS_CACHE), which are about as large again. Without a network, a set of the hub is
+    read from there after some attempts to connect, or at once if HF_HUB_OFFLINE=1.
+
+    Args:
+      source: as a string, OWNER/NAME on the Hugging Face hub. As a Path, a folder, read without
+        the network: either parquet files as the hub lays them out (train-00000-of-00001.parquet,
+        …), or images in SPLIT/CLASS/IMAGE, classes numbered by sorted name.
+      label: the column of labels; needed only if there are several.
+
+    Returns:
+      Two splits of images in one mode: "L" if every image is grey, else "RGB". Transparency and
+      EXIF orientation are ignored, as is the custom with ImageNet.
+
+    Raises:
+      ValueError: if the columns or the labels are not those of labelled images, or the files
+        cannot be read.
+      FileNotFoundError: if there is no such data set, folder or split, or no access to it.
+      ConnectionError: if the hub cannot be reached and has not been read from before.
+    """
+    splits = _from_folder(source) if isinstance(source, Path) else _from_hub(source)
+    if "train" not in splits:
+        raise FileNotFoundError(f"{source} has no train split, only {', '.join(splits)}.")
+    features = splits["train"].features
+    image_column = _image_column(features, source)
+    label_column = _label_column(features, source, label)
+    rows = {name: _undecoded(split, image_column, label_column) for name, split in splits.items()}
+    chosen = {"train": rows["train"], **_labelled_test_split(rows, source)}
+    num_classes = _num_classes(features[label_column], chosen, source)
+    mode = "RGB" if any(map(_has_colour, chosen.values())) else "L"
+    train, test = (
+        _Rows(split, f"the {name} split of {source}", num_classes, mode)
+        for name, split in chosen.items()
+    )
+    return train, test
+
+
+def in_memory(train: Records, test: Records, *, image_size: int | None = None) -> Dataset:
+    """Decodes two splits into arrays.
+
+    Args:
+      train: the training split.
+      test: the test split.
+      image_size: scale the shorter side to so many pixels (bicubic) and cut out the central
+        square; without it, all images must be of one size.
+
+    Raises:
+      ValueError: if an image cannot be decoded, or two differ in size.
+    """
+    if image_size is not None:
+        check_count("image_size", image_size)
+    training, testing = _decode_all(train, image_size), _decode_all(test, image_size)
+    _check_same_size(training.images.shape[1:], testing.images.shape[1:])
+    return from_splits(training, testing, train.num_classes)
+
+
+@dataclass
+class _Rows:
+    """Records over a table with the columns "image" ({bytes, path}) and "label"."""
+
+    rows: datasets.Dataset
+    name: str
+    num_classes: int
+    mode: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Record:
+        row = self.rows[index]
+        try:
+            with _open(row["image"]) as image:
+                return Record(_convert(image, self.mode), row["label"])
+        except Exception as error:  # Pillow's many decoders raise errors of any kind.
+            path = row["image"]["path"]
+            raise ValueError(
+                f"image {index} of {self.name}{f' ({path})' if path else ''} cannot be read: "
+                f"{error}"
+            ) from error
+
+
+def _open(encoded: Mapping[str, Any]) -> Image.Image:
+    content = encoded["bytes"]
+    return Image.open(encoded["path"] if content is None else io.BytesIO(content))
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode[0] in "IF":
+        raise ValueError(f"its pixels are of mode {image.mode}, not of 8 bits per channel.")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert(mode)
+
+
+def _has_colour(rows: datasets.Dataset) -> bool:
+    """Whether any image is not grey; reads headers only, and only up to the first such image."""
+    for row in rows.select_columns("image"):
+        try:
+            with _open(row["image"]) as image:
+                if image.mode not in _GREY:
+                    return True
+        except Exception:  # To be named when the record is read.
+            continue
+    return False
+
+
+def _from_hub(name: str) -> Splits:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(f"{name!r} is no name on the Hugging Face hub: write OWNER/NAME.")
+    try:
+        # Without the prefix, a folder OWNER/NAME below the working directory would be read.
+        return _load_dataset(f"hf://datasets/{name}")
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"{name} is not in the local cache and the Hugging Face hub cannot be reached: "
+            "connect to the network, or pass --data-dir DIR with a copy of its files."
+        ) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name} cannot be had from the Hugging Face hub: {error} Check the name; for a gated "
+            "data set, accept its terms on its page and run `hf auth login`; or pass --data-dir "
+            "DIR with a copy of its files."
+        ) from error
+    except Exception as error:  # Whatever the HTTP and file format libraries raise.
+        raise ValueError(
+            f"{name} cannot be read from the Hugging Face hub ({type(error).__name__}: {error}); "
+            "a copy of its files can be read with --data-dir DIR."
+        ) from error
+
+
+def _from_folder(folder: Path) -> Splits:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data_dir={str(folder)!r} is not a folder.")
+    if _subfolders(folder / "train"):
+        return _class_folders(folder.absolute())
+    try:
+        return _load_dataset(str(folder.resolve()))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"data_dir={str(folder)!r} holds no data: put parquet files as the hub lays them out "
+            "(train-00000-of-00001.parquet, …) or images as SPLIT/CLASS/IMAGE there."
+        ) from error
+    except Exception as error:  # Whatever the file format libraries raise.
+        reason = error.__cause__ or error
+        raise ValueError(
+            f"data_dir={str(folder)!r} cannot be read ({type(reason).__name__}: {reason})."
+        ) from error
+
+
+def _load_dataset(path: str) -> Splits:
+    bars_shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        splits: Splits = datasets.load_dataset(path)
+    finally:
+        if bars_shown:
+            datasets.enable_progress_bars()
+    return splits
+
+
+def _class_folders(folder: Path) -> Splits:
+    """Splits from SPLIT/CLASS/IMAGE; a split without class folders has no labels and is left out.
+
+    `load_dataset` reads such folders too, but puts images of a class named "train" or "test" into
+    the split of that name, and takes minutes for each start with the images of ImageNet.
+    """
+    classes = _subfolders(folder / "train")
+    splits = [name for name in ("train", *_TEST_SPLITS) if _subfolders(folder / name)]
+    return {name: _class_folder_split(folder / name, classes) for name in splits}
+
+
+def _class_folder_split(folder: Path, classes: list[str]) -> datasets.Dataset:
+    if unknown := sorted(set(_subfolders(folder)) - set(classes)):
+        raise ValueError(f"{folder / unknown[0]} is a class without a folder among train's.")
+    suffixes = Image.registered_extensions()
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        files = sorted(os.listdir(folder / name)) if (folder / name).is_dir() else []
+        images = [file for file in files if os.path.splitext(file)[1].lower() in suffixes]
+        paths += [os.path.join(folder, name, image) for image in images]
+        labels += [label] * len(images)
+    return datasets.Dataset.from_dict(
+        {"image": paths, "label": labels},
+        features=datasets.Features(
+            {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=classes)}
+        ),
+    )
+
+
+def _subfolders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+        )
+
+
+def _image_column(features: Mapping[str, Any], source: str | Path) -> str:
+    columns = [name for name, feature in features.items() if _is_image(feature)]
+    if len(columns) != 1:
+        raise ValueError(
+            f"{source} has {_listed(columns, 'image column')} among its columns "
+            f"{', '.join(features)}; one is expected."
+        )
+    return columns[0]
+
+
+def _label_column(features: Mapping[str, Any], source: str | Path, label: str | None) -> str:
+    named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    # Numbers without class names are second choice: they may count anything.
+    numbers = [name for name, feature in features.items() if _is_integer(feature)]
+    columns = named + numbers if label else named or numbers
+    if label in columns:
+        return label
+    if label is None and len(columns) == 1:
+        return columns[0]
+    asked = "" if label is None else f"label={label!r} is no label column: "
+    advice = "choose one with label=" if columns else "class labels or integers are expected"
+    raise ValueError(
+        f"{asked}{source} has {_listed(columns, 'label column')} among its columns "
+        f"{', '.join(features)}; {advice}."
+    )
+
+
+def _listed(columns: list[str], kind: str) -> str:
+    count = f"{len(columns) or 'no'} {kind}{'' if len(columns) == 1 else 's'}"
+    return f"{count} ({', '.join(columns)})" if columns else count
+
+
+def _is_image(feature: Any) -> bool:
+    """An image, or how parquet stores one when nothing says that it is an image."""
+    plain = isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}
+    return plain or isinstance(feature, datasets.Image)
+
+
+def _is_integer(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value) and "int" in feature.dtype
+
+
+def _undecoded(split: datasets.Dataset, image_column: str, label_column: str) -> datasets.Dataset:
+    if isinstance(split.features[image_column], datasets.Image):
+        split = split.cast_column(image_column, datasets.Image(decode=False))
+    split = split.select_columns([image_column, label_column])
+    return split.rename_columns({image_column: "image", label_column: "label"})
+
+
+def _labels(rows: datasets.Dataset) -> npt.NDArray[np.integer]:
+    labels: npt.NDArray[np.integer] = rows.data.column("label").fill_null(_UNLABELLED).to_numpy()
+    return labels
+
+
+def _labelled_test_split(rows: Splits, source: str | Path) -> dict[str, datasets.Dataset]:
+    for name in _TEST_SPLITS:
+        if name in rows and (_labels(rows[name]) != _UNLABELLED).all():
+            return {name: rows[name]}
+    raise FileNotFoundError(
+        f"{source} has no test split with labels: one of {', '.join(_TEST_SPLITS)} is expected "
+        f"beside train; there is {', '.join(rows)}."
+    )
+
+
+def _num_classes(feature: Any, chosen: Splits, source: str | Path) -> int:
+    """As many as have names, else one more than the largest label."""
+    for name, rows in chosen.items():
+        if not len(rows):
+            raise ValueError(f"the {name} split of {source} is empty.")
+    lowest = min(int(_labels(rows).min()) for rows in chosen.values())
+    highest = max(int(_labels(rows).max()) for rows in chosen.values())
+    num_classes = getattr(feature, "num_classes", None) or highest + 1
+    if lowest < 0 or highest >= num_classes:
+        raise ValueError(
+            f"{source} has labels from {lowest} to {highest}, where 0 to {num_classes - 1} are "
+            "expected."
+        )
+    return int(num_classes)
+
+
+def _decode_all(split: Records, image_size: int | None) -> Split:
+    def decode(index: int) -> tuple[Images, int]:
+        image, label = split[index]
+        if image_size is not None:
+            image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+        pixels = np.asarray(image)
+        return pixels.reshape(*pixels.shape[:2], -1), label
+
+    def fill(indices: range) -> None:
+        for index in indices:
+            pixels, labels[index] = decode(index)
+            _check_same_size(images.shape[1:], pixels.shape)
+            images[index] = pixels
+
+    first, _ = decode(0)
+    images = np.empty((len(split), *first.shape), np.uint8)
+    labels = np.empty(len(split), np.int32)
+    everything = range(len(split))
+    blocks = (everything[i : i + _BLOCK] for i in everything[::_BLOCK])
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(fill, blocks))
+    return Split(images, labels)
+
+
+def _check_same_size(first: tuple[int, ...], other: tuple[int, ...]) -> None:
+    if first != other:
+        sizes = " and ".join("×".join(map(str, shape)) for shape in (first, other))
+        raise ValueError(
+            f"images of {sizes} (height×width×channels) do not fit into one array: "
+            "pass image_size to bring all to one size."
+        )

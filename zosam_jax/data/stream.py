@@ -1,0 +1,406 @@
+"""Batches of augmented images for data sets that do not fit into memory, read by Grain."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import itertools
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from multiprocessing import util
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from zosam_jax.data.dataset import Images, Labels
+from zosam_jax.data.randaugment import randaugment as apply_randaugment
+from zosam_jax.data.records import Record, Records
+from zosam_jax.errors import check_count
+
+Batch = tuple[Images, Labels]
+Box = tuple[int, int, int, int]
+
+# Random streams of their own: were they one, an epoch's order would decide its first image's crop.
+_ORDER_STREAM = 1
+_SAMPLE_STREAM = 2
+
+_CROP_AREA = (0.08, 1.0)
+_CROP_ASPECT = 4 / 3  # at most, upright or lying
+_CROP_ATTEMPTS = 10
+_PADDING_LABEL = -1
+_MOST_THREADS = 8
+
+
+class Stream:
+    """Shuffled and augmented training batches, and test batches, as NumPy arrays.
+
+    A training image is cropped at random to 8–100 % of its area and an aspect ratio of 3/4–4/3,
+    resized bicubically and flipped half the time. A test image's shorter side is resized
+    bicubically to image_size/crop_ratio, and its centre is cut out.
+
+    Every random choice depends on (seed, epoch, position in the epoch) alone: not on the workers,
+    the shard or where an epoch was resumed.
+
+    Worker processes start with the first batch and stay from one epoch to the next, reading ahead;
+    training and testing have `workers` each. An epoch that is left early, by an error, an interrupt
+    or a `break`, stops its workers; so do `close`, leaving a `with` block, and the program's end.
+    They are spawned: a script that reads from a Stream at its top level needs the usual
+    `if __name__ == "__main__":`.
+    """
+
+    def __init__(
+        self,
+        train: Records,
+        test: Records,
+        *,
+        image_size: int,
+        randaugment: bool = False,
+        repeats: int = 1,
+        workers: int = 0,
+        crop_ratio: float = 0.875,
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+          train: the training images.
+          test: the test images.
+          image_size: height and width of the images in a batch, in pixels.
+          randaugment: whether training images also undergo RandAugment.
+          repeats: how often an image comes in a row, each time augmented anew (DeiT's repeated
+            augmentation: 3). An epoch stays as long, so only every `repeats`-th image is in it.
+          workers: the number of processes that read; 0 reads in this one, with threads.
+          crop_ratio: the part of a test image's shorter side that is kept.
+
+        Raises:
+          ValueError: if an argument is out of range, or the splits differ in their classes.
+          ModuleNotFoundError: if Grain is missing, naming the extra that brings it.
+        """
+        check_count("image_size", image_size)
+        check_count("repeats", repeats)
+        _check_natural("workers", workers)
+        if not 0 < crop_ratio <= 1:
+            raise ValueError(f"crop_ratio={crop_ratio!r} must be above 0 and at most 1.")
+        if train.num_classes != test.num_classes:
+            raise ValueError(
+                f"the training images have {train.num_classes} classes and the test images "
+                f"{test.num_classes}: they must have the same."
+            )
+        _import_grain()
+        self.num_classes = train.num_classes
+        self.train_images = len(train)
+        self.test_images = len(test)
+        self._train = functools.partial(
+            _TrainBatches, train, image_size, randaugment=randaugment, repeats=repeats
+        )
+        self._test = functools.partial(_TestBatches, test, image_size, crop_ratio=crop_ratio)
+        self._workers = workers
+        self._test_passes = itertools.count()
+        self._idle: dict[type, _Feed] = {}
+
+    def epoch(
+        self,
+        seed: int,
+        epoch: int,
+        *,
+        batch_size: int,
+        start: int = 0,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Iterator[Batch]:
+        """One epoch of training batches; the last one is left out if it is incomplete.
+
+        Args:
+          seed: of the whole run.
+          epoch: from 0.
+          batch_size: b, of all shards together.
+          start: the first batch to give, so that a run can go on where it stopped.
+          shard: (index, count): this host reads the part of each batch from index·b/count up to
+            (index + 1)·b/count, and nothing else.
+
+        Returns:
+          Images (b/count, image_size, image_size, 3) in uint8 and labels (b/count,) in int32.
+
+        Raises:
+          ValueError: if an argument is out of range; while reading, what the records raise.
+        """
+        _check_natural("seed", seed)
+        _check_natural("epoch", epoch)
+        _check_batch(batch_size, shard)
+        if batch_size > self.train_images:
+            raise ValueError(
+                f"batch_size={batch_size!r} is more than the {self.train_images} training images."
+            )
+        batches = self._train(batch_size, shard, seed=seed)
+        if not 0 <= start <= batches.per_epoch:
+            raise ValueError(
+                f"start={start!r} must be from 0 to {batches.per_epoch}, the batches in an epoch."
+            )
+        return self._read(batches, epoch * batches.per_epoch + start, batches.per_epoch - start)
+
+    def test(self, *, batch_size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """All test images in order; the last batch is filled up with black images of label −1.
+
+        Args:
+          batch_size: b, of all shards together.
+          shard: as for `epoch`.
+
+        Returns:
+          Images (b/count, image_size, image_size, 3) in uint8 and labels (b/count,) in int32.
+
+        Raises:
+          ValueError: if an argument is out of range; while reading, what the records raise.
+        """
+        _check_batch(batch_size, shard)
+        batches = self._test(batch_size, shard)
+        first = next(self._test_passes) * batches.per_epoch
+        return self._read(batches, first, batches.per_epoch)
+
+    def close(self) -> None:
+        """Stops the worker processes that wait for the next epoch."""
+        while self._idle:
+            self._idle.popitem()[1].close()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, batches: "_Batches", first: int, count: int) -> Iterator[Batch]:
+        """`count` batches from the feed that waits at `first`, or else from a new one."""
+        feed = self._idle.pop(type(batches), None)
+        if feed is None or (feed.batches, feed.position) != (batches, first):
+            if feed is not None:
+                feed.close()
+            feed = _Feed(batches, first, first + count, self._workers)
+        try:
+            for _ in range(count):
+                yield feed.next()
+        finally:
+            if self._workers and feed.position == first + count:
+                overtaken = self._idle.pop(type(batches), None)
+                self._idle[type(batches)] = feed
+                feed = overtaken
+            if feed is not None:
+                feed.close()
+
+
+class _Feed:
+    """Consecutive batches, made ahead of time by threads or by worker processes.
+
+    Threads stop at `stop`, since the next epoch can start new ones for nothing; processes go on.
+    """
+
+    def __init__(self, batches: "_Batches", first: int, stop: int, workers: int) -> None:
+        grain = _import_grain()
+        self.batches = batches
+        self.position = first
+        # Each worker connects to this socket and ends when it closes, in the middle of a batch if
+        # need be; Grain alone would wait for the batch of one worker after the other.
+        lifeline = socket.create_server(("localhost", 0), backlog=max(workers, 1))
+        # Grain's own cleaning up at the program's end has priority 1, and a higher one comes first.
+        self._stop_workers = util.Finalize(self, lifeline.close, exitpriority=2)
+        threads = 0 if workers else min(_MOST_THREADS, os.cpu_count() or 1)
+        steps = slice(first, None if workers else stop)
+        self._iterator = iter(
+            grain.MapDataset.source(batches)
+            .slice(steps)
+            .to_iter_dataset(
+                grain.ReadOptions(
+                    num_threads=threads, prefetch_buffer_size=threads + 1 if threads else 0
+                )
+            )
+            .mp_prefetch(
+                grain.multiprocessing.MultiprocessingOptions(num_workers=workers),
+                worker_init_fn=functools.partial(_prepare_worker, lifeline.getsockname()[:2]),
+            )
+        )
+
+    def next(self) -> Batch:
+        try:
+            images, labels = next(self._iterator)
+        except RuntimeError as error:
+            error.add_note(
+                "If a worker process was terminated: a script needs `if __name__ == '__main__':` "
+                "around what it runs, and the batches need room in shared memory (/dev/shm)."
+            )
+            raise
+        self.position += 1
+        # Plain views of the shared memory that a worker wrote.
+        return np.asarray(images), np.asarray(labels)
+
+    def close(self) -> None:
+        self._stop_workers()
+        self._iterator.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    """This host's part of every batch, by the number of the batch since the first epoch began."""
+
+    records: Records = dataclasses.field(compare=False)
+    image_size: int
+    batch_size: int
+    shard: tuple[int, int]
+
+    @property
+    def per_epoch(self) -> int:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Epochs follow each other without end."""
+        return sys.maxsize
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, step = divmod(step, self.per_epoch)
+        index, count = self.shard
+        part = self.batch_size // count
+        first = step * self.batch_size + index * part
+        images = np.zeros((part, self.image_size, self.image_size, 3), np.uint8)
+        labels = np.full(part, _PADDING_LABEL, np.int32)
+        samples = self.samples(epoch, range(first, first + part))
+        for place, (image, label) in enumerate(samples):
+            images[place] = np.asarray(image)
+            labels[place] = label
+        return images, labels
+
+    def samples(self, epoch: int, positions: range) -> Iterable[Record]:
+        """The finished images at these positions of an epoch; fewer where it ends."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainBatches(_Batches):
+    seed: int
+    randaugment: bool
+    repeats: int
+
+    @property
+    def per_epoch(self) -> int:
+        return len(self.records) // self.batch_size
+
+    def samples(self, epoch: int, positions: range) -> Iterable[Record]:
+        order = _order(self.seed, epoch, len(self.records))
+        for position in positions:
+            generator = np.random.default_rng((self.seed, epoch, position, _SAMPLE_STREAM))
+            image, label = self.records[int(order[position // self.repeats])]
+            image = random_resized_crop(image.convert("RGB"), self.image_size, generator)
+            if generator.random() < 0.5:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            if self.randaugment:
+                image = apply_randaugment(image, generator)
+            yield Record(image, label)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TestBatches(_Batches):
+    crop_ratio: float
+
+    @property
+    def per_epoch(self) -> int:
+        return -(-len(self.records) // self.batch_size)
+
+    def samples(self, epoch: int, positions: range) -> Iterable[Record]:
+        del epoch
+        for position in range(positions.start, min(positions.stop, len(self.records))):
+            image, label = self.records[position]
+            yield Record(centre_crop(image.convert("RGB"), self.image_size, self.crop_ratio), label)
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> npt.NDArray[np.integer]:
+    """The permutation of an epoch; both that ends and that begins are in use at their border."""
+    return np.random.default_rng((seed, epoch, _ORDER_STREAM)).permutation(count)
+
+
+def random_resized_crop(
+    image: Image.Image, size: int, generator: np.random.Generator
+) -> Image.Image:
+    """A random part of an image, resized bicubically to size × size pixels.
+
+    Its area is uniform over 8–100 % of the image's, its width/height log-uniform over 3/4–4/3, its
+    place uniform. If ten draws in a row do not fit, it is the largest centred part of an aspect
+    ratio within that range.
+
+    Reference: Szegedy et al., Going Deeper with Convolutions, https://arxiv.org/abs/1409.4842
+    """
+    box = _random_box(image.width, image.height, generator)
+    return image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _random_box(width: int, height: int, generator: np.random.Generator) -> Box:
+    """(left, top, right, bottom) of `random_resized_crop`."""
+    for _ in range(_CROP_ATTEMPTS):
+        area = generator.uniform(*_CROP_AREA) * width * height
+        aspect = _CROP_ASPECT ** generator.uniform(-1, 1)
+        wide, high = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < wide <= width and 0 < high <= height:
+            left = int(generator.integers(width - wide + 1))
+            top = int(generator.integers(height - high + 1))
+            return left, top, left + wide, top + high
+    wide, high = min(width, round(height * _CROP_ASPECT)), min(height, round(width * _CROP_ASPECT))
+    return _centred(width, height, wide, high)
+
+
+def centre_crop(image: Image.Image, size: int, crop_ratio: float) -> Image.Image:
+    """The centre of an image whose shorter side is resized bicubically to ⌊size/crop_ratio⌋."""
+    shorter = math.floor(size / crop_ratio)
+    width, height = (side * shorter // min(image.size) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return resized.crop(_centred(width, height, size, size))
+
+
+def _centred(width: int, height: int, wide: int, high: int) -> Box:
+    left, top = round((width - wide) / 2), round((height - high) / 2)
+    return left, top, left + wide, top + high
+
+
+def _prepare_worker(lifeline: tuple[str, int], index: int, count: int) -> None:
+    """Leaves an interrupt (Ctrl-C reaches every process) to the parent, and ends when told to."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection = socket.create_connection(lifeline)
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+
+
+def _end_with(connection: socket.socket) -> None:
+    """Ends this process when the parent closes its end, or is no more."""
+    with contextlib.suppress(OSError):
+        connection.recv(1)
+    # An exit status other than 0 tells Grain not to wait for more.
+    os._exit(1)
+
+
+def _import_grain() -> Any:
+    try:
+        flags = importlib.import_module("absl.flags").FLAGS
+        grain = importlib.import_module("grain")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Grain, which reads images that do not fit into memory, comes with: "
+            "pip install 'zosam_jax[data]'."
+        ) from error
+    # Grain asks absl's flags for its settings, which is an error until someone has parsed them.
+    if not flags.is_parsed():
+        flags.mark_as_parsed()
+    return grain
+
+
+def _check_natural(argument: str, value: int) -> None:
+    if not isinstance(value, int | np.integer) or value < 0:
+        raise ValueError(f"{argument}={value!r} must be an integer of at least 0.")
+
+
+def _check_batch(batch_size: int, shard: tuple[int, int]) -> None:
+    check_count("batch_size", batch_size)
+    index, count = shard
+    if not 0 <= index < count:
+        raise ValueError(f"shard={shard!r} must be (index, count) with 0 ≤ index < count.")
+    if batch_size % count:
+        raise ValueError(f"batch_size={batch_size!r} must be a multiple of the {count} shards.")

@@ -1,0 +1,243 @@
+"""DeiT: vision transformers small enough to be trained on ImageNet alone."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from zosam_jax.errors import check_count, check_number
+from zosam_jax.models.layers import UNIFORM_FAN_IN, layer_dtype, layer_norm, uniform_bias
+
+# The original cuts the normal distribution at ±2, that is, at a hundred standard deviations.
+_NORMAL_INIT = nnx.initializers.normal(0.02)
+
+_Linear = functools.partial(nnx.Linear, kernel_init=_NORMAL_INIT)
+
+
+class Attention(nnx.Module):
+    """softmax(q·kᵀ/√(dim/heads))·v in each head, and a linear layer over the heads together."""
+
+    def __init__(self, dim: int, heads: int, dtype: DTypeLike | None, rngs: nnx.Rngs) -> None:
+        """Queries, keys and values come from one kernel, (dim, 3·dim), as SViTE masks it."""
+        self.heads = heads
+        self.qkv = _Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        self.proj = _Linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Tokens (N, tokens, dim) → the same shape."""
+        n, tokens, dim = x.shape
+        qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, dim // self.heads)
+        y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        return self.proj(y.reshape(n, tokens, dim))
+
+
+class Block(nnx.Module):
+    """y = x + drop(attention(ln(x))), then y + drop(mlp(ln(y))), where mlp widens by 4 with GELU.
+
+    drop leaves a branch out of an example with probability p, and else divides it by 1 − p.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, drop_rate: float, dtype: DTypeLike | None, rngs: nnx.Rngs
+    ) -> None:
+        """`drop_rate` is p."""
+        self.norm1 = layer_norm(dim, dtype, rngs)
+        self.attention = Attention(dim, heads, dtype, rngs)
+        self.norm2 = layer_norm(dim, dtype, rngs)
+        self.fc1 = _Linear(dim, 4 * dim, dtype=dtype, rngs=rngs)
+        self.fc2 = _Linear(4 * dim, dim, dtype=dtype, rngs=rngs)
+        # Without random state where nothing is random.
+        self.drop_path = nnx.Dropout(
+            drop_rate, broadcast_dims=(1, 2), rngs=rngs if drop_rate > 0 else None
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Tokens (N, tokens, dim) → the same shape."""
+        x = x + self.drop_path(self.attention(self.norm1(x)))
+        hidden = nnx.gelu(self.fc1(self.norm2(x)), approximate=False)
+        return x + self.drop_path(self.fc2(hidden))
+
+
+class DeiT(nnx.Module):
+    """Patches and a class token, position embeddings, blocks, LayerNorm, head on the class token.
+
+    The weight matrices are the arrays named "kernel"; the embeddings of token and positions have
+    other names, so that where="kernel" leaves them dense.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        dim: int,
+        depth: int,
+        heads: int,
+        image_shape: tuple[int, int, int],
+        patch: int,
+        drop_path_rate: float,
+        dtype: DTypeLike | None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """See `deit`."""
+        height, width, channels = self.image_shape = tuple(image_shape)
+        tokens = 1 + (height // patch) * (width // patch)
+        self.patches = nnx.Conv(
+            channels,
+            dim,
+            (patch, patch),
+            strides=patch,
+            padding="VALID",
+            kernel_init=UNIFORM_FAN_IN,
+            bias_init=uniform_bias(patch * patch * channels),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.class_token = nnx.Param(_NORMAL_INIT(rngs.params(), (dim,)))
+        self.positions = nnx.Param(_NORMAL_INIT(rngs.params(), (tokens, dim)))
+        rates = np.linspace(0, drop_path_rate, depth)
+        self.blocks = nnx.List([Block(dim, heads, float(p), dtype, rngs) for p in rates])
+        self.norm = layer_norm(dim, None, rngs)
+        self.head = _Linear(dim, num_classes, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images (N, height, width, channels) → logits (N, num_classes) in float32.
+
+        Raises:
+          ValueError: for images of another shape than the model was made for.
+        """
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"images of shape {images.shape} do not fit: this model was made with "
+                f"image_shape={self.image_shape}, and has position embeddings for no other."
+            )
+        x = self.patches(images).reshape(len(images), -1, self.class_token.shape[-1])
+        token = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+        x = jnp.concatenate([token, x], axis=1) + self.positions[...].astype(x.dtype)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, 0]))
+
+
+def deit(
+    num_classes: int,
+    *,
+    rngs: nnx.Rngs,
+    dim: int,
+    depth: int,
+    heads: int,
+    image_shape: tuple[int, int, int] = (224, 224, 3),
+    patch: int = 16,
+    drop_path_rate: float = 0.0,
+    dtype: DTypeLike = jnp.float32,
+) -> DeiT:
+    """A vision transformer as DeiT has it, without distillation.
+
+    Kernels and embeddings start N(0, 0.02²), biases at zero, the patches' convolution uniform in
+    ±1/√(fan in); LayerNorm has ε = 1e-6.
+
+    Args:
+      num_classes: the number of logits.
+      rngs: for the initial weights, and for drop-path if there is any.
+      dim: the features of a token.
+      depth: the number of blocks.
+      heads: of attention; a divisor of dim.
+      image_shape: (height, width, channels); patch must divide height and width.
+      patch: the height and width of a patch in pixels.
+      drop_path_rate: the probability, for each example, of leaving out a branch of the last block;
+        it rises linearly from 0 in the first (stochastic depth). model.eval() leaves none out.
+      dtype: what the blocks compute in; parameters, the statistics of LayerNorm, softmax and
+        logits are float32 in any case.
+
+    Raises:
+      ValueError: if the patches do not tile the image, the heads do not divide dim, drop_path_rate
+        is outside [0, 1), or dtype is not a floating-point type.
+
+    Reference: Touvron et al., Training data-efficient image transformers,
+    https://arxiv.org/abs/2012.12877
+    """
+    for name, value in {"dim": dim, "depth": depth, "heads": heads, "patch": patch}.items():
+        check_count(name, value)
+    _check_patches(image_shape, patch)
+    if dim % heads:
+        raise ValueError(f"heads={heads} must divide dim={dim}.")
+    check_number("drop_path_rate", drop_path_rate, above=0.0, inclusive=True)
+    if drop_path_rate >= 1:
+        raise ValueError(f"drop_path_rate={drop_path_rate!r} must be below 1.")
+    return DeiT(
+        num_classes,
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        image_shape=image_shape,
+        patch=patch,
+        drop_path_rate=drop_path_rate,
+        dtype=layer_dtype(dtype),
+        rngs=rngs,
+    )
+
+
+def deit_tiny(
+    num_classes: int,
+    *,
+    rngs: nnx.Rngs,
+    image_shape: tuple[int, int, int] = (224, 224, 3),
+    patch: int = 16,
+    drop_path_rate: float = 0.0,
+    dtype: DTypeLike = jnp.float32,
+) -> DeiT:
+    """`deit` with 12 blocks of 192 features and 3 heads.
+
+    5,717,416 parameters for 224×224 coloured images and 1,000 classes, 5,647,872 in kernels.
+    """
+    return deit(
+        num_classes,
+        rngs=rngs,
+        dim=192,
+        depth=12,
+        heads=3,
+        image_shape=image_shape,
+        patch=patch,
+        drop_path_rate=drop_path_rate,
+        dtype=dtype,
+    )
+
+
+def deit_small(
+    num_classes: int,
+    *,
+    rngs: nnx.Rngs,
+    image_shape: tuple[int, int, int] = (224, 224, 3),
+    patch: int = 16,
+    drop_path_rate: float = 0.0,
+    dtype: DTypeLike = jnp.float32,
+) -> DeiT:
+    """`deit` with 12 blocks of 384 features and 6 heads.
+
+    22,050,664 parameters for 224×224 coloured images and 1,000 classes, 21,912,576 in kernels.
+    """
+    return deit(
+        num_classes,
+        rngs=rngs,
+        dim=384,
+        depth=12,
+        heads=6,
+        image_shape=image_shape,
+        patch=patch,
+        drop_path_rate=drop_path_rate,
+        dtype=dtype,
+    )
+
+
+def _check_patches(image_shape: tuple[int, int, int], patch: int) -> None:
+    height, width, _ = image_shape
+    common = math.gcd(height, width)
+    if common % patch:
+        fitting = ", ".join(str(p) for p in range(1, common + 1) if common % p == 0)
+        raise ValueError(
+            f"patch={patch} must divide the height and width of image_shape={image_shape}; "
+            f"choose one of {fitting}."
+        )

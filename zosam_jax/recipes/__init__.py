@@ -1,0 +1,77 @@
+"""The paper's experiments by name: one file for each data set and model, one recipe for each cell.
+
+    zosam train --recipe cifar10-resnet32-rigl-95-zo_sam
+
+A file opens with its command, the hardware that it was run on and where the accuracies come from
+that are expected of it, and defines `recipes()`. Options beside --recipe replace the recipe's own.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from zosam_jax.recipes import (
+    cifar_resnet32,
+    cifar_resnet50,
+    cifar_wrn_28_10,
+    digits_resnet8,
+    fashion_mnist_resnet32,
+    imagenet_deit,
+)
+from zosam_jax.recipes.recipe import Recipe
+
+FILES = (
+    cifar_resnet32,
+    cifar_resnet50,
+    cifar_wrn_28_10,
+    imagenet_deit,
+    fashion_mnist_resnet32,
+    digits_resnet8,
+)
+
+
+def every() -> Iterator[Recipe]:
+    """All recipes."""
+    for file in FILES:
+        yield from file.recipes()
+
+
+def get(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Raises:
+      ValueError: if there is none, with the names that come nearest.
+    """
+    known = {recipe.name: recipe for recipe in every()}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
+        raise ValueError(
+            f"recipe={name!r} is not known; the nearest are {', '.join(near)} "
+            "(`zosam recipes` lists all)."
+        )
+    return known[name]
+
+
+def named_in(arguments: Sequence[str]) -> Recipe | None:
+    """The recipe that a command line names with --recipe, if it does."""
+    for option, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if option == "--recipe":
+            return get(following)
+        if option.startswith("--recipe="):
+            return get(option.removeprefix("--recipe="))
+    return None
+
+
+def show(console: Console, containing: str) -> None:
+    """Prints the recipes whose names contain a text."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("recipe", "expected", "run on"):
+        table.add_column(heading, no_wrap=True)
+    for recipe in every():
+        if containing in recipe.name:
+            expected = "" if recipe.expected is None else f"{recipe.expected:.2f}%"
+            table.add_row(recipe.name, expected, recipe.run_on)
+    console.print(table)

@@ -1,0 +1,19 @@
+"""ResNet-8 on scikit-learn's digits: every method in a minute on a laptop, nothing to download.
+
+    zosam train --recipe digits-resnet8-rigl-90-zo_sam
+
+Run on: two x86-64 cores, half a minute each. Expected: 98 to 99.5% at 90%.
+"""
+
+from collections.abc import Iterator
+
+from zosam_jax.recipes.recipe import METHODS, OPTIMIZERS, SPARSITIES, Recipe, cell
+
+
+def recipes() -> Iterator[Recipe]:
+    """Nine methods × three sparsities × four optimizers; the options are the defaults."""
+    for sparse in METHODS:
+        for sparsity in SPARSITIES:
+            for optimizer in OPTIMIZERS:
+                name, config = cell("digits-resnet8", sparse, sparsity, optimizer)
+                yield Recipe(name, config, None, "", "2 CPU cores")

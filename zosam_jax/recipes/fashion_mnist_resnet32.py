@@ -1,0 +1,29 @@
+"""ResNet-32 on Fashion-MNIST: the paper's model where CIFAR is not at hand.
+
+    zosam train --recipe fashion_mnist-resnet32-rigl-95-zo_sam --data-dir DIR
+
+Run on: two x86-64 cores, with 10,000 images of 14×14 pixels and 10 epochs (benchmarks/README.md).
+Expected: nothing is published; the settings are CIFAR's.
+"""
+
+from collections.abc import Iterator
+
+from zosam_jax.recipes.cifar_resnet32 import settings
+from zosam_jax.recipes.recipe import METHODS, OPTIMIZERS, SPARSITIES, Recipe, cell
+
+
+def recipes() -> Iterator[Recipe]:
+    """Nine methods × three sparsities × four optimizers."""
+    for sparse in METHODS:
+        for sparsity in SPARSITIES:
+            for optimizer in OPTIMIZERS:
+                name, config = cell(
+                    "fashion_mnist-resnet32",
+                    sparse,
+                    sparsity,
+                    optimizer,
+                    dataset="fashion-mnist",
+                    model="resnet32",
+                    **settings(sparse),
+                )
+                yield Recipe(name, config, None, "", "2 CPU cores, reduced")

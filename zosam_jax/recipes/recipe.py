@@ -1,0 +1,68 @@
+"""What a recipe is, and the cells that the tables of the sparse training papers share."""
+
+from typing import Any, Literal, NamedTuple, cast
+
+from zosam_jax.training.config import OptimizerName, SparseName, TrainConfig
+
+Method = Literal["lth", "snip", "grasp", "synflow", "set", "dsr", "rigl", "mest-em", "mest-ems"]
+METHODS: tuple[Method, ...] = (
+    "lth",
+    "snip",
+    "grasp",
+    "synflow",
+    "set",
+    "dsr",
+    "rigl",
+    "mest-em",
+    "mest-ems",
+)
+SPARSITIES = (0.9, 0.95, 0.98)
+
+# The paper's two columns and the controls.
+OPTIMIZERS: tuple[OptimizerName, ...] = ("sgd", "sam", "random_weight_perturbation", "zo_sam")
+
+# Accuracies in percent by method, for the three sparsities.
+Table = dict[Method, tuple[float, float, float]]
+
+
+class Recipe(NamedTuple):
+    """One cell of a table.
+
+    Attributes:
+      name: as --recipe takes it.
+      config: what it stands for.
+      expected: test accuracy in percent that was published for it; None if none is known.
+      source: where that comes from.
+      run_on: what this recipe was run on.
+    """
+
+    name: str
+    config: TrainConfig
+    expected: float | None
+    source: str
+    run_on: str
+
+
+def cell(
+    prefix: str, sparse: Method, sparsity: float, optimizer: OptimizerName, **options: Any
+) -> tuple[str, TrainConfig]:
+    """The name and the configuration of a cell.
+
+    Args:
+      prefix: data set and model, as the name begins.
+      sparse: how weights are pruned.
+      sparsity: how many of them.
+      optimizer: what they are trained with.
+      **options: of the configuration.
+    """
+    name = f"{prefix}-{sparse}-{round(100 * sparsity)}-{optimizer}"
+    method: SparseName = "mest" if sparse.startswith("mest") else cast(SparseName, sparse)
+    config = TrainConfig(
+        recipe=name,
+        sparse=method,
+        mest_soft_bound=sparse == "mest-ems",
+        sparsity=sparsity,
+        optimizer=optimizer,
+        **options,
+    )
+    return name, config

@@ -1,0 +1,83 @@
+"""A loss over a batch too large for one pass: part by part, in the memory of one part."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax.trees import Array, PyTree
+
+# (params, rest, part) → (mean loss of the part, (new rest, sums over the part's images)).
+PartLoss: TypeAlias = Callable[[PyTree, PyTree, PyTree], tuple[Array, tuple[PyTree, PyTree]]]
+
+
+def accumulated(
+    loss: PartLoss, rest: PyTree, batch: PyTree, parts: int
+) -> Callable[[PyTree], tuple[Array, tuple[PyTree, PyTree]]]:
+    """The mean loss over a batch, whose gradient is summed up part by part.
+
+        L(θ) = 1/K Σₖ Lₖ(θ),   ∇L(θ) = 1/K Σₖ ∇Lₖ(θ)
+
+    The forward pass under differentiation computes each part's gradient at once and keeps nothing
+    else, so there is no second forward pass, and an ascent's probes make none backward. BatchNorm
+    takes each part's own statistics, and its running averages move K times.
+
+    Args:
+      loss: of one part.
+      rest: what the first part starts from.
+      batch: arrays with the images along the first axis, a multiple of `parts`.
+      parts: K.
+
+    Returns:
+      params → (loss, (rest after the last part, sums over all images)), to be differentiated in
+      reverse mode.
+    """
+    if parts == 1:
+        return lambda params: loss(params, rest, batch)
+
+    # Interleaved, so that a batch split among devices is split there part by part too.
+    split = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch
+    )
+
+    def over_parts(first: Any, evaluate: Callable[[PyTree, PyTree], Any]) -> tuple[Any, PyTree]:
+        """Sums what `evaluate` gives for each part, handing the rest from one to the next."""
+        sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
+
+        def step(carry: tuple[Any, PyTree], part: PyTree) -> tuple[tuple[Any, PyTree], None]:
+            sums, rest = carry
+            result, rest = evaluate(rest, part)
+            return (jax.tree.map(jnp.add, sums, result), rest), None
+
+        totals, _ = jax.lax.scan(step, (sums, rest), split)
+        return totals
+
+    def shapes(evaluate: Callable[[PyTree, PyTree], Any]) -> Any:
+        return jax.eval_shape(lambda: evaluate(rest, jax.tree.map(lambda x: x[0], split))[0])
+
+    @jax.custom_vjp
+    def total(params: PyTree) -> tuple[Array, tuple[PyTree, PyTree]]:
+        def evaluate(rest: PyTree, part: PyTree) -> Any:
+            value, (rest, metrics) = loss(params, rest, part)
+            return (value, metrics), rest
+
+        (value, metrics), last = over_parts(shapes(evaluate), evaluate)
+        return value / parts, (last, metrics)
+
+    def forward(params: PyTree) -> Any:
+        def evaluate(rest: PyTree, part: PyTree) -> Any:
+            (value, (rest, metrics)), gradient = jax.value_and_grad(
+                lambda p: loss(p, rest, part), has_aux=True
+            )(params)
+            return (value, metrics, gradient), rest
+
+        (value, metrics, gradient), last = over_parts(shapes(evaluate), evaluate)
+        return (value / parts, (last, metrics)), jax.tree.map(lambda g: g / parts, gradient)
+
+    def backward(gradient: PyTree, cotangents: Any) -> tuple[PyTree]:
+        slope, _ = cotangents  # auxiliary outputs are not differentiated
+        return (jax.tree.map(lambda g: (slope * g).astype(g.dtype), gradient),)
+
+    total.defvjp(forward, backward)
+    return total

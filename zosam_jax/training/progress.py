@@ -1,0 +1,75 @@
+"""Where a run stands, and what each of its epochs came to."""
+
+import math
+from typing import NamedTuple
+
+
+class EpochRecord(NamedTuple):
+    """One line of metrics.jsonl. Accuracies are fractions, NaN where the options skip them.
+
+    Attributes:
+      round: 0, or how often the network was pruned before this training (lth).
+      epoch, step: epochs and steps completed, on the schedule.
+      train_loss, train_accuracy: means over the epoch, at the points where gradients were taken.
+      test_accuracy: at the end of the epoch.
+      validation_accuracy: likewise, on the images held out.
+      average_test_accuracy: likewise, of the moving average of the weights.
+      sparsity: the fraction of zeros among the maskable weights then.
+      training_cost: multiply-adds since the start of the run, earlier rounds included, in epochs
+        of the dense network with SGD (see `training.sparse.Cost`).
+      bad_steps: steps of this epoch whose loss was not finite.
+      seconds: since the start of the run, compilation included; interruptions not.
+      images_per_second: of this epoch's training steps.
+      data_wait: the share of this epoch's time in which the loop waited for batches.
+    """
+
+    round: int
+    epoch: int
+    step: int
+    train_loss: float
+    train_accuracy: float
+    test_accuracy: float
+    validation_accuracy: float
+    average_test_accuracy: float
+    sparsity: float
+    training_cost: float
+    bad_steps: int
+    seconds: float
+    images_per_second: float
+    data_wait: float
+
+    @property
+    def score(self) -> float:
+        """By what the best epoch is chosen: validation accuracy, without one test accuracy."""
+        held_out = not math.isnan(self.validation_accuracy)
+        return self.validation_accuracy if held_out else self.test_accuracy
+
+
+class Progress(NamedTuple):
+    """Where a run stands, beside its TrainState; what a checkpoint has to know.
+
+    Attributes:
+      round: as in `EpochRecord`.
+      training: how many trainings were completed before this one; lth makes several.
+      under_way: whether that training has begun (lth).
+      epoch: completed epochs, on the schedule.
+      step: steps completed in the running epoch.
+      total_steps: steps since the start of the run, over all trainings.
+      records: lines of metrics.jsonl.
+      best: the best score so far of this training.
+      cost: training cost so far, in steps of the dense network with SGD.
+      dense_gradients: mask updates with a whole gradient, before this epoch.
+      seconds: spent so far.
+    """
+
+    round: int = 0
+    training: int = 0
+    under_way: bool = False
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+    records: int = 0
+    best: float = -1.0
+    cost: float = 0.0
+    dense_gradients: int = 0
+    seconds: float = 0.0

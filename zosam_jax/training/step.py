@@ -1,0 +1,174 @@
+"""The compiled training step and what it turns into its successor."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from zosam_jax import keys, sparsity
+from zosam_jax.integrations.step import apply_loss
+from zosam_jax.training import devices, sparse
+from zosam_jax.training.feed import Batch
+from zosam_jax.training.problem import Network, Problem
+from zosam_jax.trees import Array, PyTree
+
+# Apart from the optimizer's random directions, which start from the seed itself.
+_AUGMENTATION_STREAM = 1
+
+
+class TrainState(NamedTuple):
+    """What a step turns into its successor; donated, so that memory is reused.
+
+    Attributes:
+      params, rest, opt_state: the network and its optimizer.
+      average: moving average of the network; None without.
+      key: of the augmentation, as raw data; the same in every step.
+      step: steps taken, on the schedule.
+      loss_sum, correct: sums over the steps and images of the epoch so far, as the step's own
+        passes saw them (at θ+ε where the optimizer perturbs).
+      bad_steps: steps of this epoch whose loss or result was not finite; `loss_sum` leaves them
+        out.
+      first_bad_step: the number of the first one of them, from 1; 0 as long as there is none.
+    """
+
+    params: PyTree
+    rest: PyTree
+    opt_state: PyTree
+    average: Network | None
+    key: Array
+    step: Array
+    loss_sum: Array
+    correct: Array
+    bad_steps: Array
+    first_bad_step: Array
+
+
+def start(
+    problem: Problem, network: Network, opt_state: PyTree, *, seed: int, step: int
+) -> TrainState:
+    """The state before a step, on all devices; nothing in it is the caller's or stands twice."""
+    network = Network(
+        sparsity.apply_masks(network.params, sparse.masks_of(opt_state)), network.rest
+    )
+    key = jax.random.fold_in(keys.as_key(seed), _AUGMENTATION_STREAM)
+    state = TrainState(
+        params=network.params,
+        rest=network.rest,
+        opt_state=opt_state,
+        average=None if problem.config.ema_decay is None else network,
+        key=jax.random.key_data(key),
+        step=jnp.asarray(step, jnp.int32),
+        loss_sum=jnp.zeros(()),
+        correct=jnp.zeros((), jnp.int32),
+        bad_steps=jnp.zeros((), jnp.int32),
+        first_bad_step=jnp.zeros((), jnp.int32),
+    )
+    placed: TrainState = devices.replicate(jax.tree.map(_own_copy, state), problem.mesh)
+    return placed
+
+
+def _own_copy(array: Array) -> Array:
+    return jnp.array(array, copy=True)
+
+
+def compile_step(
+    problem: Problem, tx: optax.GradientTransformation, state: TrainState
+) -> Callable[[TrainState, Batch], TrainState]:
+    """(state, batch) → state, compiled; the given state is donated."""
+    arrays, shapes = problem.feed.arrays, problem.feed.batch_shapes()
+    everywhere, shared = devices.replicated(problem.mesh), devices.by_batch(problem.mesh)
+    program = jax.jit(
+        lambda state, batch, arrays: _step(problem, tx, state, batch, arrays),
+        donate_argnums=0,
+        in_shardings=(everywhere, shared, everywhere),
+        out_shardings=everywhere,
+    )
+    compiled = program.lower(state, shapes, arrays).compile()
+    return lambda state, batch: compiled(state, batch, arrays)
+
+
+def _step(
+    problem: Problem,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    batch: Batch,
+    arrays: PyTree,
+) -> TrainState:
+    config = problem.config
+    key = jax.random.fold_in(keys.from_data(state.key), state.step)
+    value, (rest, metrics), params, opt_state = apply_loss(
+        tx,
+        problem.loss(arrays, state.rest, batch, key),
+        state.params,
+        state.opt_state,
+        has_aux=True,
+    )
+    good = jnp.isfinite(value)
+    if config.on_non_finite == "skip":
+        good &= jnp.isfinite(optax.tree.norm(params))
+        params, rest, opt_state = _keep_if(
+            good, (params, rest, opt_state), (state.params, state.rest, state.opt_state)
+        )
+    average = state.average
+    if average is not None and config.ema_decay is not None:
+        average = _moved_towards(Network(params, rest), average, 1.0 - config.ema_decay)
+    first = (state.first_bad_step == 0) & ~good
+    return TrainState(
+        params,
+        rest,
+        opt_state,
+        average,
+        state.key,
+        state.step + 1,
+        state.loss_sum + jnp.where(good, value, 0.0),
+        state.correct + metrics.correct,
+        state.bad_steps + ~good,
+        jnp.where(first, state.step + 1, state.first_bad_step),
+    )
+
+
+def _keep_if(good: Array, new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+
+
+def _moved_towards(network: Network, average: Network, share: float) -> Network:
+    """average + share · (network − average); what is not a real number is the network's."""
+
+    def moved(new: Array, old: Array) -> Array:
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return old + share * (new - old)
+
+    moved_network: Network = jax.tree.map(moved, network, average)
+    return moved_network
+
+
+def to_saved(tree: PyTree) -> PyTree:
+    """A state or network as plain arrays: random keys as their data."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def from_saved(saved: PyTree, like: PyTree) -> PyTree:
+    """The inverse of `to_saved`, for what is built like `like`."""
+
+    def key(data: Array, own: Array) -> Array:
+        if not _is_key(own):
+            return data
+        wrapped: Array = jax.random.wrap_key_data(data, impl=jax.random.key_impl(own))
+        return wrapped
+
+    return jax.tree.map(key, saved, like)
+
+
+def _is_key(array: Any) -> bool:
+    return isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def begin_epoch(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+    """The state at the start of an epoch: its sums and counts at zero."""
+    names = ("loss_sum", "correct", "bad_steps", "first_bad_step")
+    zeros = {name: np.zeros((), getattr(state, name).dtype) for name in names}
+    return state._replace(**devices.replicate(zeros, mesh))
