@@ -14,6 +14,7 @@ try:
     from zosam_jax.training import devices, run_folder, sparse
     from zosam_jax.training.compare import compare
     from zosam_jax.training.config import CompareConfig, TrainConfig
+    from zosam_jax.training.feed import BrokenDataError
     from zosam_jax.training.interruption import InterruptedRunError
     from zosam_jax.training.problem import Problem
     from zosam_jax.training.run_folder import RunFolder
@@ -35,7 +36,7 @@ class RecipesConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the options and runs the command; a wrong option ends it with one sentence."""
-    console = Console()
+    console = Console(soft_wrap=True)
     try:
         config = _parse(list(sys.argv[1:] if arguments is None else arguments))
         if isinstance(config, RecipesConfig):
@@ -90,6 +91,8 @@ def _train(config: TrainConfig, console: Console) -> None:
         train(config, problem, folder, console)
     except NonFiniteLossError as error:
         raise _RefusedError(f"{error} The newest checkpoint is from before it.") from error
+    except BrokenDataError as error:
+        raise _RefusedError(str(error)) from error
     except InterruptedRunError as interruption:
         console.print(f"{interruption}; the same command goes on from there ({folder.path})")
         # As shells report a process that its signal has ended.

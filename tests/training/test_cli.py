@@ -12,7 +12,8 @@ from zosam_jax import cli
 from zosam_jax.training import optimizers
 from zosam_jax.training.config import CompareConfig, TrainConfig
 
-SMALL = ["--model", "lenet-300-100", "--train-images", "256", "--epochs", "2"]
+ONE = ["--mesh", "data=1"]  # the tests force four devices upon the CPU
+SMALL = ["--model", "lenet-300-100", "--train-images", "256", "--epochs", "2", *ONE]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,8 @@ def read(path):
 
 def test_a_run_folder_holds_what_is_promised(run):
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "summary.json", "masks.txt", "curves.png"}
+    files = {"config.json", "metrics.jsonl", "summary.json", "masks.txt", "curves.png"}
+    assert names == files | {"checkpoints"}
     summary = read(run / "summary.json")
     assert summary["optimizer"] == "zo_sam"
     assert summary["seed"] == 3
@@ -58,12 +60,26 @@ def test_the_same_seed_gives_the_same_run(run, tmp_path):
     assert first == second
 
 
-def test_nothing_is_overwritten(run, capsys):
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--epochs", "3"], "epochs=3 contradicts the run in"),
+        (["--no-resume"], "nothing is overwritten"),
+    ],
+)
+def test_nothing_is_overwritten(options, sentence, run, capsys):
     before = (run / "summary.json").read_text()
     with pytest.raises(SystemExit) as caught:
-        cli.main(["train", *SMALL, "--output", str(run)])
+        cli.main(["train", *SMALL, "--seed", "3", "--output", str(run), *options])
     assert caught.value.code == 2
-    assert "nothing is overwritten" in " ".join(capsys.readouterr().out.split())
+    assert sentence in " ".join(capsys.readouterr().out.split())
+    assert (run / "summary.json").read_text() == before
+
+
+def test_a_complete_run_is_left_as_it_is(run, capsys):
+    before = (run / "summary.json").read_text()
+    cli.main(["train", *SMALL, "--seed", "3", "--output", str(run)])
+    assert "is complete" in " ".join(capsys.readouterr().out.split())
     assert (run / "summary.json").read_text() == before
 
 
@@ -78,6 +94,7 @@ def test_pruned_weights_stay_zero_and_the_network_learns(model, tmp_path):
             "640",
             "--epochs",
             "4",
+            *ONE,
             "--output",
             str(tmp_path / "run"),
         ]
@@ -190,7 +207,7 @@ def test_a_bare_import_needs_neither_flax_nor_the_extras():
     assert shown.stdout.strip() == "[]"
 
 
-TINY = ["--model", "lenet-300-100", "--train-images", "256", "--epochs", "3"]
+TINY = ["--model", "lenet-300-100", "--train-images", "256", "--epochs", "3", *ONE]
 SPARSE = ["random", "magnitude", "snip", "grasp", "synflow", "set", "dsr", "rigl", "mest", "svite"]
 
 

@@ -84,24 +84,20 @@ def random_erasing(
     _check_range("area", area, most=1.0)
     _check_range("aspect", aspect, most=math.inf)
     batch, height, width, _ = images.shape
-    erase_key, area_key, aspect_key, place_key, noise_key = jax.random.split(key, 5)
-    tries = (batch, _ERASING_ATTEMPTS)
-    areas = jax.random.uniform(area_key, tries, minval=area[0], maxval=area[1]) * height * width
-    log_aspects = jax.random.uniform(
-        aspect_key, tries, minval=math.log(aspect[0]), maxval=math.log(aspect[1])
-    )
-    heights = jnp.rint(jnp.sqrt(areas * jnp.exp(log_aspects)))
-    widths = jnp.rint(jnp.sqrt(areas * jnp.exp(-log_aspects)))
+    size_key, place_key, noise_key = jax.random.split(key, 3)
+    sizes = jax.random.uniform(size_key, (2, batch, _ERASING_ATTEMPTS))
+    areas = (area[0] + (area[1] - area[0]) * sizes[0]) * height * width
+    aspects = aspect[0] * (aspect[1] / aspect[0]) ** sizes[1]
+    heights, widths = jnp.rint(jnp.sqrt(areas * aspects)), jnp.rint(jnp.sqrt(areas / aspects))
     fits = (heights < height) & (widths < width)
     first = jnp.argmax(fits, axis=1, keepdims=True)
     high = jnp.take_along_axis(heights, first, axis=1)
     wide = jnp.take_along_axis(widths, first, axis=1)
-    erased = jax.random.bernoulli(erase_key, probability, (batch, 1)) & fits.any(1, keepdims=True)
 
+    chance, down, right = jax.random.uniform(place_key, (3, batch, 1))
+    erased = (chance < probability) & fits.any(axis=1, keepdims=True)
     # A whole number from 0 to height − high, each as likely.
-    place = jax.random.uniform(place_key, (batch, 2))
-    top = jnp.floor(place[:, :1] * (height - high + 1))
-    left = jnp.floor(place[:, 1:] * (width - wide + 1))
+    top, left = jnp.floor(down * (height - high + 1)), jnp.floor(right * (width - wide + 1))
     in_rows = _between(jnp.arange(height), top, top + high)
     in_columns = _between(jnp.arange(width), left, left + wide)
     inside = (in_rows & erased)[:, :, None] & in_columns[:, None, :]
@@ -163,41 +159,31 @@ def mixup_and_cutmix(
         return images, targets
 
     _, height, width, _ = images.shape
-    mix_key, switch_key, mixup_key, cutmix_key = jax.random.split(key, 4)
-    if not cutmix:
-        weights = _mixup_weights(mixup_key, mixup, height, width)
-    elif not mixup:
-        weights = _cutmix_weights(cutmix_key, cutmix, height, width)
-    else:
-        weights = jnp.where(
-            jax.random.bernoulli(switch_key, switch),
-            _cutmix_weights(cutmix_key, cutmix, height, width),
-            _mixup_weights(mixup_key, mixup, height, width),
-        )
-    weights = jnp.where(jax.random.bernoulli(mix_key, probability), weights, 1.0)
-    kept = jnp.mean(weights)
+    choice_key, kept_key = jax.random.split(key)
+    mixing, switching, down, right = jax.random.uniform(choice_key, (4,))
+    pastes = switching < (0.0 if not cutmix else 1.0 if not mixup else switch)
+    parameter = jnp.where(pastes, cutmix, mixup)
+    kept = jax.random.beta(kept_key, parameter, parameter)
+    box = _centred_box(height, width, down, right, jnp.sqrt(1 - kept))
+    weights = jnp.where(pastes, 1.0 - box, kept)
+    weights = jnp.where(mixing < probability, weights, 1.0)
     return (
         _blend(images, weights[:, :, None].astype(images.dtype)),
-        _blend(targets, kept),
+        _blend(targets, jnp.mean(weights)),
     )
 
 
-def _mixup_weights(key: jax.Array, parameter: float, height: int, width: int) -> jax.Array:
-    return jnp.full((height, width), jax.random.beta(key, parameter, parameter))
+def _centred_box(
+    height: int, width: int, down: jax.Array, right: jax.Array, side: jax.Array
+) -> jax.Array:
+    """Whether each pixel is in the box of relative side `side` around (down, right) in [0, 1)²."""
 
-
-def _cutmix_weights(key: jax.Array, parameter: float, height: int, width: int) -> jax.Array:
-    kept_key, row_key, column_key = jax.random.split(key, 3)
-    side = jnp.sqrt(1 - jax.random.beta(kept_key, parameter, parameter))
-
-    def in_box(key: jax.Array, size: int) -> jax.Array:
-        cut = jnp.floor(size * side).astype(jnp.int32)
-        half, centre = cut // 2, jax.random.randint(key, (), 0, size)
-        # timm's box is even: an odd cut loses its last pixel.
+    def line(size: int, place: jax.Array) -> jax.Array:
+        # An odd side loses a pixel, as in timm.
+        half, centre = jnp.floor(size * side) // 2, jnp.floor(size * place)
         return _between(jnp.arange(size), centre - half, centre + half)
 
-    box = in_box(row_key, height)[:, None] & in_box(column_key, width)[None, :]
-    return 1.0 - box
+    return line(height, down)[:, None] & line(width, right)[None, :]
 
 
 def _blend(values: jax.Array, weights: jax.Array) -> jax.Array:

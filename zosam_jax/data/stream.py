@@ -1,19 +1,21 @@
 """Batches of augmented images for data sets that do not fit into memory, read by Grain."""
 
-import contextlib
 import dataclasses
 import functools
+import gc
 import importlib
 import itertools
 import math
+import multiprocessing
 import os
+import pickle
 import signal
-import socket
 import sys
+import tempfile
 import threading
-from collections.abc import Iterable, Iterator
-from multiprocessing import util
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -102,7 +104,9 @@ class Stream:
         self._test = functools.partial(_TestBatches, test, image_size, crop_ratio=crop_ratio)
         self._workers = workers
         self._test_passes = itertools.count()
+        self._feeds: set[_Feed] = set()
         self._idle: dict[type, _Feed] = {}
+        weakref.finalize(self, _close_all, self._feeds)
 
     def epoch(
         self,
@@ -162,9 +166,9 @@ class Stream:
         return self._read(batches, first, batches.per_epoch)
 
     def close(self) -> None:
-        """Stops the worker processes that wait for the next epoch."""
-        while self._idle:
-            self._idle.popitem()[1].close()
+        """Stops all worker processes; epochs that are still being read end with an error."""
+        self._idle.clear()
+        _close_all(self._feeds)
 
     def __enter__(self) -> "Stream":
         return self
@@ -176,19 +180,29 @@ class Stream:
         """`count` batches from the feed that waits at `first`, or else from a new one."""
         feed = self._idle.pop(type(batches), None)
         if feed is None or (feed.batches, feed.position) != (batches, first):
-            if feed is not None:
-                feed.close()
+            self._close(feed)
             feed = _Feed(batches, first, first + count, self._workers)
+            self._feeds.add(feed)
         try:
             for _ in range(count):
                 yield feed.next()
         finally:
-            if self._workers and feed.position == first + count:
+            if self._workers and feed in self._feeds and feed.position == first + count:
                 overtaken = self._idle.pop(type(batches), None)
                 self._idle[type(batches)] = feed
-                feed = overtaken
-            if feed is not None:
-                feed.close()
+                self._close(overtaken)
+            else:
+                self._close(feed)
+
+    def _close(self, feed: "_Feed | None") -> None:
+        if feed is not None:
+            self._feeds.discard(feed)
+            feed.close()
+
+
+def _close_all(feeds: "set[_Feed]") -> None:
+    while feeds:
+        feeds.pop().close()
 
 
 class _Feed:
@@ -201,15 +215,18 @@ class _Feed:
         grain = _import_grain()
         self.batches = batches
         self.position = first
-        # Each worker connects to this socket and ends when it closes, in the middle of a batch if
-        # need be; Grain alone would wait for the batch of one worker after the other.
-        lifeline = socket.create_server(("localhost", 0), backlog=max(workers, 1))
-        # Grain's own cleaning up at the program's end has priority 1, and a higher one comes first.
-        self._stop_workers = util.Finalize(self, lifeline.close, exitpriority=2)
-        threads = 0 if workers else min(_MOST_THREADS, os.cpu_count() or 1)
-        steps = slice(first, None if workers else stop)
+        self._closing = threading.Event()
+        self._file: IO[bytes] | None = None
+        if workers:
+            _check_main_is_guarded()
+            self._file = tempfile.NamedTemporaryFile(prefix="zosam_jax-")  # noqa: SIM115
+            source: Any = _Written.to(self._file, batches)
+            steps, threads = slice(first, None), 0
+        else:
+            source = _guarded(batches, self._check_open)
+            steps, threads = slice(first, stop), min(_MOST_THREADS, os.cpu_count() or 1)
         self._iterator = iter(
-            grain.MapDataset.source(batches)
+            grain.MapDataset.source(source)
             .slice(steps)
             .to_iter_dataset(
                 grain.ReadOptions(
@@ -218,11 +235,12 @@ class _Feed:
             )
             .mp_prefetch(
                 grain.multiprocessing.MultiprocessingOptions(num_workers=workers),
-                worker_init_fn=functools.partial(_prepare_worker, lifeline.getsockname()[:2]),
+                worker_init_fn=_prepare_worker,
             )
         )
 
     def next(self) -> Batch:
+        self._check_open()
         try:
             images, labels = next(self._iterator)
         except RuntimeError as error:
@@ -236,8 +254,22 @@ class _Feed:
         return np.asarray(images), np.asarray(labels)
 
     def close(self) -> None:
-        self._stop_workers()
+        if self._closing.is_set():
+            return
+        # Threads and processes leave the batch that they are at; Grain alone would wait for it.
+        self._closing.set()
+        if self._file is not None:
+            self._file.truncate(0)
         self._iterator.close()
+        if self._file is not None:
+            self._file.close()
+            # Grain's iterators refer to themselves, and batches in shared memory live with them.
+            del self._iterator
+            gc.collect()
+
+    def _check_open(self) -> None:
+        if self._closing.is_set():
+            raise RuntimeError("the stream was closed while an epoch was being read.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,20 +393,84 @@ def _centred(width: int, height: int, wide: int, high: int) -> Box:
     return left, top, left + wide, top + high
 
 
-def _prepare_worker(lifeline: tuple[str, int], index: int, count: int) -> None:
-    """Leaves an interrupt (Ctrl-C reaches every process) to the parent, and ends when told to."""
+class _GuardedRecords:
+    """Records that ask, before each image, whether to go on; `check` raises if not."""
+
+    def __init__(self, records: Records, check: Callable[[], None]) -> None:
+        self.num_classes = records.num_classes
+        self._records = records
+        self._check = check
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        self._check()
+        return self._records[index]
+
+
+def _guarded(batches: "_Batches", check: Callable[[], None]) -> "_Batches":
+    return dataclasses.replace(batches, records=_GuardedRecords(batches.records, check))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """Batches that lie in a file, until a worker process asks for the first.
+
+    Records may hold a million file names: pickled once, not for every worker, they start sooner.
+    And a worker that dies at once, say of an error in its parent's script, is noticed: a parent
+    still writing more to it than a pipe holds would wait for ever.
+    """
+
+    path: str
+
+    @classmethod
+    def to(cls, file: IO[bytes], batches: "_Batches") -> "_Written":
+        importlib.import_module("cloudpickle").dump(batches, file)  # it comes with Grain
+        file.flush()
+        return cls(file.name)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, step: int) -> Batch:
+        return _open(self.path)[step]
+
+
+@functools.cache
+def _open(path: str) -> "_Batches":
+    """What the parent has written, in a worker process, which ends when the file is emptied."""
+    file = open(path, "rb")  # noqa: SIM115 (it stays open, for the check)
+
+    def check() -> None:
+        if os.fstat(file.fileno()).st_size == 0:
+            # Grain waits no longer for a process whose status is not 0.
+            sys.exit(1)
+
+    return _guarded(pickle.load(file), check)
+
+
+def _check_main_is_guarded() -> None:
+    # The mark of a process that is only just importing its parent's script.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "a worker process that starts workers of its own would never end: put what the "
+            "script runs under `if __name__ == '__main__':`."
+        )
+
+
+def _prepare_worker(index: int, count: int) -> None:
+    """Leaves an interrupt (Ctrl-C reaches every process) to the parent, and ends when it ends."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection = socket.create_connection(lifeline)
-    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with(connection: socket.socket) -> None:
-    """Ends this process when the parent closes its end, or is no more."""
-    with contextlib.suppress(OSError):
-        connection.recv(1)
-    # An exit status other than 0 tells Grain not to wait for more.
-    os._exit(1)
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _import_grain() -> Any:

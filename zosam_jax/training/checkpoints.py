@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
@@ -31,7 +31,7 @@ class Checkpoints:
           keep: how many of the newest checkpoints to keep; the best one stays beside them.
           seconds: the longest time between two.
         """
-        # Orbax reports each step of a save as a warning-free stream of log lines.
+        # Orbax logs every step of a save.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.seconds = seconds
         self._folder = folder.absolute()
@@ -80,7 +80,10 @@ class Checkpoints:
         """Waits until everything is written."""
         self._manager.wait_until_finished()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         """Waits, and stops the background threads."""
         self._manager.close()
 

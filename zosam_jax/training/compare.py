@@ -104,7 +104,7 @@ class _Diagnoses(Observer):
     def __init__(self, run: Run) -> None:
         self.diagnoses: list[Diagnosis] = []
         self._run = run
-        self._batch = next(run.problem.batches(run.seed, 0))
+        self._batch = next(run.problem.feed.epoch(run.seed, 0))
 
     def on_epoch(self, record: EpochRecord, run: Run) -> None:
         del record, run
@@ -114,7 +114,7 @@ class _Diagnoses(Observer):
 
 def _time_ratios(runs: dict[str, Run]) -> dict[str, float]:
     """The median time of a step relative to the first one's; steps of all optimizers take turns."""
-    batches = {name: next(run.problem.batches(run.seed, 0)) for name, run in runs.items()}
+    batches = {name: next(run.problem.feed.epoch(run.seed, 0)) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(_TIMED_STEPS):
         for name, run in runs.items():

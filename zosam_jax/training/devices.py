@@ -89,9 +89,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def by_batch(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: its first axis split among the devices."""
-    return NamedSharding(mesh, PartitionSpec(AXIS))
+def by_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The sharding of a batch: one axis split among the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -99,9 +99,9 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.device_put(tree, replicated(mesh))
 
 
-def distribute(batch: PyTree, mesh: Mesh) -> PyTree:
-    """Puts a batch on the devices, each process giving its own part of it."""
-    sharding = by_batch(mesh)
+def distribute(batch: PyTree, mesh: Mesh, axis: int = 0) -> PyTree:
+    """Puts a batch on the devices, each process giving its own part along the axis."""
+    sharding = by_batch(mesh, axis)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(

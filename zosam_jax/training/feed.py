@@ -1,10 +1,12 @@
 """Where batches come from: a data set that lives on the devices, or one that is streamed.
 
-The host says which images a step gets (a `Batch`), the compiled step turns that into pixels and
-labels (`examples`). For a resident set a batch is indices, and cropping happens in the same gather;
-for a streamed one it is the decoded images themselves.
+The host hands over a `Batch`, the compiled step turns it into pixels and labels (`examples`). For a
+resident set it is the order of a whole epoch, of which each step takes its part, so that nothing is
+sent between steps, and cropping happens in the same gather; for a streamed one it is the decoded
+images themselves.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -25,6 +27,10 @@ Batch: TypeAlias = PyTree
 _EVALUATION_BATCH = 500
 _IMAGENET_MEAN = (123.675, 116.28, 103.53)
 _IMAGENET_SD = (58.395, 57.12, 57.375)
+
+
+class BrokenDataError(ValueError):
+    """An image of a streamed data set could not be read; says which."""
 
 
 class Example(NamedTuple):
@@ -58,16 +64,16 @@ class Feed(Protocol):
     arrays: PyTree
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This process's part of each batch from step `start` on; fixed by seed and epoch."""
+        """What each step from `start` on gets, on the devices; fixed by seed and epoch."""
 
     def batch_shapes(self) -> Batch:
-        """What a whole batch looks like, as jax.ShapeDtypeStructs."""
+        """What `epoch` gives, as jax.ShapeDtypeStructs with their sharding."""
 
-    def examples(self, arrays: PyTree, batch: Batch, key: Array) -> Example:
-        """The images and labels of a training batch, augmented; within jit."""
+    def examples(self, arrays: PyTree, batch: Batch, step: Array, key: Array) -> Example:
+        """The images and labels of step number `step` (from 0), augmented; within jit."""
 
     def evaluation(self, split: str) -> Iterator[Batch]:
-        """This process's part of each batch of a split, filled up to equal sizes."""
+        """The batches of a split, on the devices, filled up to equal sizes."""
 
     def plain(self, arrays: PyTree, batch: Batch, split: str) -> Example:
         """The images and labels of an evaluation batch, as they are; within jit."""
@@ -95,6 +101,7 @@ class Resident:
         held_out = () if dataset.validation is None else ("validation",)
         self.splits: tuple[str, ...] = (*held_out, "test")
         self._batch_size, self._crop_and_flip = batch_size, crop_and_flip
+        self._mesh, self._steps = mesh, self.train_images // batch_size
         self._evaluation_batch = _multiple_of(mesh.size, _EVALUATION_BATCH)
         arrays = {name: self._split(name) for name in ("train", *self.splits)}
         self.arrays = devices.replicate(
@@ -110,18 +117,21 @@ class Resident:
         return np.random.default_rng((seed, epoch)).permutation(self.train_images)
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """As in `Feed`: the indices of the images."""
-        order = self.order(seed, epoch).astype(np.int32)
-        for step in range(start, self.train_images // self._batch_size):
-            yield _own_part(order[step * self._batch_size : (step + 1) * self._batch_size])
+        """As in `Feed`: the indices of all images of the epoch, (steps, batch size)."""
+        order = self.order(seed, epoch)[: self._steps * self._batch_size].astype(np.int32)
+        parts = _own_part(order.reshape(self._steps, self._batch_size))
+        return itertools.repeat(devices.distribute(parts, self._mesh, axis=1), self._steps - start)
 
     def batch_shapes(self) -> Batch:
         """As in `Feed`."""
-        return jax.ShapeDtypeStruct((self._batch_size,), jnp.int32)
+        sharding = devices.by_batch(self._mesh, axis=1)
+        shape = (self._steps, self._batch_size)
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
 
-    def examples(self, arrays: PyTree, batch: Batch, key: Array) -> Example:
+    def examples(self, arrays: PyTree, batch: Batch, step: Array, key: Array) -> Example:
         """As in `Feed`."""
         images, labels = arrays["train"]
+        batch = batch[step % self._steps]
         if not self._crop_and_flip:
             return Example(images[batch], labels[batch])
         return Example(augmentation.crop_and_flip(images, batch, key), labels[batch])
@@ -131,7 +141,8 @@ class Resident:
         size = self.size(split)
         for start in range(0, size, self._evaluation_batch):
             indices = np.arange(start, start + self._evaluation_batch, dtype=np.int32)
-            yield _own_part(np.where(indices < size, indices, -1))
+            indices = np.where(indices < size, indices, -1)
+            yield devices.distribute(_own_part(indices), self._mesh)
 
     def plain(self, arrays: PyTree, batch: Batch, split: str) -> Example:
         """As in `Feed`."""
@@ -158,7 +169,7 @@ class Streamed:
 
     def __init__(self, stream: Stream, image_size: int, batch_size: int, mesh: Mesh) -> None:
         """Reads nothing yet."""
-        self._stream, self._batch_size = stream, batch_size
+        self._stream, self._batch_size, self._mesh = stream, batch_size, mesh
         self._evaluation_batch = _multiple_of(mesh.size, batch_size)
         self.train_images = stream.train_images
         self.num_classes = stream.num_classes
@@ -166,24 +177,43 @@ class Streamed:
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """As in `Feed`: images and labels."""
-        return self._stream.epoch(
-            seed, epoch, batch_size=self._batch_size, start=start, shard=devices.part_of_batch()
+        return self._sent(
+            self._stream.epoch(
+                seed,
+                epoch,
+                batch_size=self._batch_size,
+                start=start,
+                shard=devices.part_of_batch(),
+            )
         )
 
     def batch_shapes(self) -> Batch:
         """As in `Feed`."""
-        images = jax.ShapeDtypeStruct((self._batch_size, *self.image_shape), jnp.uint8)
-        return images, jax.ShapeDtypeStruct((self._batch_size,), jnp.int32)
+        shape = (self._batch_size, *self.image_shape)
+        sharding = devices.by_batch(self._mesh)
+        return (
+            jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding),
+            jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=sharding),
+        )
 
-    def examples(self, arrays: PyTree, batch: Batch, key: Array) -> Example:
+    def examples(self, arrays: PyTree, batch: Batch, step: Array, key: Array) -> Example:
         """As in `Feed`; cropping has been done by those who decode."""
-        del arrays, key
+        del arrays, step, key
         return Example(*batch)
 
     def evaluation(self, split: str) -> Iterator[Batch]:
         """As in `Feed`: images and labels."""
         del split
-        return self._stream.test(batch_size=self._evaluation_batch, shard=devices.part_of_batch())
+        return self._sent(
+            self._stream.test(batch_size=self._evaluation_batch, shard=devices.part_of_batch())
+        )
+
+    def _sent(self, batches: Iterator[tuple[Images, Labels]]) -> Iterator[Batch]:
+        try:
+            for batch in batches:
+                yield devices.distribute(batch, self._mesh)
+        except ValueError as error:
+            raise BrokenDataError(str(error)) from error
 
     def plain(self, arrays: PyTree, batch: Batch, split: str) -> Example:
         """As in `Feed`."""
@@ -202,9 +232,10 @@ class Streamed:
 
 
 def _own_part(batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What this process has of a batch, which is the last axis."""
     index, count = devices.part_of_batch()
-    size = len(batch) // count
-    return batch[index * size : (index + 1) * size]
+    size = batch.shape[-1] // count
+    return batch[..., index * size : (index + 1) * size]
 
 
 def _multiple_of(step: int, at_least: int) -> int:

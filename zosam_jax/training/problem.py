@@ -1,7 +1,7 @@
 """A data set, a model and a loss, ready to be trained from any seed."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -87,13 +87,8 @@ class Problem:
         outputs: Array = nnx.merge(self._eval_graph, params, rest, copy=True)(images)
         return outputs
 
-    def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from step `start` on, on the devices; fixed by seed and epoch."""
-        for batch in self.feed.epoch(seed, epoch, start):
-            yield devices.distribute(batch, self.mesh)
-
     def loss(
-        self, arrays: PyTree, rest: PyTree, batch: Batch, key: Array
+        self, arrays: PyTree, rest: PyTree, batch: Batch, step: Array, key: Array
     ) -> Callable[[PyTree], tuple[Array, tuple[PyTree, Metrics]]]:
         """The training loss on a batch: params → (mean cross-entropy, (new rest, metrics)).
 
@@ -102,12 +97,13 @@ class Problem:
         Args:
           arrays: the feed's.
           rest: the network's.
-          batch: one of `batches`.
-          key: of the augmentation.
+          batch: as the feed's `epoch` gives it.
+          step: the number of the step, from 0.
+          key: of the augmentation; each step has its own from it.
         """
         config = self.config
-        crop_key, erase_key, mix_key = jax.random.split(key, 3)
-        images, labels = self.feed.examples(arrays, batch, crop_key)
+        crop_key, erase_key, mix_key = jax.random.split(jax.random.fold_in(key, step), 3)
+        images, labels = self.feed.examples(arrays, batch, step, crop_key)
         images, targets = self._pixels(images), labels
         if config.random_erasing:
             images = augmentation.random_erasing(
@@ -154,8 +150,7 @@ class Problem:
     def accuracy(self, network: Network, split: str = "test") -> float:
         """The fraction of a split's images that the network labels correctly."""
         correct = 0
-        for part in self.feed.evaluation(split):
-            batch = devices.distribute(part, self.mesh)
+        for batch in self.feed.evaluation(split):
             correct += self._correct(self.feed.arrays, network, batch, split)
         return int(correct) / self.feed.size(split)
 

@@ -70,6 +70,7 @@ class RunFolder:
     def append_metrics(self, record: EpochRecord) -> None:
         """Adds one line to metrics.jsonl."""
         if devices.is_first():
+            self.path.mkdir(parents=True, exist_ok=True)
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(_plain(record._asdict())) + "\n")
 

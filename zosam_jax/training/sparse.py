@@ -41,13 +41,15 @@ def check(problem: Problem) -> None:
 def masks_before_training(problem: Problem, network: Network, seed: int) -> PyTree:
     """The masks of a method that chooses them before training; None for the others."""
     config = problem.config
-    if config.is_dense or config.sparse in METHODS or config.sparse == "lth":
+    if config.is_dense or config.sparse in METHODS:
         return None
     params, level, choice = network.params, config.sparsity, options(config)
     if config.sparse == "random":
         return sparsity.random(params, level, key=seed, **choice)
-    if config.sparse == "magnitude":
-        # Of untrained weights, whose scale says more about the initialiser than about the layer.
+    if config.sparse in ("magnitude", "lth"):
+        # A lottery ticket begins with all weights. Untrained ones are not ranked across layers:
+        # their scale says more about the initialiser than about the layer.
+        level = 0.0 if config.sparse == "lth" else level
         return sparsity.magnitude(params, level, **{"distribution": "erk", **choice})
     if config.sparse == "synflow":
         rest = jax.tree.map(_linear, network.rest)

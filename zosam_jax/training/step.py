@@ -79,11 +79,10 @@ def compile_step(
 ) -> Callable[[TrainState, Batch], TrainState]:
     """(state, batch) → state, compiled; the given state is donated."""
     arrays, shapes = problem.feed.arrays, problem.feed.batch_shapes()
-    everywhere, shared = devices.replicated(problem.mesh), devices.by_batch(problem.mesh)
+    everywhere = devices.replicated(problem.mesh)
     program = jax.jit(
         lambda state, batch, arrays: _step(problem, tx, state, batch, arrays),
         donate_argnums=0,
-        in_shardings=(everywhere, shared, everywhere),
         out_shardings=everywhere,
     )
     compiled = program.lower(state, shapes, arrays).compile()
@@ -98,10 +97,9 @@ def _step(
     arrays: PyTree,
 ) -> TrainState:
     config = problem.config
-    key = jax.random.fold_in(keys.from_data(state.key), state.step)
     value, (rest, metrics), params, opt_state = apply_loss(
         tx,
-        problem.loss(arrays, state.rest, batch, key),
+        problem.loss(arrays, state.rest, batch, state.step, keys.from_data(state.key)),
         state.params,
         state.opt_state,
         has_aux=True,

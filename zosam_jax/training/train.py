@@ -41,15 +41,12 @@ def train(
         + (f", {problem.mesh.size} devices" if problem.mesh.size > 1 else "")
     )
     folder.write_json("config.json", config)
-    keeper = Checkpoints(
+    with Checkpoints(
         folder.path, keep=config.keep_checkpoints, seconds=60 * config.checkpoint_minutes
-    )
-    try:
+    ) as keeper:
         _take_up(run, folder, keeper, console)
         with Watcher(problem, folder, console, tensorboard=_writes_events(config)) as watcher:
             records = run.train(watcher, keeper)
-    finally:
-        keeper.close()
     summary = _summary(config, run, rho, records)
     folder.draw_curves(records, f"{config.model}, {config.dataset}, {config.optimizer}")
     if run.masks is not None:

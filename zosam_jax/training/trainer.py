@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zosam_jax import sparsity, transform, trees
+from zosam_jax import keys, sparsity, transform, trees
 from zosam_jax.training import devices, optimizers, sparse, step
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.feed import Batch
@@ -150,7 +150,8 @@ class Run:
             raise ValueError(f"{self.optimizer} perturbs nothing; there is nothing to diagnose.")
 
         def measure(state: TrainState, batch: Batch, arrays: PyTree) -> tuple[Array, Array]:
-            loss = self.problem.loss(arrays, state.rest, batch, jax.random.key(0))
+            key = keys.from_data(state.key)
+            loss = self.problem.loss(arrays, state.rest, batch, state.step, key)
             masks = sparse.masks_of(state.opt_state)
 
             def value_fn(params: PyTree) -> Array:
@@ -250,7 +251,7 @@ class _Loop:
     def _epoch(self, last: bool) -> None:
         run, problem = self._run, self._problem
         started, first, waited = time.perf_counter(), run.progress.step, 0.0
-        batches = problem.batches(run.seed, run.progress.epoch, first)
+        batches = problem.feed.epoch(run.seed, run.progress.epoch, first)
         for _ in range(first, problem.steps_per_epoch):
             asked = time.perf_counter()
             batch = next(batches)

@@ -1,0 +1,79 @@
+"""Every cell of the paper is a recipe, and every recipe can be trained."""
+
+import re
+
+import pytest
+from rich.console import Console
+
+from zosam_jax import cli, recipes
+from zosam_jax.training import optimizers
+from zosam_jax.training.config import TrainConfig
+
+EVERY = {recipe.name: recipe for recipe in recipes.every()}
+
+
+def test_names_are_unique_and_those_of_the_configurations():
+    assert len(EVERY) == len(list(recipes.every()))
+    assert all(recipe.config.recipe == name for name, recipe in EVERY.items())
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("model", ["resnet32", "resnet50"])
+def test_the_paper_s_cifar_tables_are_complete(dataset, model):
+    methods = ("lth", "snip", "grasp", "synflow", "set", "dsr", "rigl", "mest-em", "mest-ems")
+    for sparse in methods:
+        for percent in (90, 95, 98):
+            for optimizer in ("sgd", "sam", "random_weight_perturbation", "zo_sam"):
+                config = EVERY[f"{dataset}-{model}-{sparse}-{percent}-{optimizer}"].config
+                assert config.dataset == dataset
+                assert config.sparse == sparse.split("-")[0]
+                assert config.mest_soft_bound == (sparse == "mest-ems")
+                assert (config.sparsity, config.optimizer) == (percent / 100, optimizer)
+
+
+def test_the_paper_s_imagenet_table_is_complete():
+    for model in ("deit-tiny", "deit-small"):
+        for percent in (50, 70):
+            for optimizer in ("adamw", "zo_sam"):
+                config = EVERY[f"imagenet-{model}-svite-{percent}-{optimizer}"].config
+                assert optimizers.schedule(config, 600_000)(5000) == pytest.approx(5e-4, rel=1e-3)
+                assert (config.stream, config.base_optimizer) == (True, "adamw")
+
+
+def test_published_accuracies_stand_where_they_were_published():
+    assert EVERY["cifar10-resnet32-rigl-95-sgd"].expected == 91.83
+    assert EVERY["cifar100-resnet32-mest-ems-98-sgd"].expected == 67.16
+    assert EVERY["cifar10-resnet32-rigl-95-zo_sam"].expected is None
+
+
+@pytest.mark.parametrize("file", recipes.FILES)
+def test_a_file_opens_with_its_command_its_machine_and_what_to_expect(file):
+    named = re.findall(r"--recipe (\S+)", file.__doc__)
+    assert named
+    assert set(named) <= set(EVERY)
+    assert "Run on:" in file.__doc__
+    assert "Expected:" in file.__doc__
+
+
+def test_an_unknown_recipe_ends_with_the_nearest_names(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", "--recipe", "cifar10-resnet32-rigl-95"])
+    assert caught.value.code == 2
+    assert "cifar10-resnet32-rigl-95-sgd" in capsys.readouterr().out
+
+
+def test_the_list_can_be_narrowed_down(capsys):
+    cli.main(["recipes", "deit-small"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "svite" in line]
+    assert len(lines) == 8
+    recipes.show(Console(quiet=True), "")
+
+
+def test_a_recipe_is_trained_and_options_replace_its_own(tmp_path):
+    name = "digits-resnet8-mest-ems-95-sgd"
+    arguments = ["--model", "lenet-300-100", "--train-images", "128", "--epochs", "2"]
+    cli.main(["train", f"--recipe={name}", *arguments, "--output", str(tmp_path / "run")])
+    config = (tmp_path / "run" / "config.json").read_text()
+    assert '"mest_soft_bound": true' in config
+    assert '"train_images": 128' in config
+    assert TrainConfig().sparse != "mest"

@@ -1,0 +1,138 @@
+"""Several devices and several processes train as one device does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from zosam_jax.training import devices
+
+COUNTS = ("round", "epoch", "step", "sparsity", "training_cost", "bad_steps")
+
+
+def arguments(out, *options):
+    return [
+        *[sys.executable, "-m", "zosam_jax", "train", "--output", str(out)],
+        *["--train-images", "512", "--epochs", "2", "--learning-rate", "0.03"],
+        *["--sparse", "rigl", "--checkpoint-minutes", "0", *options],
+    ]
+
+
+def start(out, *options, count=1):
+    flags = f"--xla_force_host_platform_device_count={count}"
+    return subprocess.Popen(
+        arguments(out, *options),
+        env={**os.environ, "XLA_FLAGS": flags},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    return text
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_curve(one, other):
+    assert len(one) == len(other) == 2
+    for a, b in zip(one, other, strict=True):
+        assert {k: a[k] for k in COUNTS} == {k: b[k] for k in COUNTS}
+        np.testing.assert_allclose(a["train_loss"], b["train_loss"], rtol=2e-3)
+        np.testing.assert_allclose(a["test_accuracy"], b["test_accuracy"], atol=0.02)
+
+
+AUGMENTED = ["--crop-and-flip", "--mixup", "0.2", "--random-erasing", "0.2"]
+
+
+@pytest.fixture(
+    scope="module",
+    # With BatchNorm's statistics over all devices; a minute of compiling.
+    params=["lenet-300-100", pytest.param("resnet8", marks=pytest.mark.slow)],
+)
+def settings(request):
+    """Moving masks and ZO-SAM, augmented."""
+    return [*AUGMENTED, "--model", request.param]
+
+
+@pytest.fixture(scope="module")
+def alone(settings, tmp_path_factory):
+    """One device's run."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    finish(start(out, *settings))
+    return metrics(out)
+
+
+def test_eight_devices_take_one_device_s_steps(settings, alone, tmp_path):
+    text = finish(start(tmp_path / "run", *settings, count=8))
+    assert "8 devices" in text
+    assert_same_curve(metrics(tmp_path / "run"), alone)
+
+
+def test_parts_of_a_batch_are_parts_on_every_device(tmp_path):
+    options = ["--model", "lenet-300-100", "--accumulate", "4"]
+    runs = [start(tmp_path / str(n), *options, count=n) for n in (1, 4)]
+    for run in runs:
+        finish(run)
+    assert_same_curve(metrics(tmp_path / "1"), metrics(tmp_path / "4"))
+
+
+def test_two_processes_take_one_device_s_steps(settings, alone, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    out = tmp_path / "run"
+    together = ["--coordinator", f"localhost:{port}", "--num-processes", "2", "--process-id"]
+    processes = [start(out, *settings, *together, str(i)) for i in range(2)]
+    texts = [finish(process) for process in processes]
+    assert "2 devices" in texts[0]
+    assert "epoch" not in texts[1]  # one of them reports and writes
+    assert_same_curve(metrics(out), alone)
+    assert (out / "summary.json").is_file()
+    # What two processes saved, one device takes up: the run is complete.
+    assert "is complete" in " ".join(finish(start(out, *settings)).split())
+
+
+@pytest.mark.parametrize(
+    ("description", "batch", "sentence"),
+    [
+        ("data=3", 64, "batch_size=64 must be a multiple of the 3 devices"),
+        ("data=99", 64, "mesh='data=99' asks for 99 devices; JAX sees 4"),
+        ("model=2", 64, "mesh='model=2' must read data=N"),
+        ("data=0", 64, "mesh='data=0' must read data=N"),
+    ],
+)
+def test_an_impossible_mesh_is_refused(description, batch, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        devices.make_mesh(description, batch)
+
+
+def test_without_a_mesh_as_many_devices_as_divide_the_batch():
+    assert [devices.make_mesh(None, batch).size for batch in (64, 6, 7)] == [
+        jax.device_count(),
+        3,
+        1,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("described", "sentence"),
+    [
+        ((None, 2, None), "coordinator=None"),
+        (("localhost:1", None, 0), "needs num_processes and a process_id below it"),
+        (("localhost:1", 2, 2), "process_id=2"),
+    ],
+)
+def test_an_incomplete_description_of_the_processes_is_refused(described, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        devices.join(*described)

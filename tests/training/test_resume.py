@@ -1,0 +1,265 @@
+"""Runs that are stopped, killed and resumed end as those that were left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from zosam_jax import cli
+from zosam_jax.training import run_folder
+from zosam_jax.training.checkpoints import Checkpoints
+from zosam_jax.training.config import TrainConfig
+from zosam_jax.training.problem import Problem
+from zosam_jax.training.train import train
+from zosam_jax.training.trainer import NonFiniteLossError, Run
+from zosam_jax.training.watch import Watcher
+
+QUIET = Console(quiet=True)
+CLOCKS = ("seconds", "images_per_second", "data_wait")
+
+
+def options(**changes):
+    base = {"model": "lenet-300-100", "train_images": 256, "epochs": 3, "mesh": "data=1"}
+    # A checkpoint after every step.
+    return {**base, "checkpoint_minutes": 0.0, **changes}
+
+
+CASES = {
+    "lottery ticket": {"sparse": "lth", "lottery_levels": 2, "rewind_epochs": 1},
+    "augmentation, averages, validation": {
+        "sparse": "rigl",
+        "sparsity": 0.8,
+        "crop_and_flip": True,
+        "mixup": 0.2,
+        "random_erasing": 0.2,
+        "ema_decay": 0.9,
+        "validation_fraction": 0.1,
+    },
+    "AdamW, drop-path": {
+        "model": "deit-tiny",
+        "patch": 4,
+        "drop_path": 0.2,
+        "optimizer": "adamw",
+        "sparse": "svite",
+    },
+}
+# DeiT takes a minute to compile.
+PARAMETERS = [
+    pytest.param(case, marks=pytest.mark.slow if "drop-path" in case else ()) for case in CASES
+]
+
+
+def metrics(path):
+    """The lines of metrics.jsonl without the times in them."""
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines]
+
+
+def run_once(config):
+    train(config, Problem(config), run_folder.for_training(config), QUIET)
+
+
+class CrashError(Exception):
+    pass
+
+
+def crashing(monkeypatch, after):
+    """Makes runs end in an error after so many steps, as a machine's failure would."""
+    calls = 0
+
+    def on_step(self, run):
+        nonlocal calls
+        calls += 1
+        if calls == after:
+            raise CrashError
+
+    monkeypatch.setattr(Watcher, "on_step", on_step)
+
+
+@pytest.mark.parametrize("case", PARAMETERS)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(case, tmp_path, monkeypatch):
+    whole = TrainConfig(output=tmp_path / "whole", **options(**CASES[case]))
+    run_once(whole)
+    config = TrainConfig(output=tmp_path / "broken", **options(**CASES[case]))
+    for after in (3, 4, 2):
+        with monkeypatch.context() as patch:
+            crashing(patch, after)
+            with pytest.raises(CrashError):
+                run_once(config)
+        assert not (tmp_path / "broken" / "summary.json").exists()
+    run_once(config)
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
+    last, other = (final_state(c) for c in (whole, config))
+    jax.tree.map(np.testing.assert_array_equal, last, other)
+
+
+def final_state(config):
+    run = Run(Problem(config), config.optimizer, 0.01, config.seed)
+    with Checkpoints(config.output, keep=2, seconds=0) as keeper:
+        state, _ = keeper.restore(run.state)
+    return state.params, state.rest, state.average, state.opt_state
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
+    config = TrainConfig(output=tmp_path / "run", **options(epochs=6, learning_rate=0.02))
+    run_once(config)
+    with Checkpoints(config.output, keep=2, seconds=0) as keeper:
+        newest, chosen = keeper.newest, keeper.best
+    numbers = sorted(int(p.name) for p in (config.output / "checkpoints").iterdir())
+    assert numbers[-1] == newest == 24
+    assert chosen in numbers
+    assert len(numbers) <= 3
+    accuracies = [line["test_accuracy"] for line in metrics(config.output)]
+    assert accuracies[chosen // 4 - 1] == max(accuracies)
+
+
+def test_a_run_with_other_options_is_refused_by_name(tmp_path, capsys):
+    config = TrainConfig(output=tmp_path / "run", **options(epochs=1))
+    run_once(config)
+    with pytest.raises(ValueError, match=r"weight_decay=0.1 contradicts .* weight_decay=0.0005"):
+        run_folder.for_training(
+            TrainConfig(output=config.output, **options(epochs=1, weight_decay=0.1))
+        )
+    # Where it runs may change.
+    other = {**options(epochs=1), "mesh": None, "checkpoint_minutes": 7.0, "workers": 3}
+    assert run_folder.for_training(TrainConfig(output=config.output, **other)).is_complete
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
+    config = TrainConfig(output=tmp_path / "run", **options())
+    with monkeypatch.context() as patch:
+        crashing(patch, 6)
+        with pytest.raises(CrashError):
+            run_once(config)
+    folder = tmp_path / "run" / "checkpoints"
+    newest = max(int(p.name) for p in folder.iterdir())
+    # Orbax renames a checkpoint into place once it is complete.
+    (folder / f"{newest + 1}.orbax-checkpoint-tmp").mkdir()
+    (folder / f"{newest + 1}.orbax-checkpoint-tmp" / "state").write_text("half")
+    run_once(config)
+    assert len(metrics(config.output)) == 3
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = ["--learning-rate", "1e18", "--optimizer", "sgd", "--warmup", "0"]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", *common(out), *arguments])
+    assert caught.value.code == 2
+    text = " ".join(capsys.readouterr().out.split())
+    assert "the loss of step" in text
+    assert "(epoch 1) is not finite" in text
+    # Nothing that is not finite was kept.
+    assert not list((out / "checkpoints").iterdir()) or np.isfinite(
+        np.asarray(jax.tree.leaves(final_params(out))[0]).sum()
+    )
+
+
+def final_params(out):
+    config = TrainConfig(output=out, **options(optimizer="sgd"))
+    return final_state(config)[0]
+
+
+def test_a_loss_that_is_not_finite_can_be_left_out(tmp_path):
+    config = TrainConfig(
+        output=tmp_path / "run",
+        **options(learning_rate=1e18, warmup=0.0, optimizer="sgd", on_non_finite="skip"),
+    )
+    run_once(config)
+    lines = metrics(config.output)
+    assert sum(line["bad_steps"] for line in lines) > 0
+    assert all(np.isfinite(line["train_loss"]) for line in lines)
+    for leaf in jax.tree.leaves(final_state(config)[0]):
+        assert np.isfinite(leaf).all()
+
+
+def test_stopping_names_the_first_bad_step(tmp_path):
+    config = TrainConfig(output=tmp_path / "run", **options(optimizer="sgd"))
+    run = Run(Problem(config), "sgd", 0.0, 0)
+    poisoned = jax.tree.map(lambda p: p * np.nan, run.state.params)
+    run.state = run.state._replace(params=poisoned)
+    with pytest.raises(NonFiniteLossError, match="step 1 "):
+        run.train()
+
+
+def common(out):
+    return [
+        *["--output", str(out), "--model", "lenet-300-100", "--train-images", "256"],
+        *["--epochs", "40", "--mesh", "data=1", "--checkpoint-minutes", "0.002"],
+    ]
+
+
+def start(out):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "zosam_jax", "train", *common(out)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(out):
+    process = start(out)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    return text
+
+
+def wait_for_epoch(out: Path, process, epoch: int) -> None:
+    path = out / "metrics.jsonl"
+    while process.poll() is None:
+        if path.exists() and len(path.read_text().splitlines()) >= epoch:
+            return
+        time.sleep(0.01)
+    raise AssertionError(process.stdout.read())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(out)
+    return out
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [[10], pytest.param(list(range(2, 40, 2)) + [39], marks=pytest.mark.slow)],
+    ids=["once", "twenty times"],
+)
+def test_killed_at_any_moment_it_ends_as_if_left_alone(kills, undisturbed, tmp_path):
+    out, rng = tmp_path / "run", np.random.default_rng(0)
+    for epoch in kills:
+        process = start(out)
+        wait_for_epoch(out, process, epoch)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+    finish(out)
+    assert metrics(out) == metrics(undisturbed)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_signal_leaves_a_checkpoint_of_that_step(number, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    process = start(out)
+    wait_for_epoch(out, process, 3)
+    process.send_signal(number)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "the same command goes on" in " ".join(text.split())
+    step = int(text.split("interrupted after step ")[1].split(";")[0])
+    assert (out / "checkpoints" / str(step)).is_dir()
+    assert f"resumed after step {step}" in finish(out)
+    assert metrics(out) == metrics(undisturbed)
