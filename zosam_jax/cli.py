@@ -93,6 +93,8 @@ def _train(config: TrainConfig, console: Console) -> None:
         raise _RefusedError(f"{error} The newest checkpoint is from before it.") from error
     except BrokenDataError as error:
         raise _RefusedError(str(error)) from error
+    finally:
+        problem.feed.close()
     except InterruptedRunError as interruption:
         console.print(f"{interruption}; the same command goes on from there ({folder.path})")
         # As shells report a process that its signal has ended.

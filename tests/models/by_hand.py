@@ -71,7 +71,7 @@ def maxima(x):
     return np.max(windows, axis=0)
 
 
-def resnet(p, s, images, block, strides, stem="cifar"):
+def resnet(p, s, images, block, strides, *, stem="cifar"):
     """`strides`: one for each block."""
     x = conv(p["stem"], images, 2 if stem == "imagenet" else 1)
     x = relu(batch_norm(p["stem_norm"], s["stem_norm"], x))

@@ -12,8 +12,11 @@ from zosam_jax.integrations import step
 from zosam_jax.integrations.nnx import functional_loss, split
 from zosam_jax.models import layers, resnet
 
+# Programs here run a few times: compiling them is what takes long.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-def bottlenecks(num_classes, *, rngs, stem, dtype=jnp.float32, image_shape=(16, 16, 3)):
+
+def bottlenecks(num_classes, *, rngs, stem, image_shape, dtype=jnp.float32):
     """ResNet-50's parts: two stages of one bottleneck, 8 features wide."""
     return resnet.ResNet(
         num_classes,
@@ -27,23 +30,43 @@ def bottlenecks(num_classes, *, rngs, stem, dtype=jnp.float32, image_shape=(16, 
     )
 
 
-SMALL = {
-    "lenet": functools.partial(models.lenet_300_100, image_shape=(8, 8, 3)),
-    "resnet": functools.partial(models.cifar_resnet, depth=8, width=8, image_shape=(8, 8, 3)),
-    "bottlenecks-imagenet": functools.partial(bottlenecks, stem="imagenet"),
-    "bottlenecks-cifar": functools.partial(bottlenecks, stem="cifar", image_shape=(8, 8, 3)),
-    "wide-resnet": functools.partial(models.wide_resnet, depth=10, widen=1, image_shape=(8, 8, 3)),
-    "deit": functools.partial(
-        models.deit,
-        dim=24,
-        depth=2,
-        heads=3,
-        patch=4,
-        image_shape=(8, 12, 3),
-        drop_path_rate=0.3,
-    ),
+SHAPES = {
+    "lenet-300-100": (8, 8, 1),
+    "resnet8": (8, 8, 1),
+    "bottlenecks-imagenet": (16, 16, 3),
+    "bottlenecks-cifar": (6, 8, 3),
+    "wide-resnet": (8, 8, 3),
+    "deit": (8, 12, 3),
 }
-SHAPES = {name: make.keywords.get("image_shape", (16, 16, 3)) for name, make in SMALL.items()}
+_MAKE = {
+    "lenet-300-100": models.lenet_300_100,
+    "resnet8": models.resnet8,
+    "bottlenecks-imagenet": functools.partial(bottlenecks, stem="imagenet"),
+    "bottlenecks-cifar": functools.partial(bottlenecks, stem="cifar"),
+    "wide-resnet": functools.partial(models.wide_resnet, depth=10, widen=1),
+    "deit": functools.partial(models.deit, dim=24, depth=2, heads=3, patch=4, drop_path_rate=0.3),
+}
+SMALL = {
+    name: functools.partial(make, 10, image_shape=SHAPES[name]) for name, make in _MAKE.items()
+}
+
+
+def create(make, **options):
+    """The model that a function of `rngs` makes, in one program."""
+    make = functools.partial(make, **options)
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+    return nnx.merge(graphdef, quick_jit(lambda: nnx.state(make(rngs=nnx.Rngs(0))))())
+
+
+@functools.cache
+def _small_state(name):
+    return nnx.state(create(SMALL[name]))
+
+
+def small(name, dtype=jnp.float32):
+    """A model of SMALL. All start from the same weights, whatever they compute in."""
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: SMALL[name](rngs=nnx.Rngs(0), dtype=dtype)))
+    return nnx.merge(graphdef, _small_state(name), copy=True)
 
 
 def batch(image_shape, size=4):
@@ -52,16 +75,14 @@ def batch(image_shape, size=4):
 
 
 def train(model, tx, images, labels, steps=3):
-    """(losses, parameters, rest, optimizer state) after a few steps on one batch."""
+    """(losses, parameters, rest, first and last optimizer state) of steps on one batch."""
     graphdef, params, rest = split(model)
 
     def cross_entropy(model, images, labels):
-        logits = model(images)
-        assert logits.dtype == jnp.float32
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
+        return losses.mean()
 
-    # The program runs three times: compiling it is what takes long.
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @quick_jit
     def take(params, rest, state):
         loss = functional_loss(cross_entropy, graphdef, rest)
         value, (rest, _), params, state = step.apply_loss(
@@ -69,11 +90,12 @@ def train(model, tx, images, labels, steps=3):
         )
         return value, params, rest, state
 
-    state, values = tx.init(params), []
+    state = initial = quick_jit(tx.init)(params)
+    values = []
     for _ in range(steps):
         value, params, rest, state = take(params, rest, state)
         values.append(float(value))
-    return values, params, rest, state
+    return values, params, rest, (initial, state)
 
 
 def avals(tree):

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import SHAPES, SMALL, batch
+from networks import SHAPES, batch, quick_jit, small
 
 from zosam_jax.integrations.nnx import split
+from zosam_jax.models import layers
 
 BY_HAND = {
-    "resnet": lambda p, s, x: by_hand.resnet(p, s, x, by_hand.basic_block, (1, 2, 2)),
+    "resnet8": lambda p, s, x: by_hand.resnet(p, s, x, by_hand.basic_block, (1, 2, 2)),
     "bottlenecks-cifar": lambda p, s, x: by_hand.resnet(p, s, x, by_hand.bottleneck, (1, 2)),
     "bottlenecks-imagenet": lambda p, s, x: by_hand.resnet(
         p, s, x, by_hand.bottleneck, (1, 2), stem="imagenet"
@@ -44,21 +45,43 @@ def in_float64(tree):
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_inference(name):
-    model = SMALL[name](10, rngs=nnx.Rngs(0))
+    model = small(name)
     model.eval()
     graphdef, params, rest = split(model)
     params, rest = random_like(params, 1), random_like(rest, 2)
     images, _ = batch(SHAPES[name])
-    logits = jax.jit(lambda p, s, x: nnx.merge(graphdef, p, s)(x))(params, rest, images)
+    logits = quick_jit(lambda p, s, x: nnx.merge(graphdef, p, s)(x))(params, rest, images)
     expected = BY_HAND[name](in_float64(params), in_float64(rest), in_float64(images))
-    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
 def test_batch_norm_in_training():
-    model = SMALL["resnet"](10, rngs=nnx.Rngs(0))
-    images, _ = batch(SHAPES["resnet"])
-    model(images)
-    x = by_hand.conv(in_float64(split(model)[1]["stem"]), in_float64(images))
-    norm = model.stem_norm
-    np.testing.assert_allclose(norm.mean[...], 0.1 * x.mean((0, 1, 2)), atol=1e-6)
-    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * x.var((0, 1, 2)), rtol=1e-5)
+    norm = layers.batch_norm(5, jnp.bfloat16, nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(1, 2, (3, 4, 6, 5)), jnp.bfloat16)
+    y = norm(x)
+    exact = np.asarray(x, np.float64)
+    mean, variance = exact.mean((0, 1, 2)), exact.var((0, 1, 2))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        y.astype(jnp.float32), (exact - mean) / np.sqrt(variance + 1e-5), rtol=2**-8, atol=1e-5
+    )
+    np.testing.assert_allclose(norm.mean[...], 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * variance, rtol=1e-5)
+
+
+def test_batch_norm_rounds_no_running_statistics():
+    norm = layers.batch_norm(1, jnp.bfloat16, nnx.Rngs(0))
+    norm.mean[...] = jnp.array([100.3])
+    norm.eval()
+    x = jnp.full((1, 1, 1, 1), 101.0, jnp.bfloat16)
+    np.testing.assert_allclose(norm(x).astype(jnp.float32).item(), 0.7, rtol=2**-8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_layer_norm(dtype):
+    """Of numbers so small that epsilon counts."""
+    norm = layers.layer_norm(7, dtype, nnx.Rngs(0))
+    x = jnp.asarray(1e-3 * np.random.default_rng(0).normal(1, 1, (4, 7)), dtype)
+    expected = by_hand.layer_norm({"scale": 1.0, "bias": 0.0}, np.asarray(x, np.float64))
+    assert norm(x).dtype == dtype
+    np.testing.assert_allclose(norm(x).astype(jnp.float32), expected, rtol=2**-8, atol=1e-5)

@@ -4,104 +4,93 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
-from flax import nnx
-from networks import SHAPES, SMALL, avals, batch, train
+from networks import SHAPES, SMALL, avals, batch, create, small, train
 
 import zosam_jax
 from zosam_jax import models, sparsity
-from zosam_jax.integrations.nnx import Optimizer, split
+from zosam_jax.integrations.nnx import split
 
 DTYPES = [jnp.float32, jnp.bfloat16]
 
-# Large enough for BatchNorm to have more than two values in the last stage.
-TRUE_SHAPES = {"resnet50": (64, 64, 3), "deit-tiny": (16, 16, 3), "deit-small": (16, 16, 3)}
+# ResNet-50 needs more than a pixel in its last stage: over two numbers, BatchNorm's gradient
+# overflows.
+FULL_SHAPES = {"resnet50": (64, 64, 3), "deit-tiny": (16, 16, 3), "deit-small": (16, 16, 3)}
 
 
-def zo_sam(learning_rate=0.02):
-    return optax.chain(zosam_jax.zo_sam(0.05), optax.sgd(learning_rate, momentum=0.9))
-
-
-def true_model(name, dtype):
-    """A model of the registry for small images, and their shape."""
-    image_shape = TRUE_SHAPES.get(name, (8, 8, 3))
+def full(name, dtype):
+    """A model of the registry for small images, and two of them."""
+    image_shape = FULL_SHAPES.get(name, (8, 8, 3))
     options = {"patch": 8, "drop_path_rate": 0.1} if name.startswith("deit") else {}
-    make = functools.partial(
-        models.create, name, 10, image_shape=image_shape, dtype=dtype, **options
-    )
-    return make(rngs=nnx.Rngs(0)), image_shape
+    make = functools.partial(models.create, name, 10, image_shape=image_shape, dtype=dtype)
+    return create(make, **options), *batch(image_shape, size=2)
 
 
-def check_dense(model, images, labels):
+def check_steps(model, tx, images, labels):
+    """Takes three steps and returns the trained parameters and the optimizer states."""
     _, params, rest = split(model)
-    values, trained, after, _ = train(model, zo_sam(), images, labels)
-    assert all(jnp.isfinite(jnp.array(values)))
-    assert values[-1] != values[0]
+    values, trained, after, states = train(model, tx, images, labels)
+    assert np.isfinite(values).all()
+    assert values[-1] < values[0]
     assert avals(trained) == avals(params)
     assert avals(after) == avals(rest)
     assert {p.dtype for p in jax.tree.leaves(trained)} == {jnp.dtype("float32")}
-    assert all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(trained))
+    return trained, states
+
+
+def check_dense(model, images, labels, *, inner):
+    check_steps(model, optax.chain(zosam_jax.zo_sam(0.05), inner), images, labels)
 
 
 def check_sparse(model, images, labels):
-    tx = sparsity.rigl(zo_sam(), sparsity=0.9, total_steps=4, every=1, where=r"kernel")
-    _, params, _ = split(model)
-    initial = tx.init(params)
-    values, trained, _, state = train(model, tx, images, labels)
-    assert all(jnp.isfinite(jnp.array(values)))
-    assert avals(trained) == avals(params)
-    before, after = sparsity.get_masks(initial), sparsity.get_masks(state)
-    masked = {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(after)}
-    everything = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
-    assert masked == {path for path in everything if path.endswith("['kernel']")}
-    counts = [[int(m.sum()) for m in jax.tree.leaves(masks)] for masks in (before, after)]
-    assert counts[0] == counts[1]
-    size = sum(m.size for m in jax.tree.leaves(after))
-    assert abs(sum(counts[1]) - 0.1 * size) <= len(masked)
-    moved = [(a != b).any() for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True)]
-    assert any(moved)
-    zeros = sparsity.apply_masks(trained, after)
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), zeros, trained)))
+    inner = optax.chain(zosam_jax.zo_sam(0.05), optax.sgd(0.02, momentum=0.9))
+    tx = sparsity.rigl(
+        inner, sparsity=0.9, total_steps=4, every=1, replaces_step=False, where=r"kernel"
+    )
+    trained, states = check_steps(model, tx, images, labels)
+    before, after = (named(sparsity.get_masks(state)) for state in states)
+    weights = named(trained)
+    assert set(after) == {path for path in weights if path.endswith("['kernel']")}
+    assert any((after[path] != before[path]).any() for path in after)
+    for path, mask in after.items():
+        assert mask.sum() == before[path].sum()
+        assert not weights[path][~mask].any()
+    size = sum(mask.size for mask in after.values())
+    assert abs(sum(mask.sum() for mask in after.values()) - 0.1 * size) <= len(after)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", SMALL)
+def named(tree):
+    """{path: NumPy array} of a tree's leaves."""
+    return {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(tree)}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, jnp.bfloat16) for name in SMALL if name != "bottlenecks-cifar"),
+        *((name, jnp.float32) for name in ("lenet-300-100", "bottlenecks-cifar", "wide-resnet")),
+    ],
+)
 def test_three_steps_of_zo_sam(name, dtype):
-    check_dense(SMALL[name](10, rngs=nnx.Rngs(0), dtype=dtype), *batch(SHAPES[name]))
+    check_dense(small(name, dtype), *batch(SHAPES[name]), inner=optax.sgd(0.02))
 
 
-@pytest.mark.parametrize("name", ["resnet", "deit"])
+@pytest.mark.parametrize("name", ["resnet8", "deit"])
 def test_three_steps_of_zo_sam_under_rigl(name):
-    check_sparse(SMALL[name](10, rngs=nnx.Rngs(0)), *batch(SHAPES[name]))
-
-
-@pytest.mark.parametrize("name", ["lenet-300-100", "resnet8"])
-def test_the_loss_falls(name):
-    model = models.create(name, 10, rngs=nnx.Rngs(0), image_shape=(8, 8, 1))
-    tx = optax.chain(zosam_jax.zo_sam(0.1, radius="layerwise"), optax.sgd(0.1))
-    optimizer = Optimizer(model, tx, wrt=nnx.Param)
-    images, labels = batch((8, 8, 1), size=16)
-
-    def loss(model, images, labels):
-        return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
-
-    step = nnx.jit(lambda model, optimizer: optimizer.apply_loss(model, loss, images, labels))
-    values = [float(step(model, optimizer)) for _ in range(3)]
-    assert values[-1] < values[0]
+    check_sparse(small(name), *batch(SHAPES[name]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", models.MODELS)
 def test_three_steps_of_zo_sam_at_full_size(name, dtype):
-    model, image_shape = true_model(name, dtype)
-    check_dense(model, *batch(image_shape, size=2))
+    check_dense(*full(name, dtype), inner=optax.adam(1e-4))  # gradients' lengths differ a lot
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["resnet32", "deit-tiny"])
 def test_three_steps_of_zo_sam_under_rigl_at_full_size(name, dtype):
-    model, image_shape = true_model(name, dtype)
-    check_sparse(model, *batch(image_shape, size=2))
+    check_sparse(*full(name, dtype))

@@ -84,6 +84,9 @@ class Feed(Protocol):
     def raw(self, seed: int, count: int) -> tuple[Images, Labels]:
         """The first images and labels of epoch 0, on the host, whole on every process."""
 
+    def close(self) -> None:
+        """Ends what reads ahead, if anything does."""
+
 
 class Resident:
     """A data set small enough to live on every device; a `Feed`."""
@@ -158,6 +161,9 @@ class Resident:
         chosen = self.dataset.train.take(self.order(seed, 0)[:count])
         return chosen.images, chosen.labels
 
+    def close(self) -> None:
+        """As in `Feed`: nothing does."""
+
 
 class Streamed:
     """A data set that is decoded while the devices compute; a `Feed`."""
@@ -229,6 +235,10 @@ class Streamed:
         """As in `Feed`."""
         images, labels = next(iter(self._stream.epoch(seed, 0, batch_size=count)))
         return images, labels
+
+    def close(self) -> None:
+        """As in `Feed`: the processes that decode."""
+        self._stream.close()
 
 
 def _own_part(batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
