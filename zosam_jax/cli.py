@@ -1,5 +1,6 @@
 """The command line: zosam train | compare | recipes."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -88,13 +89,12 @@ def _train(config: TrainConfig, console: Console) -> None:
     except _REFUSED as error:
         raise _RefusedError(str(error)) from error
     try:
-        train(config, problem, folder, console)
+        with contextlib.closing(problem.feed):
+            train(config, problem, folder, console)
     except NonFiniteLossError as error:
         raise _RefusedError(f"{error} The newest checkpoint is from before it.") from error
     except BrokenDataError as error:
         raise _RefusedError(str(error)) from error
-    finally:
-        problem.feed.close()
     except InterruptedRunError as interruption:
         console.print(f"{interruption}; the same command goes on from there ({folder.path})")
         # As shells report a process that its signal has ended.
@@ -110,7 +110,8 @@ def _compare(config: CompareConfig, console: Console) -> None:
     except _REFUSED as error:
         raise _RefusedError(str(error)) from error
     folder.write_json("config.json", config)
-    compare(config, problem, folder, console)
+    with contextlib.closing(problem.feed):
+        compare(config, problem, folder, console)
 
 
 if __name__ == "__main__":
