@@ -32,7 +32,7 @@ def train(
       NonFiniteLossError, InterruptedRunError: as `Run.train`.
     """
     rho = config.rho
-    if rho is None:
+    if rho is None or optimizers.is_plain(config.optimizer):
         rho = optimizers.default_rho(config.optimizer, config.radius)
     run = Run(problem, config.optimizer, rho, config.seed)
     console.print(
