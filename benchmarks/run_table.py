@@ -66,7 +66,9 @@ def main() -> None:
             f"{row['training_cost']:.3f} | {row['images_per_second']:,.0f} |"
         )
     if options.output is not None:
-        options.output.write_text(json.dumps(table, indent=2) + "\n")
+        # JSON has no NaN: the spread of one seed is unknown.
+        plain = [{k: None if v != v else v for k, v in row.items()} for row in table]
+        options.output.write_text(json.dumps(plain, indent=2) + "\n")
 
 
 if __name__ == "__main__":

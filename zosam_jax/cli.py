@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 # The options, tyro and rich come with the extra `train`.
@@ -18,7 +19,7 @@ try:
     from zosam_jax.training.feed import BrokenDataError
     from zosam_jax.training.interruption import InterruptedRunError
     from zosam_jax.training.problem import Problem
-    from zosam_jax.training.run_folder import RunFolder
+    from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
     from zosam_jax.training.train import train
     from zosam_jax.training.trainer import NonFiniteLossError
 except ModuleNotFoundError as error:
@@ -58,6 +59,19 @@ class _RefusedError(Exception):
 _REFUSED = (ValueError, OSError, ModuleNotFoundError)
 
 
+def _same_on_all(make: Callable[[], RunFolder]) -> RunFolder:
+    """What the first process refuses, all refuse; none waits for another then."""
+    refusal: Exception | None = None
+    folder: RunFolder | None = None
+    try:
+        folder = make()
+    except _REFUSED as error:
+        refusal = error
+    if devices.agree(refusal is not None) or folder is None:
+        raise refusal or ValueError("refused by process 0, which says why.")
+    return folder
+
+
 def _parse(arguments: list[str]) -> TrainConfig | CompareConfig | RecipesConfig:
     try:
         recipe = recipes.named_in(arguments)
@@ -79,11 +93,12 @@ def _train(config: TrainConfig, console: Console) -> None:
     try:
         devices.join(config.coordinator, config.num_processes, config.process_id)
         console.quiet = not devices.is_first()
-        folder = run_folder.for_training(config)
+        folder = _same_on_all(lambda: run_folder.for_training(config))
         if folder.is_complete:
             console.print(f"{folder.path} is complete; its results are in summary.json")
             return
         devices.keep_compiled(config.compilation_cache)
+        devices.compute_exactly(config.precision)
         problem = Problem(config)
         sparse.check(problem)
     except _REFUSED as error:
@@ -92,9 +107,16 @@ def _train(config: TrainConfig, console: Console) -> None:
         with contextlib.closing(problem.feed):
             train(config, problem, folder, console)
     except NonFiniteLossError as error:
-        raise _RefusedError(f"{error} The newest checkpoint is from before it.") from error
-    except BrokenDataError as error:
-        raise _RefusedError(str(error)) from error
+        raise _RefusedError(
+            f"{error} With --on-non-finite skip this run goes on from its newest checkpoint, if it "
+            "has one; other options need another --output."
+        ) from error
+    except (BrokenDataError, UnreadableRunError) as error:
+        if devices.is_alone():
+            raise _RefusedError(str(error)) from error
+        # Where one process fails the others wait for it, and so must not be waited for.
+        print(f"zosam, process {config.process_id}: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
     except InterruptedRunError as interruption:
         console.print(f"{interruption}; the same command goes on from there ({folder.path})")
         # As shells report a process that its signal has ended.
@@ -105,13 +127,17 @@ def _compare(config: CompareConfig, console: Console) -> None:
     try:
         folder = RunFolder(config.output, "compare")
         devices.keep_compiled(config.compilation_cache)
+        devices.compute_exactly(config.precision)
         problem = Problem(config)
         sparse.check(problem)
     except _REFUSED as error:
         raise _RefusedError(str(error)) from error
     folder.write_json("config.json", config)
-    with contextlib.closing(problem.feed):
-        compare(config, problem, folder, console)
+    try:
+        with contextlib.closing(problem.feed):
+            compare(config, problem, folder, console)
+    except BrokenDataError as error:
+        raise _RefusedError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -157,6 +157,29 @@ def test_tuning_spends_the_same_budget_on_everyone(tmp_path):
     assert rows["sam"]["accuracy_sd"] is None
 
 
+def test_a_run_that_diverges_is_a_result_of_a_comparison(tmp_path):
+    options = ["--seeds", "1", "--optimizers", "sam", "--learning-rate", "1e30"]
+    cli.main(["compare", *SMALL, *options, "--output", str(tmp_path / "run")])
+    rows = read(tmp_path / "run" / "compare.json")
+    assert [row["accuracy_mean"] for row in rows] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--validation-fraction", "0.1"], "validation_fraction=0.1 is for train"),
+        (["--optimizers", "adamw", "sam"], "adamw does not go with base_optimizer='sgd'"),
+        (["--tune", "--tune-fraction", "1.5"], "tune_fraction=1.5 must be below 1"),
+    ],
+)
+def test_a_comparison_that_makes_no_sense_is_refused(options, sentence, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["compare", *SMALL, *options, "--output", str(tmp_path / "run")])
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert sentence in " ".join((captured.out + captured.err).replace("│", " ").split())
+
+
 def test_every_registered_transformation_is_on_the_command_line():
     from zosam_jax.optimizers import REGISTRY  # noqa: PLC0415
 
@@ -185,6 +208,19 @@ def test_help_explains_every_option(command, capsys):
         (["--batch-size", "5000"], "batch_size=5000 is more than the 1437 training images"),
         (["--sparsity", "0.99999"], "leaves no weight in"),
         (["--dataset", "fashion-mnist"], "pass --data-dir DIR"),
+        (["--dataset", "mnist"], "dataset='mnist' is not known"),
+        (["--validation-fraction", "0.0001"], "of 1437 training images is 0"),
+        (["--sparse-layers", "("], "is not a regular expression"),
+        (["--seed", "-1"], "seed=-1 must be"),
+        (["--schedule", "step", "--milestones", "0.01", "0.5"], "must come after warmup=0.05"),
+        (["--final-learning-rate", "0.2"], "must be at most learning_rate=0.1"),
+        (["--model", "deit-tiny"], "patch"),
+        (["--patch", "4"], "patch=4 goes with deit-tiny and deit-small"),
+        (["--mixup", "-1"], "mixup=-1.0 must be"),
+        (["--accumulate", "3"], "accumulate=3 must divide batch_size=64"),
+        (["--randaugment"], "randaugment=True needs stream"),
+        (["--recipe", ""], "recipe='' is not known"),
+        (["--num-processes", "2"], "need --coordinator"),
         (["--dataset", "fashion-mnist", "--data-dir", "/nowhere"], "holds neither train-images"),
     ],
 )

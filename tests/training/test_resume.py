@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from rich.console import Console
 
@@ -18,6 +19,8 @@ from zosam_jax.training import run_folder
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.problem import Problem
+from zosam_jax.training.run_folder import UnreadableRunError
+from zosam_jax.training.step import to_saved
 from zosam_jax.training.train import train
 from zosam_jax.training.trainer import NonFiniteLossError, Run
 from zosam_jax.training.watch import Watcher
@@ -105,7 +108,7 @@ def final_state(config):
     run = Run(Problem(config), config.optimizer, 0.01, config.seed)
     with Checkpoints(config.output, keep=2, seconds=0) as keeper:
         state, _ = keeper.restore(run.state)
-    return state.params, state.rest, state.average, state.opt_state
+    return to_saved((state.params, state.rest, state.average, state.opt_state))
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
@@ -148,6 +151,29 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
     assert len(metrics(config.output)) == 3
 
 
+def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
+    config = TrainConfig(output=tmp_path / "run", **options())
+    with monkeypatch.context() as patch:
+        crashing(patch, 6)
+        with pytest.raises(CrashError):
+            run_once(config)
+    newest = max(int(p.name) for p in (config.output / "checkpoints").iterdir())
+    damaged = config.output / "checkpoints" / str(newest)
+    (damaged / "progress" / "metadata").write_text("{")
+    with pytest.raises(UnreadableRunError, match=f"checkpoints/{newest} cannot be read"):
+        run_once(config)
+
+
+def test_a_rewound_adam_starts_anew_where_its_schedule_does_not():
+    config = TrainConfig(**options(sparse="lth", optimizer="adamw", rewind_epochs=1))
+    run = Run(Problem(config), "adamw", 0.0, 0)
+    run.restart(run.network, run.masks, epoch=2)
+    counts = dict(optax.tree.get_all_with_path(run.state.opt_state, "count"))
+    by_owner = {path[-1].tuple_name: int(count) for path, count in counts.items()}
+    assert by_owner["ScaleByAdamState"] == 0
+    assert by_owner["ScaleByScheduleState"] == 2 * 4
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["--learning-rate", "1e18", "--optimizer", "sgd", "--warmup", "0"]
@@ -176,7 +202,9 @@ def test_a_loss_that_is_not_finite_can_be_left_out(tmp_path):
     run_once(config)
     lines = metrics(config.output)
     assert sum(line["bad_steps"] for line in lines) > 0
-    assert all(np.isfinite(line["train_loss"]) for line in lines)
+    assert np.isfinite(lines[0]["train_loss"])
+    for line in lines:  # without one good step there is no mean
+        assert (line["train_loss"] is None) == (line["bad_steps"] == 4)
     for leaf in jax.tree.leaves(final_state(config)[0]):
         assert np.isfinite(leaf).all()
 

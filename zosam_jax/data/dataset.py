@@ -17,6 +17,8 @@ _NOISE_STREAM = 1
 _HOLD_OUT_STREAM = 2
 _BALANCED_STREAM = 3
 
+_BLOCK = 1000
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -57,11 +59,15 @@ def from_splits(train: Split, test: Split, num_classes: int) -> Dataset:
     values = np.arange(256)
     means, sds = [], []
     for channel in range(train.images.shape[-1]):
-        # Counting values is exact, and needs no copy of the images in floating point.
-        counts = np.bincount(train.images[..., channel].ravel(), minlength=256)
+        # Counting values is exact; in blocks, since bincount widens what it counts.
+        counts = np.zeros(256, np.int64)
+        for start in range(0, len(train), _BLOCK):
+            block = train.images[start : start + _BLOCK, ..., channel]
+            counts += np.bincount(block.ravel(), minlength=256)
         mean = np.average(values, weights=counts)
         means.append(float(mean))
-        sds.append(float(np.sqrt(np.average((values - mean) ** 2, weights=counts))))
+        # A channel that never changes becomes zero, not infinite.
+        sds.append(float(np.sqrt(np.average((values - mean) ** 2, weights=counts))) or 1.0)
     return Dataset(train, test, num_classes, tuple(means), tuple(sds))
 
 
@@ -129,6 +135,11 @@ def with_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
         raise ValueError(f"validation_fraction={fraction!r} must be between 0 and 1.")
     order = np.random.default_rng((seed, _HOLD_OUT_STREAM)).permutation(len(dataset.train))
     held_out = round(fraction * len(order))
+    if not 0 < held_out < len(order):
+        raise ValueError(
+            f"validation_fraction={fraction!r} of {len(order)} training images is {held_out}: hold "
+            "out more, and leave some."
+        )
     return dataset._replace(
         train=dataset.train.take(np.sort(order[held_out:])),
         validation=dataset.train.take(np.sort(order[:held_out])),

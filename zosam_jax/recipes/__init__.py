@@ -48,10 +48,8 @@ def get(name: str) -> Recipe:
     known = {recipe.name: recipe for recipe in every()}
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
-        raise ValueError(
-            f"recipe={name!r} is not known; the nearest are {', '.join(near)} "
-            "(`zosam recipes` lists all)."
-        )
+        nearest = f"; the nearest are {', '.join(near)}" if near else ""
+        raise ValueError(f"recipe={name!r} is not known{nearest} (`zosam recipes` lists all).")
     return known[name]
 
 

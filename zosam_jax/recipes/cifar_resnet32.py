@@ -58,7 +58,7 @@ def settings(sparse: Method) -> dict[str, Any]:
         "weight_decay": 1e-4,
     }
     if sparse.startswith("mest"):
-        options |= {"batch_size": 64, "schedule": "cosine"}
+        options |= {"batch_size": 64, "schedule": "cosine", "final_learning_rate": 4e-8}
     else:
         options |= {"batch_size": 128, "schedule": "step", "milestones": (0.5, 0.75)}
     if sparse.startswith(("mest", "dsr")):

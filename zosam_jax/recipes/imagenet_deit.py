@@ -8,7 +8,8 @@ Expected: below, without ZO-SAM, from secondary notes; the paper reports up to 1
 Settings: SViTE's scripts, which are DeiT's but for 600 epochs. Batch 512, AdamW at 5e-4 with 5
 epochs of warmup from 1e-6 and a cosine to 1e-5, weight decay 0.05, smoothing 0.1, mixup 0.8,
 CutMix 1, RandAugment, erasing 0.25, drop-path 0.1, each image three times, and an average of the
-weights (0.99996) that is evaluated beside them.
+weights (0.99996) that is evaluated beside them. Known to differ: regrown weights' moments start
+anew here, and the cosine begins after the warmup.
 """
 
 from collections.abc import Iterator

@@ -11,6 +11,7 @@ from orbax.checkpoint import checkpoint_managers
 from zosam_jax.training import step
 from zosam_jax.training.problem import Network
 from zosam_jax.training.progress import Progress
+from zosam_jax.training.run_folder import UnreadableRunError
 from zosam_jax.training.step import TrainState
 
 STATE, PROGRESS = "state", "progress"
@@ -108,20 +109,20 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: if there is none.
+          UnreadableRunError: if it is damaged, or of another network.
         """
         number = self.newest if number is None else number
         if number is None:
             raise FileNotFoundError(f"{self._folder} holds no checkpoint.")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, step.to_saved(like))
-        restored = self._manager.restore(
-            number,
-            args=ocp.args.Composite(
-                **{
-                    STATE: ocp.args.StandardRestore(abstract),
-                    PROGRESS: ocp.args.JsonRestore(),
-                }
-            ),
-        )
+        wanted = {STATE: ocp.args.StandardRestore(abstract), PROGRESS: ocp.args.JsonRestore()}
+        try:
+            restored = self._manager.restore(number, args=ocp.args.Composite(**wanted))
+        except Exception as error:  # Orbax, JSON and the file system each have their own
+            raise UnreadableRunError(
+                f"{self._folder / 'checkpoints' / str(number)} cannot be read ({error}); without "
+                "that folder the run goes on from the checkpoint before it."
+            ) from error
         return step.from_saved(restored[STATE], like), Progress(**restored[PROGRESS])
 
     def save_network(self, training: int, network: Network) -> None:

@@ -1,5 +1,6 @@
 """`zosam compare`: several optimizers on the same masks, data order and seeds."""
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from zosam_jax.training.config import CompareConfig
 from zosam_jax.training.problem import Problem, load_dataset
 from zosam_jax.training.progress import EpochRecord
 from zosam_jax.training.run_folder import RunFolder
-from zosam_jax.training.trainer import Diagnosis, Observer, Run
+from zosam_jax.training.trainer import Diagnosis, NonFiniteLossError, Observer, Run
 
 _HOLD_OUT_SEED = 0
 _TIMED_STEPS = 60
@@ -77,7 +78,7 @@ def _rows(problem: Problem, rhos: dict[str, float], num_seeds: int, bar: Progres
         for name, rho in rhos.items():
             run = Run(problem, name, rho, seed)
             watcher = _Diagnoses(run)
-            accuracies[name].append(run.train(watcher)[-1].test_accuracy)
+            accuracies[name].append(_final_accuracy(run, watcher))
             diagnoses[name] += watcher.diagnoses
             last[name] = run
             bar.advance(task)
@@ -96,6 +97,14 @@ def _rows(problem: Problem, rhos: dict[str, float], num_seeds: int, bar: Progres
         )
         for name, rho in rhos.items()
     ]
+
+
+def _final_accuracy(run: Run, observer: Observer | None = None) -> float:
+    """Test accuracy after the last epoch; NaN if the run diverges, which is a result too."""
+    try:
+        return run.train(observer)[-1].test_accuracy
+    except NonFiniteLossError:
+        return math.nan
 
 
 class _Diagnoses(Observer):
@@ -142,7 +151,8 @@ def _tune(config: CompareConfig, bar: Progress) -> tuple[dict[str, float], list[
     for name, rho in candidates:
         accuracies = []
         for seed in range(config.tune_seeds):
-            accuracies.append(Run(problem, name, rho, seed).train()[-1].test_accuracy)
+            accuracy = _final_accuracy(Run(problem, name, rho, seed))
+            accuracies.append(0.0 if math.isnan(accuracy) else accuracy)
             bar.advance(task)
         mean = statistics.fmean(accuracies)
         trials.append({"optimizer": name, "rho": rho, "validation_accuracies": accuracies})

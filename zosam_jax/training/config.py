@@ -1,6 +1,7 @@
 """The typed options of the command line; tyro turns each field and its text into an option."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,6 +186,12 @@ class SparseConfig:
             )
         if self.lottery_levels is not None:
             check_count("lottery_levels", self.lottery_levels)
+        try:
+            re.compile(self.sparse_layers or "")
+        except re.error as error:
+            raise ValueError(
+                f"sparse_layers={self.sparse_layers!r} is not a regular expression: {error}."
+            ) from error
 
     @property
     def is_dense(self) -> bool:
@@ -266,6 +273,15 @@ class DescentConfig:
                 f"milestones={self.milestones!r} must rise and lie between 0 and 1: they are "
                 "fractions of the run."
             )
+        if self.schedule == "step" and any(m <= self.warmup for m in self.milestones):
+            raise ValueError(
+                f"milestones={self.milestones!r} must come after warmup={self.warmup!r}."
+            )
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate={self.final_learning_rate!r} must be at most "
+                f"learning_rate={self.learning_rate!r}."
+            )
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"accumulate={self.accumulate} must divide batch_size={self.batch_size}."
@@ -308,7 +324,8 @@ class ProblemConfig(DataConfig, ModelConfig, SparseConfig, DescentConfig, ClimbC
     divide the batch."""
 
     on_non_finite: Literal["stop", "skip"] = "stop"
-    """What to do at a loss that is not finite: stop, or leave the step out and count it."""
+    """What to do when a loss or a weight is not finite: stop, or leave the step out and count it
+    (schedules then end as many steps later)."""
 
     compilation_cache: Path | None = None
     """Folder for compiled programs, which later runs start from. Default: ~/.cache/zosam_jax, or
@@ -371,6 +388,7 @@ class TrainConfig(ProblemConfig):
         super().__post_init__()
         if self.rho is not None:
             check_number("rho", self.rho, above=0.0, inclusive=True)
+        check_number("seed", self.seed, above=0.0, inclusive=True)
         check_number("checkpoint_minutes", self.checkpoint_minutes, above=0.0, inclusive=True)
         check_count("keep_checkpoints", self.keep_checkpoints)
         if self.coordinator is not None and self.output is None:
@@ -384,6 +402,7 @@ CIRCUMSTANCES = (
     "data_dir",
     "workers",
     "mesh",
+    "on_non_finite",
     "compilation_cache",
     "output",
     "resume",
@@ -425,9 +444,21 @@ class CompareConfig(ProblemConfig):
         super().__post_init__()
         for name in ("seeds", "tune_seeds"):
             check_count(name, getattr(self, name))
+        check_fraction("tune_fraction", self.tune_fraction)
+        if self.validation_fraction:
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction!r} is for train; compare holds "
+                "images out by tune_fraction, to choose each rho."
+            )
         if self.tune and self.stream:
             raise ValueError("tune=True does not go with stream: no images are held out of it.")
-        others = [o for o in self.optimizers if o not in ("sgd", "adamw")]
+        other = "adamw" if self.base_optimizer == "sgd" else "sgd"
+        if other in self.optimizers:
+            raise ValueError(
+                f"optimizers={self.optimizers!r}: {other} does not go with "
+                f"base_optimizer={self.base_optimizer!r}, which all others use."
+            )
+        others = [o for o in self.optimizers if o != self.base_optimizer]
         object.__setattr__(self, "optimizers", (self.base_optimizer, *others))
 
 

@@ -31,7 +31,10 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             raise ValueError("coordinator=None: num_processes and process_id need --coordinator.")
         return
     if coordinator == "auto":
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except RuntimeError as error:
+            raise ValueError(f"coordinator='auto' found no cluster: {error}") from error
         return
     if num_processes is None or process_id is None or not 0 <= process_id < num_processes:
         raise ValueError(
@@ -49,6 +52,16 @@ def keep_compiled(folder: Path | None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(path))
     # The initialisation of a network is many small programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def compute_exactly(precision: str) -> None:
+    """Lets float32 products be float32 products, for which accelerators take shortcuts.
+
+    TensorFloat-32 and bfloat16 passes would drown the differences of losses that zo_sam divides by
+    a small δ.
+    """
+    if precision == "float32":
+        jax.config.update("jax_default_matmul_precision", "float32")
 
 
 def make_mesh(description: str | None, batch_size: int) -> Mesh:

@@ -95,7 +95,10 @@ def schedule(config: ProblemConfig, steps: int) -> optax.Schedule:
     if config.schedule == "cosine":
         falling = optax.cosine_decay_schedule(peak, max(1, steps - warmup), alpha=end / peak)
     else:
-        drops = {round(m * steps) - warmup: 0.1 for m in config.milestones}
+        drops: dict[int, float] = {}
+        for milestone in config.milestones:  # two may fall on one step of a short run
+            at = max(1, round(milestone * steps) - warmup)
+            drops[at] = 0.1 * drops.get(at, 1.0)
         falling = optax.piecewise_constant_schedule(peak, drops)
     if not warmup:
         return falling

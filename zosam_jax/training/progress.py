@@ -10,10 +10,12 @@ class EpochRecord(NamedTuple):
     Attributes:
       round: 0, or how often the network was pruned before this training (lth).
       epoch, step: epochs and steps completed, on the schedule.
-      train_loss, train_accuracy: means over the epoch, at the points where gradients were taken.
+      train_loss, train_accuracy: means over the epoch as the steps saw them: of augmented images,
+        the loss at θ+ε where the optimizer perturbs; the accuracy likewise, but SAM's at θ, whose
+        pass comes first, and of images mixed by mixup or CutMix as if they were the first one.
       test_accuracy: at the end of the epoch.
       validation_accuracy: likewise, on the images held out.
-      average_test_accuracy: likewise, of the moving average of the weights.
+      average_test_accuracy: likewise, of the moving average of the weights, under the masks.
       sparsity: the fraction of zeros among the maskable weights then.
       training_cost: multiply-adds since the start of the run, earlier rounds included, in epochs
         of the dense network with SGD (see `training.sparse.Cost`).

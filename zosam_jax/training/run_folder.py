@@ -17,6 +17,10 @@ from zosam_jax.training.config import CIRCUMSTANCES, TrainConfig
 from zosam_jax.training.progress import EpochRecord
 
 
+class UnreadableRunError(ValueError):
+    """A run cannot be taken up, since something of it is missing or damaged; says what."""
+
+
 class RunFolder:
     """A folder for one command's results.
 
@@ -38,7 +42,9 @@ class RunFolder:
         if path is None:
             now = datetime.datetime.now()
             path = Path("runs") / f"{command}-{now:%Y%m%d-%H%M%S-%f}"
-        if path.is_dir() and any(path.iterdir()) and not may_hold_results:
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(f"output={str(path)!r} is a file: choose a folder.")
+        if not may_hold_results and path.is_dir() and any(map(_is_result, path.iterdir())):
             raise FileExistsError(
                 f"output={str(path)!r} is not empty, and nothing is overwritten: choose another "
                 "--output or move it away."
@@ -78,6 +84,10 @@ class RunFolder:
         """The first `count` records of metrics.jsonl; those after them are dropped."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text().splitlines()[:count] if path.exists() else []
+        if len(lines) < count:
+            raise UnreadableRunError(
+                f"{path} has {len(lines)} of the {count} lines that go with the newest checkpoint."
+            )
         self.write_text("metrics.jsonl", "".join(f"{line}\n" for line in lines))
         return [_record(json.loads(line)) for line in lines]
 
@@ -92,9 +102,11 @@ class RunFolder:
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         epochs = [r.epoch for r in records]
-        left.plot(epochs, [r.train_loss for r in records], label="train, at θ+ε")
+        left.plot(epochs, [r.train_loss for r in records], label="train, as the steps saw it")
         left.set(xlabel="epoch", ylabel="cross-entropy", yscale="log")
-        right.plot(epochs, [100 * r.train_accuracy for r in records], label="train, at θ+ε")
+        right.plot(
+            epochs, [100 * r.train_accuracy for r in records], label="train, as the steps saw it"
+        )
         evaluated = [r for r in records if not math.isnan(r.test_accuracy)]
         for name, label in _EVALUATIONS.items():
             values = [100 * getattr(r, name) for r in evaluated]
@@ -141,6 +153,11 @@ def _check_same(before: Mapping[str, Any], config: TrainConfig, path: Path) -> N
                 f"{field.name}={then!r}: resume it with its own options, or choose "
                 "another --output."
             )
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file is more than what a killed run left half written."""
+    return path.suffix != ".partial"
 
 
 def _record(values: Mapping[str, Any]) -> EpochRecord:

@@ -28,8 +28,8 @@ class TrainState(NamedTuple):
       key: of the augmentation, as raw data; the same in every step.
       step: steps taken, on the schedule.
       loss_sum, correct: sums over the steps and images of the epoch so far, as the step's own
-        passes saw them (at θ+ε where the optimizer perturbs).
-      bad_steps: steps of this epoch whose loss or result was not finite; `loss_sum` leaves them
+        passes saw them.
+      bad_steps: steps of this epoch whose loss or result was not finite; the sums leave them
         out.
       first_bad_step: the number of the first one of them, from 1; 0 as long as there is none.
     """
@@ -104,9 +104,8 @@ def _step(
         state.opt_state,
         has_aux=True,
     )
-    good = jnp.isfinite(value)
+    good = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(params))
     if config.on_non_finite == "skip":
-        good &= jnp.isfinite(optax.tree.norm(params))
         params, rest, opt_state = _keep_if(
             good, (params, rest, opt_state), (state.params, state.rest, state.opt_state)
         )
@@ -122,7 +121,7 @@ def _step(
         state.key,
         state.step + 1,
         state.loss_sum + jnp.where(good, value, 0.0),
-        state.correct + metrics.correct,
+        state.correct + jnp.where(good, metrics.correct, 0),
         state.bad_steps + ~good,
         jnp.where(first, state.step + 1, state.first_bad_step),
     )

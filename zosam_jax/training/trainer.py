@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from zosam_jax.trees import Array, PyTree
 
 # Reading a number from the devices makes the host wait for them; a few times a second is enough.
 _SECONDS_BETWEEN_READINGS = 0.25
+_STEPS_BETWEEN_READINGS = 50  # of several processes
 
 
 class Diagnosis(NamedTuple):
@@ -120,7 +121,8 @@ class Run:
         """Starts anew from a network under given masks, schedules and data at this epoch."""
         opt_state = self.tx.init(network.params)
         count = jnp.asarray(epoch * self.problem.steps_per_epoch, jnp.int32)
-        opt_state = optax.tree.set(opt_state, count=count)._replace(masks=masks)
+        # Those of schedules; fresh moments count from 0.
+        opt_state = optax.tree.set(opt_state, _is_of_schedule, count=count)._replace(masks=masks)
         self.state = self._start(network, opt_state, epoch)
 
     @property
@@ -173,6 +175,11 @@ class Run:
             return cosine, value_fn(trees.displace(state.params, epsilon)) - value
 
         return jax.jit(measure)
+
+
+def _is_of_schedule(path: tuple[Any, ...], value: Any) -> bool:
+    del value
+    return bool(path[-1].tuple_name != "ScaleByAdamState")
 
 
 class _Loop:
@@ -250,8 +257,9 @@ class _Loop:
 
     def _epoch(self, last: bool) -> None:
         run, problem = self._run, self._problem
-        started, first, waited = time.perf_counter(), run.progress.step, 0.0
+        started, first = time.perf_counter(), run.progress.step
         batches = problem.feed.epoch(run.seed, run.progress.epoch, first)
+        waited = time.perf_counter() - started
         for _ in range(first, problem.steps_per_epoch):
             asked = time.perf_counter()
             batch = next(batches)
@@ -270,7 +278,7 @@ class _Loop:
 
     def _between_steps(self) -> None:
         now = time.perf_counter()
-        if now - self._last_reading > _SECONDS_BETWEEN_READINGS:
+        if self._reads(now):
             self._check_finite()
             self._observer.on_reading(self._run)
             self._last_reading = time.perf_counter()
@@ -280,6 +288,12 @@ class _Loop:
         if devices.is_alone() and now - self._last_save > self._checkpoints.seconds:
             self._save()
         self._stop_if_interrupted()
+
+    def _reads(self, now: float) -> bool:
+        # What a reading finds may end the run, for several processes after the same step.
+        if devices.is_alone():
+            return now - self._last_reading > _SECONDS_BETWEEN_READINGS
+        return self._run.progress.total_steps % _STEPS_BETWEEN_READINGS == 0
 
     def _end_epoch(self, last: bool, speed: float, data_wait: float) -> None:
         run, config = self._run, self._config
@@ -321,16 +335,21 @@ class _Loop:
                 return math.nan
             return problem.accuracy(network, split)
 
-        epoch = run.progress.epoch + 1
+        epoch, good = run.progress.epoch + 1, steps - bad
+        average = run.state.average
+        if average is not None:
+            average = average._replace(params=sparsity.apply_masks(average.params, run.masks))
         return EpochRecord(
             round=run.progress.round,
             epoch=epoch,
             step=epoch * steps,
-            train_loss=float(run.state.loss_sum) / max(1, steps - bad),
-            train_accuracy=int(run.state.correct) / (steps * self._config.batch_size),
+            train_loss=float(run.state.loss_sum) / good if good else math.nan,
+            train_accuracy=(
+                int(run.state.correct) / (good * self._config.batch_size) if good else math.nan
+            ),
             test_accuracy=accuracy(run.network, "test"),
             validation_accuracy=accuracy(run.network, "validation"),
-            average_test_accuracy=accuracy(run.state.average, "test"),
+            average_test_accuracy=accuracy(average, "test"),
             sparsity=run.sparsity,
             training_cost=cost / steps,
             bad_steps=bad,

@@ -24,7 +24,8 @@ class Watcher(Observer):
     ) -> None:
         """Nothing is shown or written before it is entered."""
         self._problem, self._folder, self._console = problem, folder, console
-        self._events = _events(folder) if tensorboard else None
+        self._tensorboard = tensorboard
+        self._events: Any = None
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -53,6 +54,8 @@ class Watcher(Observer):
 
     def on_start(self, run: Run) -> None:
         """Sets the bar to where the training stands."""
+        if self._tensorboard and self._events is None:
+            self._events = _events(self._folder, run.progress.total_steps)
         if run.progress.round:
             self._say(f"round {run.progress.round}, sparsity {run.sparsity:.1%}")
         done = run.progress.epoch * self._problem.steps_per_epoch + run.progress.step
@@ -117,8 +120,8 @@ class Watcher(Observer):
                 self._events.add_scalar(name, value, step)
 
 
-def _events(folder: RunFolder) -> Any:
+def _events(folder: RunFolder, done: int) -> Any:
     # Here, since only those who ask for events need the library.
     from tensorboardX import SummaryWriter  # noqa: PLC0415
 
-    return SummaryWriter(str(folder.path / "tensorboard"))
+    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=done + 1)
