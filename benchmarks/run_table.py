@@ -9,6 +9,7 @@ multiply-adds of dense SGD; median images per second.
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -51,6 +52,10 @@ def spread(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else float("nan")
 
 
+def known(value: object) -> object:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path)
@@ -67,7 +72,7 @@ def main() -> None:
         )
     if options.output is not None:
         # JSON has no NaN: the spread of one seed is unknown.
-        plain = [{k: None if v != v else v for k, v in row.items()} for row in table]
+        plain = [{k: known(v) for k, v in row.items()} for row in table]
         options.output.write_text(json.dumps(plain, indent=2) + "\n")
 
 
