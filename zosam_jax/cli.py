@@ -15,7 +15,7 @@ try:
     from zosam_jax import recipes
     from zosam_jax.training import devices, run_folder, sparse
     from zosam_jax.training.compare import compare
-    from zosam_jax.training.config import CompareConfig, TrainConfig
+    from zosam_jax.training.config import CompareConfig, ProblemConfig, TrainConfig
     from zosam_jax.training.feed import BrokenDataError
     from zosam_jax.training.interruption import InterruptedRunError
     from zosam_jax.training.problem import Problem
@@ -97,10 +97,7 @@ def _train(config: TrainConfig, console: Console) -> None:
         if folder.is_complete:
             console.print(f"{folder.path} is complete; its results are in summary.json")
             return
-        devices.keep_compiled(config.compilation_cache)
-        devices.compute_exactly(config.precision)
-        problem = Problem(config)
-        sparse.check(problem)
+        problem = _checked_problem(config)
     except _REFUSED as error:
         raise _RefusedError(str(error)) from error
     try:
@@ -123,13 +120,19 @@ def _train(config: TrainConfig, console: Console) -> None:
         sys.exit(128 + interruption.signal)
 
 
+def _checked_problem(config: ProblemConfig) -> Problem:
+    """What is trained; nothing has been computed yet that a wrong option could spoil."""
+    devices.keep_compiled(config.compilation_cache)
+    devices.compute_exactly(config.precision)
+    problem = Problem(config)
+    sparse.check(problem)
+    return problem
+
+
 def _compare(config: CompareConfig, console: Console) -> None:
     try:
         folder = RunFolder(config.output, "compare")
-        devices.keep_compiled(config.compilation_cache)
-        devices.compute_exactly(config.precision)
-        problem = Problem(config)
-        sparse.check(problem)
+        problem = _checked_problem(config)
     except _REFUSED as error:
         raise _RefusedError(str(error)) from error
     folder.write_json("config.json", config)
