@@ -69,7 +69,7 @@ def train(tx, steps=3, params=None):
 
 def direction(ascent, loss, params, *, key=None, mask=None):
     """The direction that an ascent finds for a loss of the parameters alone."""
-    problem = objective.objective(loss, name="loss")
+    problem = objective.Objective(loss, name="loss")
     return ascent.direction(problem, params, ascent.init(params), key=key, mask=mask).direction
 
 

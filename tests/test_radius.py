@@ -21,7 +21,7 @@ def uphill(params=None, dtype=jnp.float32):
 
 def perturb(name, direction, params=None, mask=None, rho=RHO):
     params = uneven_params() if params is None else params
-    return radius.perturbation(radius.get(name), direction, params, jnp.asarray(rho), mask)
+    return radius.perturbation(radius.get(name).rule, direction, params, jnp.asarray(rho), mask)
 
 
 def length(tree):

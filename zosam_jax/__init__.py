@@ -1,8 +1,9 @@
 """Sharpness-aware and sparse training for JAX; the tour starts at `zosam_jax.zo_sam`."""
 
-from zosam_jax import ascent, directions, probes, radius, sparsity
+from zosam_jax import ascent, descent, directions, probes, radius, sparsity
 from zosam_jax.optimizers import REGISTRY, random_weight_perturbation, sam, zo_sam
 from zosam_jax.transform import (
+    Diagnostics,
     SharpnessAwareGradient,
     SharpnessAwareState,
     pop_aux,
@@ -14,9 +15,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "REGISTRY",
+    "Diagnostics",
     "SharpnessAwareGradient",
     "SharpnessAwareState",
     "ascent",
+    "descent",
     "directions",
     "pop_aux",
     "probes",

@@ -9,6 +9,7 @@ Large arrays are drawn one by one, so that no draw is larger than the largest ar
 is applied after the draw, so an all-ones mask gives the same numbers as none.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -39,9 +40,19 @@ def normal(key: Array, params: PyTree, mask: PyTree = None) -> PyTree:
     Returns:
       A pytree like `params`, in float32 or wider.
     """
-    return masks.restrict(
-        _draw(lambda key, size: jax.random.normal(key, (size,)), key, params), mask
-    )
+    leaves, structure = jax.tree.flatten(params)
+    small_key, large_key = jax.random.split(key)
+    small = jax.random.normal(small_key, (sum(x.size for x in leaves if x.size < _LARGE),))
+    # All keys at once: draws of one size are then the same program, which compiles once.
+    large_keys = iter(jax.random.split(large_key, len(leaves)))
+    drawn, start = [], 0
+    for leaf in leaves:
+        if leaf.size < _LARGE:
+            values, start = small[start : start + leaf.size], start + leaf.size
+        else:
+            values = jax.random.normal(next(large_keys), (leaf.size,))
+        drawn.append(_like(leaf, values))
+    return masks.restrict(jax.tree.unflatten(structure, drawn), mask)
 
 
 def rademacher(key: Array, params: PyTree, mask: PyTree = None) -> PyTree:
@@ -50,7 +61,13 @@ def rademacher(key: Array, params: PyTree, mask: PyTree = None) -> PyTree:
     Each random word gives 32 signs, an order of magnitude cheaper than `jax.random.rademacher`,
     which spends a word on each.
     """
-    return masks.restrict(_draw(_signs, key, params), mask)
+    leaves, structure = jax.tree.flatten(params)
+    lengths = [-(-leaf.size // _BITS_PER_WORD) for leaf in leaves]
+    words = jax.random.bits(key, (sum(lengths),), jnp.uint32)
+    starts = itertools.accumulate(lengths, initial=0)
+    parts = [words[start : start + n] for start, n in zip(starts, lengths, strict=False)]
+    drawn = [_like(leaf, _signs(part, leaf.size)) for leaf, part in zip(leaves, parts, strict=True)]
+    return masks.restrict(jax.tree.unflatten(structure, drawn), mask)
 
 
 def sphere(key: Array, params: PyTree, mask: PyTree = None) -> PyTree:
@@ -73,23 +90,12 @@ def get(distribution: str | Distribution) -> Distribution:
     return choose("distribution", distribution, DISTRIBUTIONS)
 
 
-def _signs(key: Array, size: int) -> Array:
-    words = jax.random.bits(key, (-(-size // _BITS_PER_WORD),), jnp.uint32)
+def _signs(words: Array, size: int) -> Array:
+    """The first `size` bits of some random words, as ±1."""
     bits = (words[:, None] >> jnp.arange(_BITS_PER_WORD, dtype=jnp.uint32)) & 1
-    return 1.0 - 2.0 * bits.reshape(-1)[:size].astype(jnp.float32)
+    # A division, since XLA would compute a cheaper expression anew, and compile it, for every use.
+    return 1.0 / (1.0 - 2.0 * bits.reshape(-1)[:size].astype(jnp.float32))
 
 
-def _draw(sample: Callable[[Array, int], Array], key: Array, params: PyTree) -> PyTree:
-    """Fills a pytree like `params`, in float32 or wider, with coordinates of `sample(key, n)`."""
-    leaves, structure = jax.tree.flatten(params)
-    small_key, large_key = jax.random.split(key)
-    small = [leaf.size for leaf in leaves if leaf.size < _LARGE]
-    shared, start = sample(small_key, sum(small)), 0
-    drawn = []
-    for index, leaf in enumerate(leaves):
-        if leaf.size < _LARGE:
-            values, start = shared[start : start + leaf.size], start + leaf.size
-        else:
-            values = sample(jax.random.fold_in(large_key, index), leaf.size)
-        drawn.append(values.reshape(leaf.shape).astype(trees.wide_dtype(leaf)))
-    return jax.tree.unflatten(structure, drawn)
+def _like(leaf: Array, values: Array) -> Array:
+    return values.reshape(leaf.shape).astype(trees.wide_dtype(leaf))

@@ -67,3 +67,10 @@ def check_count(argument: str, value: Any) -> None:
         raise TypeError(f"{argument}={value!r} must be an integer of at least 1.")
     if not is_traced(value) and value < 1:
         raise ValueError(f"{argument}={value!r} must be at least 1.")
+
+
+def check_positive_fraction(argument: str, value: Any) -> None:
+    """Raises unless `value` is a number in (0, 1]."""
+    check_number(argument, value, above=0.0, inclusive=False)
+    if not is_traced(value) and value > 1:
+        raise ValueError(f"{argument}={value!r} must be at most 1.")

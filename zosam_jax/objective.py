@@ -1,5 +1,6 @@
 """The minibatch loss as one step sees it: cheap values for probes, and one exact gradient."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -7,72 +8,168 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zosam_jax import trees
 from zosam_jax.trees import Array, PyTree
 
 AxisName: TypeAlias = str | tuple[str, ...]
 
 
-class Objective(NamedTuple):
-    """What an ascent may ask about the loss L at parameters θ.
+class Pass(NamedTuple):
+    """What one forward and backward pass gives.
 
     Attributes:
-      value_and_grad: θ → ((L(θ), aux), ∇L(θ)), averaged over the device axis. One forward and
-        one backward pass. aux is None for a loss without auxiliary output.
-      probe: θ → L(θ) by a forward pass alone, on this device's part of the batch.
-      across_devices: averages a value over the device axis, where there is one.
+      value: L, in float32 or wider.
+      aux: the loss's auxiliary output, None without one.
+      gradient: ∇L.
     """
 
-    value_and_grad: Callable[[PyTree], tuple[tuple[Array, Any], PyTree]]
-    probe: Callable[[PyTree], Array]
-    across_devices: Callable[[PyTree], PyTree]
+    value: Array
+    aux: Any
+    gradient: PyTree
 
 
-def objective(
-    loss: Callable[[PyTree], Any],
-    *,
-    name: str,
-    probe: Callable[[PyTree], Any] | None = None,
-    has_aux: bool = False,
-    axis_name: AxisName | None = None,
-) -> Objective:
-    """Wraps a loss of the parameters alone.
+class Objective:
+    """What an ascent or a descent may ask about the loss L of this step's minibatch.
 
     Args:
-      loss: θ → scalar, or θ → (scalar, aux) with `has_aux`.
+      loss: (θ, *args, **kwargs) → scalar, or → (scalar, aux) with `has_aux`.
+      args, kwargs: the loss's further arguments. Where only a part of the batch is evaluated, all
+        arrays among them with an axis count as the batch, examples along the first axis.
       name: what the caller calls `loss`, for error messages.
-      probe: a stand-in for the loss at probes, θ → scalar; by default the loss.
+      probe: a stand-in for the loss at probes, (θ, *args, **kwargs) → scalar; by default the loss.
+      losses: (θ, *args, **kwargs) → the losses of the examples, of shape [batch].
       has_aux: whether `loss` returns auxiliary output.
       axis_name: the device axis to average over, inside shard_map or pmap.
-
-    Raises:
-      TypeError: while tracing, if a loss is not a real floating-point scalar.
     """
 
-    def loss_and_aux(params: PyTree) -> tuple[Array, Any]:
-        result = loss(params)
-        if not has_aux:
-            return _scalar(result, name), None
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        name: str,
+        probe: Callable[..., Any] | None = None,
+        losses: Callable[..., Any] | None = None,
+        has_aux: bool = False,
+        axis_name: AxisName | None = None,
+    ) -> None:
+        self._loss, self._name = loss, name
+        self._probe, self._losses = probe, losses
+        self._args, self._kwargs = args, {} if kwargs is None else kwargs
+        self.has_aux = has_aux
+        self._axis_name = axis_name
+        self._perturbation: Callable[[PyTree], PyTree] | None = None
+
+    def value_and_grad(self, params: PyTree) -> Pass:
+        """L(θ), its auxiliary output and ∇L(θ), averaged over the device axis: one forward and one
+        backward pass.
+
+        Raises:
+          TypeError: while tracing, if the loss is not a real floating-point scalar.
+        """
+        if self._axis_name is not None:
+            params = _as_varying(params, self._axis_name)
+        (value, aux), gradient = jax.value_and_grad(self.value_and_aux, has_aux=True)(params)
+        value, gradient = self.across_devices((value, gradient))
+        return Pass(value, aux, gradient)
+
+    def value_and_aux(self, params: PyTree) -> tuple[Array, Any]:
+        """L(θ) and its auxiliary output on this device's part of the batch: one forward pass."""
+        result = self._loss(params, *self._args, **self._kwargs)
+        if not self.has_aux:
+            return _scalar(result, self._name), None
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(
-                f"{name} must return (loss, aux) with has_aux=True; it returned {_shown(result)}."
+                f"{self._name} must return (loss, aux) with has_aux=True; it returned "
+                f"{_shown(result)}."
             )
-        return _scalar(result[0], name), result[1]
+        return _scalar(result[0], self._name), result[1]
 
-    def probed(params: PyTree) -> Array:
-        if probe is None:
-            return loss_and_aux(params)[0]
-        return _scalar(probe(params), "probe_fn")
+    def probe(self, params: PyTree) -> Array:
+        """L(θ), or its stand-in, on this device's part of the batch: one forward pass."""
+        if self._probe is None:
+            return self.value_and_aux(params)[0]
+        return _scalar(self._probe(params, *self._args, **self._kwargs), "probe_fn")
 
-    def across_devices(tree: PyTree) -> PyTree:
-        return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+    def losses(self, params: PyTree) -> Array:
+        """The losses of the examples, of shape [batch]: one forward pass."""
+        if self._losses is None:
+            raise ValueError(
+                "losses_fn is missing: this optimizer looks at each example's loss. Pass "
+                "losses_fn, a function like the loss that returns an array of shape [batch]."
+            )
+        found = jnp.asarray(self._losses(params, *self._args, **self._kwargs))
+        if found.shape != (self.batch_size,):
+            raise TypeError(
+                f"losses_fn returned an array of shape {found.shape}; it must return one loss for "
+                f"each of the {self.batch_size} examples."
+            )
+        return found.astype(trees.wide_dtype(found))
 
-    def value_and_grad(params: PyTree) -> tuple[tuple[Array, Any], PyTree]:
-        params = params if axis_name is None else _as_varying(params, axis_name)
-        (value, aux), gradient = jax.value_and_grad(loss_and_aux, has_aux=True)(params)
-        value, gradient = across_devices((value, gradient))
-        return (value, aux), gradient
+    def across_devices(self, tree: PyTree) -> PyTree:
+        """Averages over the device axis, where there is one."""
+        return tree if self._axis_name is None else jax.lax.pmean(tree, self._axis_name)
 
-    return Objective(value_and_grad, probed, across_devices)
+    @property
+    def is_probed_itself(self) -> bool:
+        """Whether probes evaluate the loss, not a stand-in."""
+        return self._probe is None
+
+    def with_perturbation(self, perturbation: Callable[[PyTree], PyTree]) -> "Objective":
+        """The same, knowing how this step's radius turns a direction into ε."""
+        aware = copy.copy(self)
+        aware._perturbation = perturbation
+        return aware
+
+    def perturbation(self, direction: PyTree) -> PyTree:
+        """The ε that this step's radius would make of a direction."""
+        assert self._perturbation is not None, "only an ascent inside a step may ask for this"
+        return self._perturbation(direction)
+
+    @property
+    def batch_size(self) -> int:
+        """How many examples the loss's arguments hold, on this device."""
+        sizes = {
+            jnp.shape(x)[0] for x in jax.tree.leaves((self._args, self._kwargs)) if _is_batch(x)
+        }
+        if len(sizes) != 1:
+            found = f"have first axes of {sorted(sizes)}" if sizes else "hold no array"
+            raise ValueError(
+                f"the arguments of {self._name} {found}: to evaluate it on a part of the batch, "
+                "pass the batch as arguments, examples along the first axis, and close the loss "
+                "over everything else."
+            )
+        return sizes.pop()
+
+    def on(self, select: Callable[[Array], Array]) -> "Objective":
+        """The loss of a part of the batch; `select` picks it from an array of examples."""
+        _ = self.batch_size
+        args, kwargs = jax.tree.map(
+            lambda x: select(x) if _is_batch(x) else x, (self._args, self._kwargs)
+        )
+        part = copy.copy(self)
+        part._args, part._kwargs = args, kwargs
+        return part
+
+    def on_fraction(self, fraction: float) -> "Objective":
+        """The loss of the given fraction of the batch, at least one example; itself for 1.
+
+        Where the part divides the batch it is every n-th example, which leaves a batch that is
+        sharded over devices where it is.
+        """
+        if fraction == 1:
+            return self
+        size = self.batch_size
+        part = max(1, round(fraction * size))
+        if size % part == 0:
+            return self.on(lambda x: x.reshape(part, size // part, *x.shape[1:])[:, 0])
+        return self.on(lambda x: x[:part])
+
+
+def _is_batch(x: Any) -> bool:
+    is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return isinstance(x, jax.Array | np.ndarray) and x.ndim > 0 and not is_key
 
 
 def _as_varying(params: PyTree, axis_name: AxisName) -> PyTree:

@@ -96,31 +96,30 @@ def along(
     return jax.vmap(at)(values) if batching == "vmap" else jax.lax.map(at, values)
 
 
-def mean(
-    term: Callable[[Array], PyTree], count: int | Array, zero: PyTree, batching: str
-) -> PyTree:
+def mean(term: Callable[[Array], PyTree], count: int | Array, batching: str) -> PyTree:
     """(1/count) Σᵢ term(i) for i = 0, …, count − 1, without keeping the terms.
 
     Args:
-      term: a function of the index that returns a pytree.
+      term: a function of the index that returns a pytree of floating-point arrays.
       count: the number of terms; traced only where `batching` is "map".
-      zero: a pytree of zeros like a term.
       batching: "unroll", "vmap" (which does keep the terms) or "map".
     """
     if batching == "vmap":
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.vmap(term)(jnp.arange(count)))
     if batching == "map":
+        shapes = jax.eval_shape(term, jnp.asarray(0))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total = jax.lax.fori_loop(0, count, lambda i, acc: _add(acc, term(i)), zero)
     else:
         total = term(jnp.asarray(0))
         for i in range(1, count):
-            total = _add(total, term(_after(total, jnp.asarray(i))))
+            total = _add(total, term(after(total, jnp.asarray(i))))
         if count == 1:
             return total
     return trees.scale(total, 1.0 / count)
 
 
-def _after(tree: PyTree, index: Array) -> Array:
+def after(tree: PyTree, index: Array) -> Array:
     """The index, as a value that cannot be known before all of `tree` is.
 
     Terms would otherwise be free to start together and all be alive at once, since XLA drops its

@@ -1,12 +1,12 @@
 """How far to climb: turns an ascent direction g and a radius ρ into the perturbation ε.
 
-A radius rule is a function `(direction, params, rho, mask=None) -> epsilon`. It sees only
-directions that are finite and zero where the mask is, and returns ε = 0 where there is nothing
-to scale, never NaN.
+A radius rule is a function `(direction, params, rho, mask=None) -> epsilon`. It sees directions
+that are zero where the mask is, and returns ε = 0 where there is nothing to scale. A `Radius` is a
+rule with a factor on ρ that it learns from the steps.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,24 @@ from zosam_jax.errors import choose
 from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
-Radius: TypeAlias = Callable[..., PyTree]
+Rule: TypeAlias = Callable[..., PyTree]
+
+
+class Radius(NamedTuple):
+    """A rule whose ρ adapts itself.
+
+    Attributes:
+      rule: (direction, params, rho, mask) → ε.
+      init: () → state (arrays only).
+      factor: state → what ρ is multiplied by, a scalar.
+      observe: (state, objective, params, epsilon, climb, landing) → state, after each step; it may
+        ask `objective` for further passes.
+    """
+
+    rule: Rule
+    init: Callable[[], PyTree]
+    factor: Callable[[PyTree], Array | float]
+    observe: Callable[..., PyTree]
 
 
 def global_(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None) -> PyTree:
@@ -31,7 +48,7 @@ def global_(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None) 
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412
     """
     del params, mask
-    return trees.scale(direction, _ratio(rho, trees.norm(direction)))
+    return trees.scale(direction, trees.ratio(rho, trees.norm(direction)))
 
 
 def layerwise(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None) -> PyTree:
@@ -48,7 +65,7 @@ def layerwise(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None
     """
 
     def leaf(g: Array, theta: Array) -> Array:
-        epsilon: Array = trees.scale(g, _ratio(rho * trees.norm(theta), trees.norm(g)))
+        epsilon: Array = trees.scale(g, trees.ratio(rho * trees.norm(theta), trees.norm(g)))
         return epsilon
 
     return jax.tree.map(leaf, direction, masks.restrict(params, mask))
@@ -70,22 +87,29 @@ def adaptive(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None)
     """
     del mask
     scaled = jax.tree.map(lambda g, theta: jnp.abs(theta).astype(g.dtype) * g, direction, params)
-    factor = _ratio(rho, trees.norm(scaled))
+    factor = trees.ratio(rho, trees.norm(scaled))
     return jax.tree.map(
         lambda tg, theta: jnp.abs(theta).astype(tg.dtype) * trees.scale(tg, factor), scaled, params
     )
 
 
-RULES: dict[str, Radius] = {"global": global_, "layerwise": layerwise, "adaptive": adaptive}
+RULES: dict[str, Rule] = {"global": global_, "layerwise": layerwise, "adaptive": adaptive}
 
 
-def get(radius: str | Radius) -> Radius:
-    """The rule of that name; a function of your own is passed through."""
-    return choose("radius", radius, RULES)
+def constant(rule: Rule) -> Radius:
+    """A rule under ρ as it is given."""
+    return Radius(rule, init=lambda: (), factor=lambda state: 1.0, observe=lambda state, *_: state)
+
+
+def get(radius: str | Rule | Radius) -> Radius:
+    """The radius of that name; a function of your own is taken for a rule."""
+    if isinstance(radius, Radius):
+        return radius
+    return constant(choose("radius", radius, RULES))
 
 
 def perturbation(
-    rule: Radius, direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None
+    rule: Rule, direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None
 ) -> PyTree:
     """ε by `rule`, with every guard in one place: masked, and zero if the estimate is not finite.
 
@@ -93,14 +117,8 @@ def perturbation(
     the descent then takes the plain gradient. ε is float32 or wider, whatever the parameters are.
     """
     direction = masks.restrict(direction, mask)
+    direction = jax.tree.map(lambda g: g.astype(trees.wide_dtype(g)), direction)
+    epsilon = rule(direction, params, rho, mask)
+    # Last, so that the rule's own norms and this one are the same expressions, computed once.
     finite = jnp.isfinite(trees.norm(direction))
-    direction = jax.tree.map(
-        lambda g: jnp.where(finite, g, 0).astype(trees.wide_dtype(g)), direction
-    )
-    return rule(direction, params, rho, mask)
-
-
-def _ratio(numerator: Array, length: Array) -> Array:
-    """numerator / length, or 0 where the quotient means nothing."""
-    quotient = numerator / jnp.where(length > 0, length, 1.0)
-    return jnp.where((length > 0) & jnp.isfinite(quotient), quotient, 0.0)
+    return jax.tree.map(lambda e: jnp.where(finite, e, 0), epsilon)

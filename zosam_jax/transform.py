@@ -10,17 +10,35 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zosam_jax import keys, trees
+from zosam_jax import descent as descents
+from zosam_jax import keys, probes, trees
 from zosam_jax import radius as radii
-from zosam_jax.ascent import Ascent, Climb
+from zosam_jax.ascent.base import Ascent, Climb
 from zosam_jax.binding import bind
-from zosam_jax.errors import check_number, check_one_of
-from zosam_jax.objective import AxisName, Objective, objective
+from zosam_jax.descent import Descent, Landing
+from zosam_jax.errors import check_count, check_number, check_one_of
+from zosam_jax.objective import AxisName, Objective
 from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
 Rho: TypeAlias = float | Array | Callable[[Array], jax.typing.ArrayLike]
 Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree] | None
+
+
+class Diagnostics(NamedTuple):
+    """What the last step's passes tell about it, for logs: float32 scalars, NaN where unknown.
+
+    Attributes:
+      rho_used: ρ after its schedule and calibration.
+      epsilon_norm: ‖ε‖₂.
+      slope: the derivative of L at θ along ε, if the ascent measured it.
+      ascent_gain: L(θ+ε) − L(θ), if the ascent measured L(θ).
+    """
+
+    rho_used: Array
+    epsilon_norm: Array
+    slope: Array
+    ascent_gain: Array
 
 
 class SharpnessAwareState(NamedTuple):
@@ -31,7 +49,8 @@ class SharpnessAwareState(NamedTuple):
       count: int32 scalar, the steps taken; with `key` it fixes the step's directions, and a ρ
         schedule is evaluated at it.
       value: float32 scalar, the loss L(θ+ε) of the last step; inf before the first.
-      ascent: the ascent's own state.
+      ascent, descent, radius: their own states.
+      diagnostics: what the last step's passes tell about it, at no further pass.
       aux: None, or the auxiliary output of the last step until `pop_aux` takes it out.
       gradient: None, or with `keep_gradient` the last step's gradient at all weights until
         `pop_gradient` takes it out.
@@ -41,6 +60,9 @@ class SharpnessAwareState(NamedTuple):
     count: Array  # type: ignore[assignment]  # hides tuple.count, as optax's own states do
     value: Array
     ascent: PyTree
+    descent: PyTree
+    radius: PyTree
+    diagnostics: Diagnostics
     aux: Any = None
     gradient: PyTree = None
 
@@ -54,10 +76,13 @@ class SharpnessAwareGradient:
         *,
         ascent: Ascent,
         rho: Rho,
-        radius: str | radii.Radius,
+        radius: str | radii.Rule | radii.Radius,
+        descent: Descent | None,
+        microbatches: int,
         mask: Mask,
         has_aux: bool,
         probe_fn: Callable[..., Any] | None,
+        losses_fn: Callable[..., Any] | None,
         axis_name: AxisName | None,
         loss_name: str = "loss",
     ) -> None:
@@ -66,15 +91,23 @@ class SharpnessAwareGradient:
                 f"ascent={ascent!r} must be an Ascent, for example "
                 "zosam_jax.ascent.random_gradient_estimate()."
             )
+        if not isinstance(descent, Descent | None):
+            raise TypeError(
+                f"descent={descent!r} must be a Descent, for example "
+                "zosam_jax.descent.at_perturbed()."
+            )
         if not callable(rho):
             check_number("rho", rho, above=0.0, inclusive=True)
+        check_count("microbatches", microbatches)
         self._loss, self._loss_name = loss, loss_name
         self._ascent = ascent
         self._rho = rho
         self._radius = radii.get(radius)
+        self._descent = descents.at_perturbed() if descent is None else descent
+        self._microbatches = microbatches
         self._mask = mask
         self._has_aux = has_aux
-        self._probe_fn = probe_fn
+        self._probe_fn, self._losses_fn = probe_fn, losses_fn
         self._axis_name = axis_name
 
     def init(self, params: PyTree, key: int | Array = 0) -> SharpnessAwareState:
@@ -87,6 +120,10 @@ class SharpnessAwareGradient:
             count=jnp.zeros((), jnp.int32),
             value=jnp.asarray(jnp.inf, jnp.float32),
             ascent=self._ascent.init(floating),
+            descent=self._descent.init(floating),
+            radius=self._radius.init(),
+            # One by one: a state that is donated may hold no array twice.
+            diagnostics=Diagnostics(*(jnp.full((), jnp.nan, jnp.float32) for _ in range(4))),
         )
 
     def __call__(
@@ -101,19 +138,28 @@ class SharpnessAwareGradient:
 
         `args` and `kwargs` go to the loss; `mask` overrides the one given at construction.
         """
+        return self.step(params, state, mask, args, kwargs)
+
+    def step(
+        self,
+        params: PyTree,
+        state: SharpnessAwareState,
+        mask: PyTree,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[tuple[Any, PyTree], SharpnessAwareState]:
+        """As `__call__`, for a loss whose arguments may have any name."""
         problem = self._problem(params, mask, args, kwargs)
-        epsilon, climb = self._climb(problem, state)
-        perturbed = problem.params if epsilon is None else _move(problem.params, epsilon)
-        (value, aux), gradient = problem.objective.value_and_grad(perturbed)
-        state = state._replace(
+        landing, after, diagnostics = self._over_microbatches(problem, state)
+        after = after._replace(
             count=optax.safe_increment(state.count),
-            value=value.astype(state.value.dtype),
-            ascent=self._ascent.observe(state.ascent, gradient),
+            value=landing.value.astype(state.value.dtype),
+            ascent=self._ascent.observe(after.ascent, landing.gradient),
+            diagnostics=diagnostics,
         )
-        gradient = problem.fill(gradient)
-        if not self._has_aux:
-            return (value, gradient), state
-        return ((value, climb.aux if climb.knows_aux else aux), gradient), state
+        gradient = problem.fill(landing.gradient)
+        value = (landing.value, landing.aux) if self._has_aux else landing.value
+        return (value, gradient), after
 
     def perturbation(
         self,
@@ -126,12 +172,31 @@ class SharpnessAwareGradient:
         """The ε that a call with the same arguments would add to θ, for diagnostics.
 
         Leaves are float32 or wider; those of parameters that are not floating point are zeros.
+        With microbatches it is the first one's.
         """
+        return self.look(params, state, mask, args, kwargs)
+
+    def look(
+        self,
+        params: PyTree,
+        state: SharpnessAwareState,
+        mask: PyTree,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> PyTree:
+        """As `perturbation`, for a loss whose arguments may have any name."""
         problem = self._problem(params, mask, args, kwargs)
-        epsilon, _ = self._climb(problem, state)
+        first = _part(problem.objective, jnp.asarray(0), self._microbatches)
+        key = self._key(state)
+        if self._microbatches > 1:
+            key = jax.random.fold_in(key, 0)
+        epsilon, _, _ = self._climb(problem._replace(objective=first), state, key)
         if epsilon is None:
             epsilon = jax.tree.map(jnp.zeros_like, problem.params)
         return problem.fill(epsilon)
+
+    def _key(self, state: SharpnessAwareState) -> Array:
+        return jax.random.fold_in(keys.from_data(state.key), state.count)
 
     def _problem(
         self, params: PyTree, mask: PyTree, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -146,37 +211,102 @@ class SharpnessAwareGradient:
                 resolved,
                 is_leaf=lambda x: x is None,
             )
-        probe_fn = self._probe_fn
+
+        def merged(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
+            return None if function is None else lambda p, *a, **k: function(merge(p), *a, **k)
+
+        loss = merged(self._loss)
+        assert loss is not None
         return _Problem(
             params=floating,
             mask=resolved,
-            objective=objective(
-                lambda p: self._loss(merge(p), *args, **kwargs),
+            objective=Objective(
+                loss,
+                args,
+                kwargs,
                 name=self._loss_name,
-                probe=None if probe_fn is None else lambda p: probe_fn(merge(p), *args, **kwargs),
+                probe=merged(self._probe_fn),
+                losses=merged(self._losses_fn),
                 has_aux=self._has_aux,
                 axis_name=self._axis_name,
             ),
             fill=lambda tree: _fill(tree, params),
         )
 
-    def _climb(
+    def _over_microbatches(
         self, problem: "_Problem", state: SharpnessAwareState
-    ) -> tuple[PyTree | None, Climb]:
-        """ε and what the ascent found; None for a radius that is zero for good."""
-        if isinstance(self._rho, int | float) and self._rho == 0:
-            return None, Climb(None)
-        climb = self._ascent.direction(
+    ) -> tuple[Landing, SharpnessAwareState, Diagnostics]:
+        """`_climb_and_land` on each microbatch from the same θ: the mean of what they give.
+
+        What is not floating point in the auxiliary output is the first one's, and so are the
+        states of ascent, descent and radius.
+        """
+        key, count = self._key(state), self._microbatches
+        if count == 1:
+            return self._climb_and_land(problem, state, key)
+
+        def on_part(index: Array) -> tuple[Landing, SharpnessAwareState, Diagnostics]:
+            part = problem._replace(objective=_part(problem.objective, index, count))
+            return self._climb_and_land(part, state, jax.random.fold_in(key, index))
+
+        # Written out: a loop would take convolutions' gradients off XLA's fast path on a CPU.
+        landing, after, diagnostics = on_part(jnp.asarray(0))
+        total = (landing._replace(state=None), diagnostics)
+        for i in range(1, count):
+            landing, _, diagnostics = on_part(probes.after(total[0].gradient, jnp.asarray(i)))
+            total = _on_floating(jnp.add, total, (landing._replace(state=None), diagnostics))
+        landing, diagnostics = _on_floating(lambda x: x / count, total)
+        return landing, after, diagnostics
+
+    def _climb_and_land(
+        self, problem: "_Problem", state: SharpnessAwareState, key: Array
+    ) -> tuple[Landing, SharpnessAwareState, Diagnostics]:
+        """The step on one batch: its landing, the parts' new states, and the diagnostics."""
+        epsilon, climb, rho = self._climb(problem, state, key)
+        landing = self._descent.gradient(
             problem.objective,
             problem.params,
-            state.ascent,
-            key=jax.random.fold_in(keys.from_data(state.key), state.count),
+            epsilon,
+            climb,
+            state.descent,
+            key=key,
             mask=problem.mask,
         )
+        radius_state = self._radius.observe(
+            state.radius, problem.objective, problem.params, epsilon, climb, landing
+        )
+        diagnostics = _diagnostics(rho, epsilon, climb, landing)
+        if climb.clean is not None:
+            landing = landing._replace(aux=climb.clean.aux)
+        after = state._replace(
+            ascent=state.ascent if climb.state is None else climb.state,
+            descent=state.descent if landing.state is None else landing.state,
+            radius=radius_state,
+        )
+        return landing, after, diagnostics
+
+    def _climb(
+        self, problem: "_Problem", state: SharpnessAwareState, key: Array
+    ) -> tuple[PyTree | None, Climb, Array]:
+        """ε, what the ascent found, and ρ; ε is None for a radius that is zero for good."""
+        if isinstance(self._rho, int | float) and self._rho == 0:
+            return None, Climb(None), jnp.zeros(())
         rho = jnp.asarray(self._rho(state.count) if callable(self._rho) else self._rho)
-        return radii.perturbation(
-            self._radius, climb.direction, problem.params, rho, problem.mask
-        ), climb
+        rho = rho * self._radius.factor(state.radius)
+
+        def epsilon(direction: PyTree) -> PyTree:
+            return radii.perturbation(
+                self._radius.rule, direction, problem.params, rho, problem.mask
+            )
+
+        climb = self._ascent.direction(
+            problem.objective.with_perturbation(epsilon),
+            problem.params,
+            state.ascent,
+            key=key,
+            mask=problem.mask,
+        )
+        return epsilon(climb.direction), climb, rho
 
 
 class _Problem(NamedTuple):
@@ -188,15 +318,53 @@ class _Problem(NamedTuple):
     fill: Callable[[PyTree], PyTree]
 
 
+def _part(objective: Objective, index: Array, count: int) -> Objective:
+    """The loss on one of `count` equal parts of the batch."""
+    if count == 1:
+        return objective
+    size = objective.batch_size
+    if size % count:
+        raise ValueError(f"microbatches={count} must divide the batch of {size} examples.")
+    # Interleaved, so that a batch that is sharded over devices stays where it is.
+    return objective.on(
+        lambda x: jax.lax.dynamic_index_in_dim(
+            x.reshape(size // count, count, *x.shape[1:]), index, 1, keepdims=False
+        )
+    )
+
+
+def _on_floating(function: Callable[..., Array], tree: PyTree, *others: PyTree) -> PyTree:
+    """`function` of floating-point leaves; the others stay as they are in the first tree."""
+    return jax.tree.map(
+        lambda x, *ys: function(x, *ys) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        tree,
+        *others,
+    )
+
+
+def _diagnostics(rho: Array, epsilon: PyTree | None, climb: Climb, landing: Landing) -> Diagnostics:
+    unknown = jnp.asarray(jnp.nan, jnp.float32)
+    values = (
+        rho,
+        jnp.zeros(()) if epsilon is None else trees.norm(epsilon),
+        unknown if climb.slope is None else climb.slope,
+        unknown if climb.value is None else landing.value - climb.value,
+    )
+    return Diagnostics(*(jnp.asarray(v).astype(jnp.float32) for v in values))
+
+
 def value_and_grad(
     loss: Callable[..., Any],
     *,
     ascent: Ascent,
     rho: Rho,
-    radius: str | radii.Radius = "global",
+    radius: str | radii.Rule | radii.Radius = "global",
+    descent: Descent | None = None,
+    microbatches: int = 1,
     mask: Mask = None,
     has_aux: bool = False,
     probe_fn: Callable[..., Any] | None = None,
+    losses_fn: Callable[..., Any] | None = None,
     axis_name: AxisName | None = None,
 ) -> SharpnessAwareGradient:
     """Like jax.value_and_grad, but the gradient is taken at θ+ε.
@@ -213,7 +381,13 @@ def value_and_grad(
       loss: a function (params, *args, **kwargs) → scalar, or → (scalar, aux) with `has_aux`.
       ascent: which way is up (`zosam_jax.ascent`).
       rho: ρ ≥ 0, or an optax schedule of the step count. In the units of `radius`.
-      radius: "global", "layerwise", "adaptive", or a function (`zosam_jax.radius`).
+      radius: "global", "layerwise", "adaptive", "calibrated", or one of your own
+        (`zosam_jax.radius`).
+      descent: what is done at θ+ε (`zosam_jax.descent`); by default the gradient is taken there.
+      microbatches: M ≥ 1 for m-sharpness, (1/M) Σⱼ ∇Lⱼ(θ+εⱼ): each of M equal parts of the batch
+        has a perturbation of its own. M must divide the batch; all array arguments of the loss
+        count as the batch, examples along their first axes. Floating-point auxiliary output is
+        averaged, other is the first part's.
       mask: which weights to perturb: a pytree of 1/0 or bool leaves like the parameters, or a
         function of them that returns one; None for all. It restricts ε, not the gradient.
       has_aux: whether `loss` returns auxiliary output. One pass's output is returned, so that
@@ -221,6 +395,8 @@ def value_and_grad(
         gradients (SAM), else the descent pass.
       probe_fn: a cheaper stand-in for the loss at the ascent's probes (a slice of the batch, say),
         with the loss's arguments; returns a scalar.
+      losses_fn: with the loss's arguments, the loss of each example, of shape [batch]; for
+        descents that ask for it.
       axis_name: inside shard_map or pmap, the axis over which the batch is split. `loss` then
         returns the mean over the device's own part; probes, value and gradient are averaged over
         the axis, and every device takes the same ε. Not needed under jit with sharded arrays.
@@ -238,9 +414,12 @@ def value_and_grad(
         ascent=ascent,
         rho=rho,
         radius=radius,
+        descent=descent,
+        microbatches=microbatches,
         mask=mask,
         has_aux=has_aux,
         probe_fn=probe_fn,
+        losses_fn=losses_fn,
         axis_name=axis_name,
     )
 
@@ -249,7 +428,9 @@ def sharpness_aware(
     ascent: Ascent,
     rho: Rho,
     *,
-    radius: str | radii.Radius = "global",
+    radius: str | radii.Rule | radii.Radius = "global",
+    descent: Descent | None = None,
+    microbatches: int = 1,
     mask: Mask = None,
     axis_name: AxisName | None = None,
     key: int | Array = 0,
@@ -266,7 +447,8 @@ def sharpness_aware(
     Extra arguments of `update`:
       value_fn: (params, **kwargs) → scalar. Its keyword arguments are taken from the extra
         arguments by name; others are left alone. Required.
-      probe_fn: a cheaper stand-in at the probes, its arguments taken by name as well.
+      probe_fn: a cheaper stand-in at the probes, with arguments that `value_fn` has too.
+      losses_fn: the loss of each example, of shape [batch], likewise; for descents that ask.
       mask: overrides the one given here.
       has_aux: True if `value_fn` returns (scalar, aux); `pop_aux` then takes aux out of the state.
       emit: "gradient", or "perturbation" for ε itself in its place and no step taken: a look at
@@ -277,7 +459,10 @@ def sharpness_aware(
     Args:
       ascent: which way is up (`zosam_jax.ascent`).
       rho: ρ ≥ 0, or an optax schedule of the step count. In the units of `radius`.
-      radius: "global", "layerwise", "adaptive", or a function (`zosam_jax.radius`).
+      radius: "global", "layerwise", "adaptive", "calibrated", or one of your own
+        (`zosam_jax.radius`).
+      descent: what is done at θ+ε (`zosam_jax.descent`); by default the gradient is taken there.
+      microbatches: M for m-sharpness (see `value_and_grad`).
       mask: which weights to perturb; restricts ε, not the gradient (see `value_and_grad`).
       axis_name: the device axis of the batch inside shard_map or pmap (see `value_and_grad`).
       key: a seed or a random key for the directions.
@@ -289,6 +474,7 @@ def sharpness_aware(
     def gradient_of(
         value_fn: Callable[..., Any],
         probe_fn: Callable[..., Any] | None = None,
+        losses_fn: Callable[..., Any] | None = None,
         has_aux: bool = False,
     ) -> SharpnessAwareGradient:
         return SharpnessAwareGradient(
@@ -296,9 +482,12 @@ def sharpness_aware(
             ascent=ascent,
             rho=rho,
             radius=radius,
+            descent=descent,
+            microbatches=microbatches,
             mask=mask,
             has_aux=has_aux,
             probe_fn=probe_fn,
+            losses_fn=losses_fn,
             axis_name=axis_name,
             loss_name="value_fn",
         )
@@ -315,6 +504,7 @@ def sharpness_aware(
         *,
         value_fn: Callable[..., Any] | None = None,
         probe_fn: Callable[..., Any] | None = None,
+        losses_fn: Callable[..., Any] | None = None,
         mask: PyTree = None,
         has_aux: bool = False,
         emit: str = "gradient",
@@ -333,11 +523,13 @@ def sharpness_aware(
             raise ValueError(
                 "params is missing: call tx.update(grads, state, params, value_fn=loss, ...)."
             )
-        bound_probe = None if probe_fn is None else bind(probe_fn, "probe_fn", extra_args)
-        gradient = gradient_of(bind(value_fn, "value_fn", extra_args), bound_probe, has_aux)
+        functions, arguments = bind(
+            extra_args, value_fn=value_fn, probe_fn=probe_fn, losses_fn=losses_fn
+        )
+        gradient = gradient_of(**functions, has_aux=has_aux)
         if emit == "perturbation":
-            return gradient.perturbation(params, state, mask=mask), state
-        (value, updates), state = gradient(params, state, mask=mask)
+            return gradient.look(params, state, mask, (), arguments), state
+        (value, updates), state = gradient.step(params, state, mask, (), arguments)
         state = state._replace(aux=value[1] if has_aux else None)
         if keep_gradient:
             state = state._replace(gradient=updates)
@@ -386,15 +578,6 @@ def _pop(opt_state: PyTree, field: str, option: str) -> tuple[Any, PyTree]:
 
 def _is_state(x: Any) -> bool:
     return isinstance(x, SharpnessAwareState)
-
-
-def _move(params: PyTree, epsilon: PyTree) -> PyTree:
-    """θ+ε as a value of its own.
-
-    The barrier keeps ε's arithmetic out of the descent's program, which so is the very program
-    that jax.grad gives: with ρ = 0 the results are equal bit for bit.
-    """
-    return jax.lax.optimization_barrier(trees.displace(params, epsilon))
 
 
 def _fill(tree: PyTree, params: PyTree) -> PyTree:

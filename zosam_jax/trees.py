@@ -21,6 +21,12 @@ def norm(tree: PyTree) -> Array:
     return jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
 
 
+def ratio(numerator: Array, length: Array) -> Array:
+    """numerator / length, or 0 where the quotient means nothing."""
+    quotient = numerator / jnp.where(length > 0, length, 1.0)
+    return jnp.where((length > 0) & jnp.isfinite(quotient), quotient, 0.0)
+
+
 def size(tree: PyTree) -> int:
     """The number of coordinates in all leaves."""
     return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))

@@ -88,7 +88,7 @@ def test_the_perturbation_is_zero_on_pruned_weights(up, rule):
     seen = []
 
     def spy(direction, params, rho, mask=None):
-        seen.append(radius.get(rule)(direction, params, rho, mask))
+        seen.append(radius.get(rule).rule(direction, params, rho, mask))
         return seen[-1]
 
     tx = sparsity.fixed(zosam_jax.sharpness_aware(up, RHO, radius=spy), mlp_mask())

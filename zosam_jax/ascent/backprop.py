@@ -1,21 +1,38 @@
 """The exact gradient, by backpropagation: SAM's ascent."""
 
+from zosam_jax import trees
 from zosam_jax.ascent.base import Ascent, Climb, stateless
+from zosam_jax.errors import check_positive_fraction
 from zosam_jax.objective import Objective
+from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
 
-def backprop() -> Ascent:
-    """g = ∇L(θ), one forward and one backward pass.
+def backprop(fraction: float = 1.0) -> Ascent:
+    """g = ∇L(θ), one forward and one backward pass, on the whole batch or a part of it.
 
-    Auxiliary outputs of the loss come from this pass, at θ, not from the descent pass at θ+ε.
+    On a part the passes cost that part of SAM's, and the direction is noisier, as with the small
+    batches of m-sharpness. On the whole batch, auxiliary outputs of the loss come from this pass,
+    at θ, not from the descent pass at θ+ε.
 
-    Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412
+    Args:
+      fraction: how much of the batch the ascent sees, in (0, 1]. The batch is then the loss's
+        array arguments, examples along their first axes.
+
+    Raises:
+      ValueError, TypeError: at construction, for a fraction out of range.
+
+    Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412; on a
+      part of the batch, Bahri et al., https://arxiv.org/abs/2110.08529
     """
+    check_positive_fraction("fraction", fraction)
 
     def direction(objective: Objective, params: PyTree, *, key: Array, mask: PyTree) -> Climb:
-        del key, mask
-        (_, aux), gradient = objective.value_and_grad(params)
-        return Climb(gradient, aux, knows_aux=True)
+        del key
+        found = objective.on_fraction(fraction).value_and_grad(params)
+        slope = trees.norm(masks.restrict(found.gradient, mask))
+        if fraction < 1:
+            return Climb(found.gradient, slope=slope)
+        return Climb(found.gradient, clean=found, value=found.value, slope=slope)
 
     return stateless(direction)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from zosam_jax.objective import Pass
 from zosam_jax.trees import Array, PyTree
 
 
@@ -11,13 +12,19 @@ class Climb(NamedTuple):
 
     Attributes:
       direction: a pytree like the parameters that points uphill; its length means nothing.
-      aux: the auxiliary output of the loss at θ, if the ascent made a pass with gradients there.
-      knows_aux: whether `aux` was filled.
+      clean: the forward and backward pass at θ on the whole batch, if the ascent made it. The
+        step's auxiliary output is then that pass's, and descents that need ∇L(θ) find it there.
+      value: L(θ) on the whole batch, if the ascent measured it, to O(δ²) at least.
+      slope: the derivative of L at θ along the direction, ⟨∇L(θ), g⟩ / ‖g‖, if it was measured.
+      state: what the ascent remembers instead of the state it was given; None to leave that as it
+        is.
     """
 
     direction: PyTree
-    aux: Any = None
-    knows_aux: bool = False
+    clean: Pass | None = None
+    value: Array | None = None
+    slope: Array | None = None
+    state: PyTree = None
 
 
 class Ascent(NamedTuple):

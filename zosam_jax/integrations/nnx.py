@@ -101,10 +101,11 @@ class Optimizer(nnx.Optimizer[Any]):
         functional = functional_loss(loss, graphdef, rest, wrt=self.wrt, has_aux=has_aux)
         value, (after, aux), params, opt_state = step.apply_loss(
             self.tx,
-            lambda p: functional(p, *args),
+            lambda p, loss_args: functional(p, *loss_args),
             params,
             nnx.as_pure(self.opt_state),
             has_aux=True,
+            loss_args=args,
             **extra_args,
         )
         nnx.update(model, params, after)

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from zosam_jax import transform
-from zosam_jax.binding import bind, unbound
+from zosam_jax.binding import own_arguments
 from zosam_jax.trees import Array, PyTree
 
 
@@ -51,18 +51,22 @@ def apply_loss(
         is not sharpness-aware also gets `value`, `grad` and `value_fn`, for line searches and the
         like.
     """
-    value_fn = bind(loss, "loss", extra_args)
-    extra_args = unbound(loss, extra_args)
+    own = own_arguments(loss, "loss", extra_args)
     tx = optax.with_extra_args_support(tx)
     if transform.states(opt_state):
         updates, opt_state = tx.update(
-            None, opt_state, params, value_fn=value_fn, has_aux=has_aux, **extra_args
+            None, opt_state, params, value_fn=loss, has_aux=has_aux, **extra_args
         )
         value = transform.states(opt_state)[0].value
         aux, opt_state = transform.pop_aux(opt_state)
     else:
-        with_aux = value_fn if has_aux else lambda p: (value_fn(p), None)
+
+        def with_aux(params: PyTree) -> tuple[Array, Any]:
+            result = loss(params, **own)
+            return result if has_aux else (result, None)
+
         (value, aux), gradient = jax.value_and_grad(with_aux, has_aux=True)(params)
+        others = {k: v for k, v in extra_args.items() if k not in own}
         updates, opt_state = tx.update(
             gradient,
             opt_state,
@@ -70,6 +74,6 @@ def apply_loss(
             value=value,
             grad=gradient,
             value_fn=lambda p: with_aux(p)[0],
-            **extra_args,
+            **others,
         )
     return Step(value, aux, optax.apply_updates(params, updates), opt_state)
