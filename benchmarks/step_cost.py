@@ -1,11 +1,13 @@
-"""Time and temporary memory of one training step, relative to jax.grad on the same batch.
+"""How ZO-SAM's forward passes are best run: its ways of batching them, relative to jax.grad.
 
     python benchmarks/step_cost.py --output benchmarks/results/step_cost.json
 
-Every optimizer takes whole steps (perturbation, gradient, SGD with momentum, new parameters; the
-state donated). All steps of one model are compiled first and then take turns in one process, so
-that a busy machine slows all of them alike; a ratio is the median over rounds of the ratio to
-jax.grad in the same round, with the quartiles beside it. Temporary memory is XLA's own figure.
+`zosam bench` sets optimizers side by side; this sets the modes of one beside each other, on the
+three kinds of networks for which they differ. The steps are whole (perturbation, gradient, SGD with
+momentum, new parameters; the state donated). All steps of one model are compiled first and then
+take turns in one process, so that a busy machine slows all of them alike; a ratio is the median
+over rounds of the ratio to jax.grad in the same round, with the quartiles beside it. Temporary
+memory is XLA's own figure.
 """
 
 import argparse
@@ -22,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from optax import contrib
 
 import zosam_jax
 from zosam_jax import models
@@ -117,10 +118,6 @@ def steps(case: Case) -> dict[str, tuple[Callable[[Any], Any], Any]]:
     def gradient_only(state: Any) -> Any:
         return jax.grad(case.loss)(state)
 
-    def forward_only(state: Any) -> Any:
-        params, _ = state
-        return params, case.loss(params)
-
     def with_first(first: optax.GradientTransformation) -> Any:
         tx = optax.chain(first, sgd)
 
@@ -131,21 +128,9 @@ def steps(case: Case) -> dict[str, tuple[Callable[[Any], Any], Any]]:
 
         return step, (case.params, tx.init(case.params))
 
-    peer = contrib.sam(sgd, optax.chain(contrib.normalize(), optax.sgd(0.05)), opaque_mode=True)
-
-    def peer_step(state: Any) -> Any:
-        params, opt_state = state
-        gradient = jax.grad(case.loss)
-        updates, opt_state = peer.update(
-            gradient(params), opt_state, params, grad_fn=lambda p, _: gradient(p)
-        )
-        return optax.apply_updates(params, updates), opt_state
-
     return {
         "jax.grad": (gradient_only, case.params),
-        "forward pass": (forward_only, (case.params, jnp.zeros(()))),
         "sgd": (plain, (case.params, sgd.init(case.params))),
-        "random_weight_perturbation": with_first(zosam_jax.random_weight_perturbation(1.0)),
         **{f"zo_sam, {mode}": with_first(zosam_jax.zo_sam(1.0, batching=mode)) for mode in MODES},
         "zo_sam, rademacher": with_first(zosam_jax.zo_sam(1.0, distribution="rademacher")),
         **{
@@ -154,8 +139,6 @@ def steps(case: Case) -> dict[str, tuple[Callable[[Any], Any], Any]]:
             )
             for mode in MODES
         },
-        "sam": with_first(zosam_jax.sam(0.05)),
-        "optax.contrib.sam": (peer_step, (case.params, peer.init(case.params))),
     }
 
 

@@ -20,16 +20,27 @@ import pytest
 
 import zosam_jax
 
-RANDOM = [k for k, f in zosam_jax.REGISTRY.items() if "key" in inspect.signature(f).parameters]
+# The rows that are asked of everything in each run. The others answer the tests marked every_row,
+# those that a new method is most likely to fail, and everything with -m "slow or not slow".
+ALWAYS = ("sam", "zo_sam", "random_weight_perturbation")
 
 
-@pytest.fixture(params=list(zosam_jax.REGISTRY))
-def factory(request):
-    """Every ready-made transformation in turn: (rho, **options) → transformation."""
-    return zosam_jax.REGISTRY[request.param]
+def pytest_configure(config):
+    config.addinivalue_line("markers", "every_row: a fast test, asked of every transformation")
 
 
-@pytest.fixture(params=RANDOM)
-def random_factory(request):
-    """Every ready-made transformation that draws directions."""
-    return zosam_jax.REGISTRY[request.param]
+def pytest_generate_tests(metafunc):
+    """Fills in `factory`, (rho, **options) → transformation, with each ready-made one in turn.
+
+    `random_factory` are those that draw at random.
+    """
+    is_for_all = metafunc.definition.get_closest_marker("every_row") is not None
+    for fixture in {"factory", "random_factory"}.intersection(metafunc.fixturenames):
+        rows = [
+            pytest.param(
+                make, id=name, marks=() if is_for_all or name in ALWAYS else pytest.mark.slow
+            )
+            for name, make in zosam_jax.REGISTRY.items()
+            if fixture == "factory" or "key" in inspect.signature(make).parameters
+        ]
+        metafunc.parametrize(fixture, rows)

@@ -8,7 +8,7 @@ import pytest
 from problems import mlp_batch, mlp_loss, mlp_params
 
 import zosam_jax
-from zosam_jax import ascent, sparsity
+from zosam_jax import ascent, descent, sparsity
 from zosam_jax.sparsity import distributions
 
 
@@ -36,11 +36,50 @@ AT_CONSTRUCTION = [
     (lambda: zo_sam(delta="small"), TypeError, "delta='small' must be a number greater than 0"),
     (lambda: zo_sam(distribution="cauchy"), ValueError, "distribution='cauchy' .*'rademacher'"),
     (lambda: zo_sam(distribution=3), ValueError, "distribution=3 .*'normal'"),
-    (lambda: zo_sam(radius="filterwise"), ValueError, "radius='filterwise' .*'layerwise'"),
+    (lambda: zo_sam(radius="rowwise"), ValueError, "radius='rowwise' .*'layerwise'"),
     (lambda: zo_sam(batching="scan"), ValueError, "batching='scan' .*'unroll'"),
     (lambda: zo_sam(batching=None), ValueError, "batching=None .*'unroll'"),
     (lambda: zosam_jax.sam(-1), ValueError, "rho=-1 "),
     (lambda: zosam_jax.random_weight_perturbation(-1), ValueError, "rho=-1 "),
+    (lambda: zo_sam(fraction=0), ValueError, "fraction=0 .*greater than 0"),
+    (lambda: zo_sam(fraction=2), ValueError, "fraction=2 must be at most 1"),
+    (lambda: zo_sam(difference="left"), ValueError, "difference='left' .*'forward'"),
+    (lambda: zosam_jax.sam(0.1, fraction="half"), TypeError, "fraction='half' must be a number"),
+    (lambda: zosam_jax.asam(-1), ValueError, "rho=-1 "),
+    (lambda: zosam_jax.asam(eta=-1), ValueError, "eta=-1 .*at least 0"),
+    (lambda: zosam_jax.gsam(0.1, alpha=-1), ValueError, "alpha=-1 .*at least 0"),
+    (lambda: zosam_jax.look_sam(interval=0), ValueError, "interval=0 must be at least 1"),
+    (lambda: zosam_jax.look_sam(interval=1.5), TypeError, r"interval=1\.5 must be an integer"),
+    (lambda: zosam_jax.look_sam(alpha=-1), ValueError, "alpha=-1 .*at least 0"),
+    (lambda: zosam_jax.esam("large"), TypeError, "rho='large' must be a number at least 0"),
+    (lambda: zosam_jax.esam(-1), ValueError, "rho=-1 .*at least 0"),
+    (lambda: zosam_jax.esam(0.1, beta=0), ValueError, "beta=0 .*greater than 0"),
+    (lambda: zosam_jax.esam(0.1, beta=1.5), ValueError, r"beta=1\.5 must be at most 1"),
+    (lambda: zosam_jax.esam(0.1, gamma=1.5), ValueError, r"gamma=1\.5 must be at most 1"),
+    (lambda: descent.hardest_examples(0), ValueError, "fraction=0 .*greater than 0"),
+    (lambda: ascent.random_arrays(ascent.backprop(), 2), ValueError, "keep=2 must be at most 1"),
+    (lambda: zosam_jax.m_sharpness(0.1, microbatches=0), ValueError, "microbatches=0 must be"),
+    (lambda: zosam_jax.s2_sam(0.1, decay=1), ValueError, "decay=1 must be below 1"),
+    (lambda: zosam_jax.guided_zo_sam(0.1, history=0), ValueError, "history=0 must be at least 1"),
+    (lambda: zosam_jax.antithetic_sam(-1), ValueError, "rho=-1 "),
+    (lambda: zosam_jax.mezo(0), ValueError, "num_directions=0 must be at least 1"),
+    (lambda: zosam_jax.mezo(delta=0), ValueError, "delta=0 .*greater than 0"),
+    (lambda: zosam_jax.forward_gradient(0), ValueError, "num_directions=0 must be at least 1"),
+    (
+        lambda: zosam_jax.gsam_rho(0.1, 0.4, 0.2, 0.1, 0.0),
+        TypeError,
+        r"learning_rate=0\.1 must be an optax schedule",
+    ),
+    (
+        lambda: zosam_jax.gsam_rho(optax.constant_schedule(0.1), 0.4, 0.2, 0.1, 0.1),
+        ValueError,
+        r"lr_max=0\.1 .*greater than 0\.1",
+    ),
+    (
+        lambda: zosam_jax.gsam_rho(optax.constant_schedule(0.1), -0.4, 0.2, 0.1, 0.0),
+        ValueError,
+        r"rho_max=-0\.4 .*at least 0",
+    ),
     (
         lambda: zosam_jax.random_weight_perturbation(1, distribution="x"),
         ValueError,
@@ -65,6 +104,11 @@ AT_CONSTRUCTION = [
         lambda: zosam_jax.sharpness_aware(ascent.backprop, 0.1),
         TypeError,
         "ascent=<function backprop.*must be an Ascent",
+    ),
+    (
+        lambda: zosam_jax.sharpness_aware(ascent.backprop(), 0.1, descent="gsam"),
+        TypeError,
+        "descent='gsam' must be a Descent, for example",
     ),
 ]
 
@@ -164,6 +208,45 @@ def test_at_update(extra_args, error, sentence):
     tx, params = zo_sam(), mlp_params()
     with pytest.raises(error, match=sentence):
         tx.update(None, tx.init(params), params, **extra_args)
+
+
+RGE, BACKPROP = ascent.random_gradient_estimate(), ascent.backprop()
+
+# An ascent, a radius and a descent that do not go together.
+WHILE_TRACING = [
+    (RGE, 0.1, descent.surrogate_gap(0.1), TypeError, r"surrogate_gap needs .*ascent\.backprop"),
+    (RGE, 0.1, descent.look(), TypeError, r"look needs the gradient at θ.*ascent\.backprop"),
+    (
+        ascent.backprop(0.5),
+        0.1,
+        descent.look(),
+        TypeError,
+        "look needs the gradient at θ.*on the whole batch",
+    ),
+    (ascent.random_direction(), 0.1, descent.estimate(), TypeError, "estimate takes .*measures"),
+    (RGE, 0.0, descent.estimate(), ValueError, "rho=0 leaves out .*constant_schedule"),
+]
+
+
+@pytest.mark.parametrize(("climb", "rho", "land", "error", "sentence"), WHILE_TRACING)
+def test_while_tracing(climb, rho, land, error, sentence):
+    tx, params = zosam_jax.sharpness_aware(climb, rho, descent=land), mlp_params()
+    with pytest.raises(error, match=sentence):
+        jax.eval_shape(
+            lambda s: tx.update(None, s, params, value_fn=mlp_loss, **mlp_batch()), tx.init(params)
+        )
+
+
+def test_a_traced_fraction_is_refused():
+    tx = optax.inject_hyperparams(zosam_jax.esam)(rho=0.1)
+    with pytest.raises(TypeError, match=r"fraction of hardest examples is traced.*static_args"):
+        jax.eval_shape(tx.init, mlp_params())
+
+
+def test_a_batch_that_cannot_be_told_is_refused():
+    tx, params = zosam_jax.esam(0.1), mlp_params()
+    with pytest.raises(ValueError, match="the arguments of value_fn hold no array: to evaluate"):
+        tx.update(None, tx.init(params), params, value_fn=lambda p: p["out"]["bias"].sum())
 
 
 def test_params_are_required():

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
+from numpy_mlp import NumpyMLP, length, move, step_key, to_numpy
 from problems import (
     RHO,
     assert_close,
@@ -52,54 +53,6 @@ def test_sam_equals_the_opaque_sam_of_optax():
 
 
 M, DELTA = 3, 1e-2
-
-
-class NumpyMLP:
-    """tanh network with softmax cross-entropy, in float64, on flat dictionaries."""
-
-    def __init__(self, x, y):
-        self.x, self.y = np.asarray(x, np.float64), np.asarray(y)
-
-    def forward(self, p):
-        hidden = np.tanh(self.x @ p["W1"] + p["b1"])
-        logits = hidden @ p["W2"] + p["b2"]
-        logits = logits - logits.max(axis=1, keepdims=True)
-        logp = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        return hidden, logp
-
-    def loss(self, p):
-        _, logp = self.forward(p)
-        return -logp[np.arange(len(self.y)), self.y].mean()
-
-    def gradient(self, p):
-        hidden, logp = self.forward(p)
-        error = (np.exp(logp) - np.eye(2)[self.y]) / len(self.y)
-        back = (error @ p["W2"].T) * (1 - hidden**2)
-        return {
-            "W1": self.x.T @ back,
-            "b1": back.sum(axis=0),
-            "W2": hidden.T @ error,
-            "b2": error.sum(axis=0),
-        }
-
-
-def to_numpy(tree):
-    layers = {"W1": ("hidden", "kernel"), "b1": ("hidden", "bias")}
-    layers |= {"W2": ("out", "kernel"), "b2": ("out", "bias")}
-    return {k: np.asarray(tree[layer][part], np.float64) for k, (layer, part) in layers.items()}
-
-
-def move(p, direction, step):
-    return {k: p[k] + step * direction[k] for k in p}
-
-
-def length(p):
-    return np.sqrt(sum((v**2).sum() for v in p.values()))
-
-
-def step_key(seed, count):
-    """The documented derivation: the run's key, folded with the step."""
-    return jax.random.fold_in(jax.random.key(seed), count)
 
 
 def zo_sam_direction(problem, p, draw, key):
@@ -263,51 +216,98 @@ def test_rho_follows_its_schedule(factory):
 
 
 class PassCounter:
-    """Counts how often a loss runs, by callbacks in the compiled program."""
+    """Counts how often a loss runs, in whole batches, by callbacks in the compiled program."""
 
-    def __init__(self):
+    def __init__(self, batch_size=8):
         self.passes = collections.Counter()
+        self._batch_size = batch_size
 
-        @jax.custom_vjp
-        def count(value):
-            return self._tick("forward alone", value)
-
-        count.defvjp(
-            lambda value: (self._tick("forward with gradient", value), None),
-            lambda _, cotangent: (self._tick("backward", cotangent),),
-        )
-        self._count = count
-
-    def _tick(self, what, value):
-        jax.debug.callback(lambda _: self.passes.update([what]), value)  # seen by vmap
+    def _tick(self, what, value, rows):
+        part = {what: rows / self._batch_size}
+        jax.debug.callback(lambda _: self.passes.update(part), value)  # seen by vmap
         return value
 
     def loss(self, params, x, y):
-        return self._count(mlp_loss(params, x, y))
+        @jax.custom_vjp
+        def count(value):
+            return self._tick("forward alone", value, len(y))
+
+        count.defvjp(
+            lambda value: (self._tick("forward with gradient", value, len(y)), None),
+            lambda _, cotangent: (self._tick("backward", cotangent, len(y)),),
+        )
+        return count(mlp_loss(params, x, y))
 
 
 @pytest.mark.parametrize(
     ("make", "forward", "backward"),
     [
         (zosam_jax.sam, 0, 2),
+        (lambda rho: zosam_jax.sam(rho, fraction=0.25), 0, 1.25),
         (zosam_jax.random_weight_perturbation, 0, 1),
         (zosam_jax.zo_sam, 2, 1),
         (lambda rho: zosam_jax.zo_sam(rho, num_directions=4), 8, 1),
         (lambda rho: zosam_jax.zo_sam(rho, num_directions=16), 32, 1),
         (lambda rho: zosam_jax.zo_sam(rho, num_directions=3, batching="vmap"), 6, 1),
         (
+            lambda rho: zosam_jax.zo_sam(rho, num_directions=3, difference="forward", fraction=0.5),
+            2,
+            1,
+        ),
+        (
             lambda rho: zosam_jax.sharpness_aware(ascent.coordinate_gradient_estimate(), rho),
             64,
             1,
         ),
         (lambda rho: zosam_jax.zo_sam(0.0), 0, 1),
+        (zosam_jax.asam, 0, 2),
+        (zosam_jax.gsam, 0, 2),
+        (zosam_jax.look_sam, 0, 1 + 1 / 5),
+        (zosam_jax.esam, 1, 1.5),
+        (zosam_jax.s2_sam, 0, 1),
+        (zosam_jax.m_sharpness, 0, 2),
+        (zosam_jax.guided_zo_sam, 4, 1),
+        (lambda rho: zosam_jax.mezo(3), 6, 0),
+        (lambda rho: zosam_jax.mezo(fraction=0.5), 2, 0),
     ],
-    ids=["sam", "random", "zo m=1", "zo m=4", "zo m=16", "zo vmap", "cge", "rho=0"],
+    ids=[
+        "sam",
+        "sam quarter",
+        "random",
+        "zo m=1",
+        "zo m=4",
+        "zo m=16",
+        "zo vmap",
+        "zo forward half",
+        "cge",
+        "rho=0",
+        "asam",
+        "gsam",
+        "look k=5",
+        "esam",
+        "s2",
+        "m-sharpness",
+        "guided",
+        "mezo m=3",
+        "mezo half",
+    ],
 )
 def test_a_step_makes_the_passes_it_claims(make, forward, backward):
+    passes = passes_of_five_steps(make(RHO))
+    assert passes["forward alone"] == pytest.approx(5 * forward)
+    assert passes["forward with gradient"] == passes["backward"] == pytest.approx(5 * backward)
+
+
+def test_the_side_that_is_not_taken_has_no_backward_pass():
+    passes = passes_of_five_steps(zosam_jax.antithetic_sam(RHO))
+    assert passes == {"forward with gradient": 10, "backward": 5}
+
+
+def passes_of_five_steps(tx):
     counter = PassCounter()
-    tx, params = optax.chain(make(RHO), optax.sgd(0.1)), mlp_params()
-    stepper(tx, counter.loss)(params, tx.init(params), mlp_batch())
+    tx = optax.chain(tx, optax.sgd(0.1))
+    params, state, step = mlp_params(), tx.init(mlp_params()), stepper(tx, counter.loss)
+    for _ in range(5):
+        params, state = step(params, state, mlp_batch())
     jax.effects_barrier()
-    assert counter.passes["forward alone"] == forward
-    assert counter.passes["forward with gradient"] == counter.passes["backward"] == backward
+    return counter.passes

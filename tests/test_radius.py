@@ -38,12 +38,21 @@ def in_numpy(name, direction, params, mask=None):
     if name == "global":
         return {k: RHO * g[k] / np.linalg.norm(flatten(g)) for k in g}
     if name == "layerwise":
+        return {k: RHO * norm(theta[k] * kept[k]) * g[k] / norm(g[k]) for k in g}
+    relative = {k: np.abs(theta[k]) * g[k] for k in g}
+    if name == "adaptive_layerwise":
+        return {k: RHO * norm(theta[k] * kept[k]) * relative[k] / norm(relative[k]) for k in g}
+    if name == "filterwise":
+        columns = {k: 0 if g[k].ndim == 2 else None for k in g}
         return {
-            k: RHO * np.linalg.norm(theta[k] * kept[k]) * g[k] / max(np.linalg.norm(g[k]), 1e-30)
-            for k in g
+            k: RHO * norm(theta[k] * kept[k], columns[k]) * g[k] / norm(g[k], columns[k]) for k in g
         }
-    scaled = np.linalg.norm(flatten({k: np.abs(theta[k]) * g[k] for k in g}))
-    return {k: RHO * theta[k] ** 2 * g[k] / scaled for k in g}
+    return {k: RHO * theta[k] ** 2 * g[k] / norm(flatten(relative)) for k in g}
+
+
+def norm(array, axis=None):
+    """The Euclidean norm, or a tiny number for what is all zeros."""
+    return np.maximum(np.sqrt((array**2).sum(axis=axis)), 1e-30)
 
 
 @every_rule
@@ -123,7 +132,9 @@ def test_narrow_directions_neither_overflow_nor_vanish(name, magnitude):
     expected = {
         "global": RHO / np.sqrt(1000),
         "layerwise": RHO * 0.5,
+        "filterwise": RHO * 0.5,
         "adaptive": RHO * 0.5 / np.sqrt(1000),
+        "adaptive_layerwise": RHO * 0.5,
     }
     np.testing.assert_allclose(epsilon["w"], expected[name], rtol=1e-5)
 
@@ -147,3 +158,23 @@ def test_a_function_is_a_rule_too():
         return jax.tree.map(lambda g: rho * jnp.sign(g), direction)
 
     np.testing.assert_allclose(np.abs(flatten(perturb(by_sign, uphill()))), RHO)
+
+
+def test_asam_adds_eta_where_weights_are_and_leaves_biases_as_they_are():
+    theta = {"kernel": jnp.asarray([[2.0, -1.0]]), "bias": jnp.asarray([3.0])}
+    g = {"kernel": jnp.asarray([[1.0, 4.0]]), "bias": jnp.asarray([2.0])}
+    epsilon = radius.asam(eta=0.5)(g, theta, jnp.asarray(RHO))
+    scales = {"kernel": np.asarray([[2.5, 1.5]]), "bias": np.ones(1)}
+    total = np.sqrt(sum(((scales[k] * np.asarray(g[k])) ** 2).sum() for k in g))
+    expected = {k: jnp.asarray(RHO * scales[k] ** 2 * np.asarray(g[k]) / total) for k in g}
+    assert_close(epsilon, expected)
+
+
+def test_asam_without_eta_or_biases_is_the_adaptive_rule():
+    epsilon = radius.asam(eta=0.0)(uphill(), uneven_params(), jnp.asarray(RHO))
+    assert_close(epsilon, perturb("adaptive", uphill()))
+
+
+def test_a_negative_eta_is_refused():
+    with pytest.raises(ValueError, match=r"eta=-1.0 must be a finite number at least 0"):
+        radius.asam(eta=-1.0)

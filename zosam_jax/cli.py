@@ -1,11 +1,11 @@
-"""The command line: zosam train | compare | recipes."""
+"""The command line: zosam train | compare | bench | recipes."""
 
 import contextlib
 import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 # The options, tyro and rich come with the extra `train`.
 try:
@@ -14,8 +14,10 @@ try:
 
     from zosam_jax import recipes
     from zosam_jax.training import devices, run_folder, sparse
+    from zosam_jax.training.bench import bench
     from zosam_jax.training.compare import compare
-    from zosam_jax.training.config import CompareConfig, ProblemConfig, TrainConfig
+    from zosam_jax.training.config import BenchConfig, CompareConfig, ProblemConfig, TrainConfig
+    from zosam_jax.training.contenders import BenchProblem
     from zosam_jax.training.feed import BrokenDataError
     from zosam_jax.training.interruption import InterruptedRunError
     from zosam_jax.training.problem import Problem
@@ -36,6 +38,9 @@ class RecipesConfig:
     """Only names that contain this."""
 
 
+Config: TypeAlias = TrainConfig | CompareConfig | BenchConfig | RecipesConfig
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the options and runs the command; a wrong option ends it with one sentence."""
     console = Console(soft_wrap=True)
@@ -45,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             recipes.show(console, config.containing)
         elif isinstance(config, TrainConfig):
             _train(config, console)
+        elif isinstance(config, BenchConfig):
+            _bench(config, console)
         else:
             _compare(config, console)
     except _RefusedError as refused:
@@ -72,15 +79,16 @@ def _same_on_all(make: Callable[[], RunFolder]) -> RunFolder:
     return folder
 
 
-def _parse(arguments: list[str]) -> TrainConfig | CompareConfig | RecipesConfig:
+def _parse(arguments: list[str]) -> Config:
     try:
         recipe = recipes.named_in(arguments)
         start = TrainConfig() if recipe is None else recipe.config
     except ValueError as error:
         raise _RefusedError(str(error)) from error
-    parsed: TrainConfig | CompareConfig | RecipesConfig = tyro.cli(
+    parsed: Config = tyro.cli(
         Annotated[TrainConfig, tyro.conf.subcommand("train", default=start)]
         | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+        | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
         | Annotated[RecipesConfig, tyro.conf.subcommand("recipes")],
         prog="zosam",
         description="Sharpness-aware and sparse training in JAX.",
@@ -118,6 +126,20 @@ def _train(config: TrainConfig, console: Console) -> None:
         console.print(f"{interruption}; the same command goes on from there ({folder.path})")
         # As shells report a process that its signal has ended.
         sys.exit(128 + interruption.signal)
+
+
+def _bench(config: BenchConfig, console: Console) -> None:
+    try:
+        if config.output is not None and config.output.is_dir():
+            raise ValueError(f"output={str(config.output)!r} is a folder: name a file.")
+        devices.keep_compiled(None)
+        devices.compute_exactly(config.precision)
+        problem = BenchProblem(config)
+        sparse.check(problem)
+    except _REFUSED as error:
+        raise _RefusedError(str(error)) from error
+    with contextlib.closing(problem.feed):
+        bench(config, problem, console)
 
 
 def _checked_problem(config: ProblemConfig) -> Problem:

@@ -37,7 +37,8 @@ class Objective:
         arrays among them with an axis count as the batch, examples along the first axis.
       name: what the caller calls `loss`, for error messages.
       probe: a stand-in for the loss at probes, (θ, *args, **kwargs) → scalar; by default the loss.
-      losses: (θ, *args, **kwargs) → the losses of the examples, of shape [batch].
+      losses: (θ, *args, **kwargs) → the losses of the examples, of shape [batch]; by default the
+        loss of each example as a batch of its own.
       has_aux: whether `loss` returns auxiliary output.
       axis_name: the device axis to average over, inside shard_map or pmap.
     """
@@ -93,11 +94,14 @@ class Objective:
         return _scalar(self._probe(params, *self._args, **self._kwargs), "probe_fn")
 
     def losses(self, params: PyTree) -> Array:
-        """The losses of the examples, of shape [batch]: one forward pass."""
+        """The losses of the examples, of shape [batch]: one forward pass.
+
+        Without a `losses` of the caller's each example is a batch of its own, which suits losses
+        that are means over independent examples (no BatchNorm).
+        """
         if self._losses is None:
-            raise ValueError(
-                "losses_fn is missing: this optimizer looks at each example's loss. Pass "
-                "losses_fn, a function like the loss that returns an array of shape [batch]."
+            return jax.vmap(lambda i: self.on(lambda x: x[i][None]).value_and_aux(params)[0])(
+                jnp.arange(self.batch_size)
             )
         found = jnp.asarray(self._losses(params, *self._args, **self._kwargs))
         if found.shape != (self.batch_size,):
@@ -106,6 +110,50 @@ class Objective:
                 f"each of the {self.batch_size} examples."
             )
         return found.astype(trees.wide_dtype(found))
+
+    def losses_and_grad(self, params: PyTree) -> tuple[Array, Pass]:
+        """The losses of the examples, of shape [batch], and the pass of their mean: one forward
+        and one backward pass, and a forward pass of the loss itself for its auxiliary output.
+        """
+        if self._axis_name is not None:
+            params = _as_varying(params, self._axis_name)
+
+        def mean(p: PyTree) -> tuple[Array, Array]:
+            losses = self.losses(p)
+            return jnp.mean(losses), losses
+
+        (value, losses), gradient = jax.value_and_grad(mean, has_aux=True)(params)
+        value, gradient = self.across_devices((value, gradient))
+        aux = self.value_and_aux(params)[1] if self.has_aux else None
+        return losses, Pass(value, aux, gradient)
+
+    def value_and_grad_of_worse(self, one: PyTree, other: PyTree) -> Pass:
+        """The pass at the point of two that has the larger loss, `one` in a tie: a forward pass at
+        both and one backward pass.
+
+        The backward pass runs on what the forward pass at that point left behind, chosen array by
+        array, so that both points' activations are held until the choice.
+        """
+        if self._axis_name is not None:
+            one, other = (_as_varying(point, self._axis_name) for point in (one, other))
+        value, backward, aux = jax.vjp(self.value_and_aux, one, has_aux=True)
+        other_value, other_backward, other_aux = jax.vjp(self.value_and_aux, other, has_aux=True)
+        # Averaged before they are compared, so that every device chooses the same point.
+        mean, other_mean = self.across_devices((value, other_value))
+        choice = other_mean > mean
+        chosen = [
+            kept if kept is left else jnp.where(choice, left, kept)
+            for kept, left in zip(
+                jax.tree.leaves((mean, aux, backward)),
+                jax.tree.leaves((other_mean, other_aux, other_backward)),
+                strict=True,
+            )
+        ]
+        # Two calls of vjp leave trees of different metadata, and the same leaves.
+        structure = jax.tree.structure((mean, aux, backward))
+        mean, aux, backward = jax.tree.unflatten(structure, chosen)
+        (gradient,) = backward(jnp.ones_like(value))
+        return Pass(mean, aux, self.across_devices(gradient))
 
     def across_devices(self, tree: PyTree) -> PyTree:
         """Averages over the device axis, where there is one."""

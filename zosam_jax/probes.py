@@ -13,6 +13,7 @@ Three ways to run the same evaluations, equal in their numbers up to rounding:
 `benchmarks/step_cost.py` for the measurements behind the rule.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -64,6 +65,33 @@ def _has_primitive(jaxpr: Any, name: str) -> bool:
             if hasattr(inner, "eqns") and _has_primitive(inner, name):
                 return True
     return False
+
+
+def in_precision(loss: Callable[..., Any], dtype: jax.typing.DTypeLike) -> Callable[..., Array]:
+    """A `probe_fn` that computes a loss in another precision, and returns it in float32.
+
+        probe_fn = probes.in_precision(loss, jnp.bfloat16)
+
+    Floating-point parameters and arguments are cast to it; auxiliary output is dropped. Below
+    float32 differences need a δ of 3e-3 to 1e-2, else they drown in rounding.
+
+    Args:
+      loss: (params, *args, **kwargs) → scalar, or → (scalar, aux).
+      dtype: a floating-point dtype.
+    """
+
+    def cast(x: Any) -> Any:
+        floating = jnp.issubdtype(jnp.result_type(x), jnp.floating)
+        return jnp.asarray(x, dtype) if floating else x
+
+    @functools.wraps(loss)
+    def in_dtype(*args: Any, **kwargs: Any) -> Array:
+        args, kwargs = jax.tree.map(cast, (args, kwargs))
+        result = loss(*args, **kwargs)
+        value = result[0] if isinstance(result, tuple) else result
+        return jnp.asarray(value, jnp.float32)
+
+    return in_dtype
 
 
 def along(

@@ -76,7 +76,7 @@ class SharpnessAwareGradient:
         *,
         ascent: Ascent,
         rho: Rho,
-        radius: str | radii.Rule | radii.Radius,
+        radius: radii.RadiusLike,
         descent: Descent | None,
         microbatches: int,
         mask: Mask,
@@ -273,7 +273,7 @@ class SharpnessAwareGradient:
             mask=problem.mask,
         )
         radius_state = self._radius.observe(
-            state.radius, problem.objective, problem.params, epsilon, climb, landing
+            state.radius, problem.objective, problem.params, epsilon
         )
         diagnostics = _diagnostics(rho, epsilon, climb, landing)
         if climb.clean is not None:
@@ -358,7 +358,7 @@ def value_and_grad(
     *,
     ascent: Ascent,
     rho: Rho,
-    radius: str | radii.Rule | radii.Radius = "global",
+    radius: radii.RadiusLike = "global",
     descent: Descent | None = None,
     microbatches: int = 1,
     mask: Mask = None,
@@ -395,8 +395,9 @@ def value_and_grad(
         gradients (SAM), else the descent pass.
       probe_fn: a cheaper stand-in for the loss at the ascent's probes (a slice of the batch, say),
         with the loss's arguments; returns a scalar.
-      losses_fn: with the loss's arguments, the loss of each example, of shape [batch]; for
-        descents that ask for it.
+      losses_fn: with the loss's arguments, the loss of each example, of shape [batch], for
+        descents that ask for it. By default `loss` of each example alone, which suits means over
+        independent examples (no BatchNorm).
       axis_name: inside shard_map or pmap, the axis over which the batch is split. `loss` then
         returns the mean over the device's own part; probes, value and gradient are averaged over
         the axis, and every device takes the same ε. Not needed under jit with sharded arrays.
@@ -428,7 +429,7 @@ def sharpness_aware(
     ascent: Ascent,
     rho: Rho,
     *,
-    radius: str | radii.Rule | radii.Radius = "global",
+    radius: radii.RadiusLike = "global",
     descent: Descent | None = None,
     microbatches: int = 1,
     mask: Mask = None,

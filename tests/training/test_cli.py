@@ -4,12 +4,16 @@ import json
 import math
 import subprocess
 import sys
+import typing
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import mlp_batch, mlp_loss, mlp_params
 
 from zosam_jax import cli
-from zosam_jax.training import optimizers
+from zosam_jax.optimizers import ESTIMATORS, REGISTRY
+from zosam_jax.training import config, optimizers
 from zosam_jax.training.config import CompareConfig, TrainConfig
 
 ONE = ["--mesh", "data=1"]  # the tests force four devices upon the CPU
@@ -181,10 +185,27 @@ def test_a_comparison_that_makes_no_sense_is_refused(options, sentence, tmp_path
 
 
 def test_every_registered_transformation_is_on_the_command_line():
-    from zosam_jax.optimizers import REGISTRY  # noqa: PLC0415
+    names = set(typing.get_args(config.OptimizerName))
+    assert names == {"sgd", "adamw", *REGISTRY, *ESTIMATORS}
+    for name in REGISTRY:
+        for radius in typing.get_args(config.RadiusName):
+            grid = optimizers.rho_grid(name, radius)
+            assert len(grid) == 5
+            assert list(grid) == sorted(grid)
 
-    assert set(REGISTRY) == set(optimizers.RHO_GRIDS)
-    assert {len(g) for grids in optimizers.RHO_GRIDS.values() for g in grids.values()} == {5}
+
+@pytest.mark.parametrize("steps", [0, 10])
+def test_the_radius_warms_up(steps):
+    options = config.TrainConfig(rho_warmup=0.5 if steps else 0.0, radius="global")
+    tx = optimizers.perturbation(options, "random_weight_perturbation", 0.4, 0, 2 * steps)
+    state = tx.init(mlp_params())
+    lengths = []
+    for count in (0, 5, 10, 20):
+        state = state._replace(count=jnp.asarray(count))
+        _, after = tx.update(None, state, mlp_params(), value_fn=mlp_loss, **mlp_batch())
+        lengths.append(float(after.diagnostics.epsilon_norm))
+    expected = [0.0, 0.2, 0.4, 0.4] if steps else [0.4] * 4
+    np.testing.assert_allclose(lengths, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])

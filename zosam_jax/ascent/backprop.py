@@ -8,7 +8,7 @@ from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
 
-def backprop(fraction: float = 1.0) -> Ascent:
+def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
     """g = ∇L(θ), one forward and one backward pass, on the whole batch or a part of it.
 
     On a part the passes cost that part of SAM's, and the direction is noisier, as with the small
@@ -18,6 +18,9 @@ def backprop(fraction: float = 1.0) -> Ascent:
     Args:
       fraction: how much of the batch the ascent sees, in (0, 1]. The batch is then the loss's
         array arguments, examples along their first axes.
+      losses: whether to keep the losses of the examples for a descent that asks for them; the
+        pass is then that of their mean (`Objective.losses_and_grad`). On a part of the batch
+        they are not kept.
 
     Raises:
       ValueError, TypeError: at construction, for a fraction out of range.
@@ -29,10 +32,14 @@ def backprop(fraction: float = 1.0) -> Ascent:
 
     def direction(objective: Objective, params: PyTree, *, key: Array, mask: PyTree) -> Climb:
         del key
-        found = objective.on_fraction(fraction).value_and_grad(params)
+        part, each = objective.on_fraction(fraction), None
+        if losses:
+            each, found = part.losses_and_grad(params)
+        else:
+            found = part.value_and_grad(params)
         slope = trees.norm(masks.restrict(found.gradient, mask))
         if fraction < 1:
             return Climb(found.gradient, slope=slope)
-        return Climb(found.gradient, clean=found, value=found.value, slope=slope)
+        return Climb(found.gradient, clean=found, value=found.value, slope=slope, losses=each)
 
     return stateless(direction)

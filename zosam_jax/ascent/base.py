@@ -15,6 +15,7 @@ class Climb(NamedTuple):
       clean: the forward and backward pass at θ on the whole batch, if the ascent made it. The
         step's auxiliary output is then that pass's, and descents that need ∇L(θ) find it there.
       value: L(θ) on the whole batch, if the ascent measured it, to O(δ²) at least.
+      losses: the losses of the examples at θ, of shape [batch], if the ascent measured them.
       slope: the derivative of L at θ along the direction, ⟨∇L(θ), g⟩ / ‖g‖, if it was measured.
       state: what the ascent remembers instead of the state it was given; None to leave that as it
         is.
@@ -24,6 +25,7 @@ class Climb(NamedTuple):
     clean: Pass | None = None
     value: Array | None = None
     slope: Array | None = None
+    losses: Array | None = None
     state: PyTree = None
 
 

@@ -4,8 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from zosam_jax import trees
+from zosam_jax.ascent.base import Climb
+from zosam_jax.objective import Pass
+from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
 
@@ -49,3 +53,40 @@ def perturbed(params: PyTree, epsilon: PyTree | None) -> PyTree:
     if epsilon is None:
         return params
     return jax.lax.optimization_barrier(trees.displace(params, epsilon))
+
+
+def clean_pass(climb: Climb, descent: str) -> Pass:
+    """The pass at θ that the ascent made.
+
+    Raises:
+      TypeError: while tracing, for an ascent that makes none; `descent` is who needs it.
+    """
+    if climb.clean is None:
+        raise TypeError(
+            f"the descent {descent} needs the gradient at θ, and this ascent does not take it on "
+            "the whole batch; use zosam_jax.ascent.backprop()."
+        )
+    return climb.clean
+
+
+def inner(a: PyTree, b: PyTree) -> Array:
+    """⟨a, b⟩ over all leaves, summed in float32 or wider."""
+    products = jax.tree.map(
+        lambda x, y: jnp.sum(x.astype(trees.wide_dtype(x)) * y.astype(trees.wide_dtype(y))), a, b
+    )
+    return sum(jax.tree.leaves(products), start=jnp.zeros((), jnp.float32))
+
+
+def change_across(start: PyTree, end: PyTree, along: PyTree, mask: PyTree) -> PyTree:
+    """The part of end − start that is orthogonal to `along`, in float32 or wider.
+
+    With a mask, the angle is that between the kept weights, and the others follow. Where the kept
+    part of `along` is zero nothing is along it.
+    """
+    change = jax.tree.map(
+        lambda s, e: e.astype(trees.wide_dtype(e)) - s.astype(trees.wide_dtype(s)), start, end
+    )
+    kept = masks.restrict(along, mask)
+    length = trees.norm(kept)
+    share = trees.ratio(trees.ratio(inner(change, kept), length), length)
+    return trees.displace(change, along, -share)

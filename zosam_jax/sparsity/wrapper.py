@@ -132,7 +132,7 @@ def update_inner(
         **extra_args,
         **{
             name: _on_kept_weights(extra_args[name], masks, dense_gradient=from_inside)
-            for name in ("value_fn", "probe_fn")
+            for name in ("value_fn", "probe_fn", "losses_fn")
             if extra_args.get(name) is not None
         },
         "mask": masks,

@@ -37,6 +37,8 @@ class Row(NamedTuple):
         run.
       cosine: mean cos(ε, ∇L(θ)) on a minibatch at the start of each epoch; None without ε.
       ascent_gain: mean L(θ+ε) − L(θ) on the same minibatches; None without ε.
+      rho_used, epsilon_norm, slope: means over all steps of what they tell at no further pass
+        (`zosam_jax.transform.Diagnostics`); None where the optimizer does not know them.
     """
 
     optimizer: str
@@ -48,6 +50,9 @@ class Row(NamedTuple):
     time_ratio: float
     cosine: float | None
     ascent_gain: float | None
+    rho_used: float | None
+    epsilon_norm: float | None
+    slope: float | None
 
 
 def compare(
@@ -73,6 +78,7 @@ def _rows(problem: Problem, rhos: dict[str, float], num_seeds: int, bar: Progres
     task = bar.add_task("comparing", total=len(rhos) * len(seeds))
     accuracies: dict[str, list[float]] = {name: [] for name in rhos}
     diagnoses: dict[str, list[Diagnosis]] = {name: [] for name in rhos}
+    records: dict[str, list[EpochRecord]] = {name: [] for name in rhos}
     last: dict[str, Run] = {}
     for seed in seeds:
         for name, rho in rhos.items():
@@ -80,6 +86,7 @@ def _rows(problem: Problem, rhos: dict[str, float], num_seeds: int, bar: Progres
             watcher = _Diagnoses(run)
             accuracies[name].append(_final_accuracy(run, watcher))
             diagnoses[name] += watcher.diagnoses
+            records[name] += run.records
             last[name] = run
             bar.advance(task)
     time_ratios = _time_ratios(last)
@@ -94,6 +101,10 @@ def _rows(problem: Problem, rhos: dict[str, float], num_seeds: int, bar: Progres
             time_ratio=time_ratios[name],
             cosine=_mean([d.cosine for d in diagnoses[name]]),
             ascent_gain=_mean([d.ascent_gain for d in diagnoses[name]]),
+            **{
+                field: _mean([getattr(r, field) for r in records[name]])
+                for field in ("rho_used", "epsilon_norm", "slope")
+            },
         )
         for name, rho in rhos.items()
     ]
@@ -185,4 +196,5 @@ def _table(rows: Sequence[Row], config: CompareConfig) -> Table:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else None

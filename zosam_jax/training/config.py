@@ -3,12 +3,30 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
-from zosam_jax.errors import check_count, check_number
+from zosam_jax.errors import check_count, check_number, check_positive_fraction
 
-OptimizerName = Literal["sgd", "adamw", "sam", "random_weight_perturbation", "zo_sam"]
+OptimizerName = Literal[
+    "sgd",
+    "adamw",
+    "sam",
+    "fast_sam",
+    "random_weight_perturbation",
+    "zo_sam",
+    "guided_zo_sam",
+    "antithetic_sam",
+    "s2_sam",
+    "asam",
+    "gsam",
+    "look_sam",
+    "esam",
+    "m_sharpness",
+    "mezo",
+    "forward_gradient",
+]
 BaseOptimizerName = Literal["sgd", "adamw"]
+BenchName: TypeAlias = Literal[OptimizerName, "forward_pass", "gradient", "optax.contrib.sam"]
 ModelName = Literal[
     "lenet-300-100",
     "resnet8",
@@ -19,7 +37,9 @@ ModelName = Literal[
     "deit-tiny",
     "deit-small",
 ]
-RadiusName = Literal["global", "layerwise", "adaptive"]
+RadiusName = Literal[
+    "global", "layerwise", "filterwise", "adaptive", "adaptive_layerwise", "calibrated"
+]
 SparseName = Literal[
     "none",
     "random",
@@ -292,25 +312,52 @@ class DescentConfig:
 class ClimbConfig:
     """How the point is found at which the gradient is taken."""
 
-    num_directions: int = 1
-    """zo_sam: random directions a step (m); 2m extra forward passes."""
-
-    delta: float | None = None
-    """zo_sam: step of the central differences, per weight. Default: 1e-3, in bfloat16 1e-2."""
-
-    distribution: Literal["normal", "rademacher", "sphere"] = "normal"
-    """zo_sam and random_weight_perturbation: how directions are drawn."""
-
-    batching: Literal["auto", "unroll", "vmap", "map"] = "auto"
-    """zo_sam: how the forward passes are run."""
-
     radius: RadiusName = "layerwise"
     """What rho measures: the whole perturbation (global), each array's relative to its norm
-    (layerwise), or the relative change of the weights (adaptive)."""
+    (layerwise), each filter's (filterwise), or the relative change of the weights (adaptive)."""
+
+    rho_warmup: float = 0.2
+    """Fraction of the steps in which rho rises linearly from 0; many networks diverge without."""
+
+    fraction: float | None = None
+    """How much of the batch the climb sees: for fast_sam an eighth, if not given; for sam, zo_sam
+    and guided_zo_sam all of it."""
+
+    num_directions: int = 1
+    """zo_sam, guided_zo_sam, mezo and forward_gradient: random directions a step (m); 2m extra
+    forward passes."""
+
+    delta: float | None = None
+    """zo_sam, guided_zo_sam and mezo: step of the central differences, per weight. Default: 1e-3,
+    in bfloat16 1e-2."""
+
+    distribution: Literal["normal", "rademacher", "sphere"] = "normal"
+    """How random directions are drawn."""
+
+    batching: Literal["auto", "unroll", "vmap", "map"] = "auto"
+    """How the forward passes of several directions are run."""
+
+    interval: int = 5
+    """look_sam: steps from one second gradient to the next."""
+
+    microbatches: int = 2
+    """m_sharpness: parts of the batch, each with a perturbation of its own."""
+
+    beta: float = 0.5
+    """esam: fraction of the arrays that a step perturbs."""
+
+    gamma: float = 0.5
+    """esam: fraction of the batch that the gradient at the perturbed point sees."""
 
     def __post_init__(self) -> None:
         """As for the data."""
-        check_count("num_directions", self.num_directions)
+        for name in ("num_directions", "interval", "microbatches"):
+            check_count(name, getattr(self, name))
+        for name in ("beta", "gamma"):
+            check_positive_fraction(name, getattr(self, name))
+        if self.fraction is not None:
+            check_positive_fraction("fraction", self.fraction)
+        check_fraction("rho_warmup", self.rho_warmup)
         if self.delta is not None:
             check_number("delta", self.delta, above=0.0, inclusive=False)
 
@@ -460,6 +507,70 @@ class CompareConfig(ProblemConfig):
             )
         others = [o for o in self.optimizers if o != self.base_optimizer]
         object.__setattr__(self, "optimizers", (self.base_optimizer, *others))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchConfig(ModelConfig, SparseConfig, ClimbConfig):
+    """Time several optimizers' steps side by side on random images; nothing is trained."""
+
+    optimizers: tuple[BenchName, ...] = tuple(o for o in get_args(OptimizerName) if o != "adamw")
+    """What to time; sgd is always among them, since the others are relative to it. forward_pass
+    and gradient are parts of a step, optax.contrib.sam is another library's SAM."""
+
+    batch_size: int = 64
+    """Images a step, on one device."""
+
+    image_shape: tuple[int, int, int] = (32, 32, 3)
+    """Height, width and channels of the images."""
+
+    num_classes: int = 10
+    """Classes of the labels."""
+
+    sparsity: float = 0.0
+    """As for train, but the network is dense unless this says otherwise."""
+
+    rho: float = 0.05
+    """Length to which every perturbation is scaled before its ascent gain is measured."""
+
+    rounds: int = 15
+    """How often the optimizers take turns, each for one step, after a round to warm up."""
+
+    output: Path | None = None
+    """JSON file for the rows, replaced if it exists. Default: none, the table is all."""
+
+    def __post_init__(self) -> None:
+        """As for the parts."""
+        for part in BenchConfig.__bases__:
+            part.__post_init__(self)  # type: ignore[attr-defined]
+        for name in ("batch_size", "num_classes", "rounds"):
+            check_count(name, getattr(self, name))
+        if min(self.image_shape) < 1:
+            raise ValueError(f"image_shape={self.image_shape!r} must be three integers above 0.")
+        check_number("rho", self.rho, above=0.0, inclusive=False)
+        if self.sparse not in ("none", "random") and self.is_dense:
+            raise ValueError(f"sparse={self.sparse!r} needs a sparsity above 0.")
+        others = [o for o in dict.fromkeys(self.optimizers) if o != "sgd"]
+        object.__setattr__(self, "optimizers", ("sgd", *others))
+
+    @property
+    def problem(self) -> ProblemConfig:
+        """The same as `train` would have it, in a long run whose rates and radii stay constant."""
+        of_problem = {field.name for field in dataclasses.fields(ProblemConfig)}
+        shared = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name in of_problem
+        }
+        constant: dict[str, Any] = {
+            "epochs": 10_000,
+            "learning_rate": 0.01,
+            "schedule": "step",
+            "milestones": (),
+            "warmup": 0.0,
+            "rho_warmup": 0.0,
+            "mesh": "data=1",
+        }
+        return ProblemConfig(**{**shared, **constant})
 
 
 def check_fraction(name: str, value: Any) -> None:

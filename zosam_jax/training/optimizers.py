@@ -1,11 +1,13 @@
 """From the command line's options to an optax transformation."""
 
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import optax
 
-from zosam_jax.optimizers import REGISTRY
+from zosam_jax.optimizers import ESTIMATORS, REGISTRY
 from zosam_jax.sparsity.layers import is_weight
 from zosam_jax.training.config import ProblemConfig
 from zosam_jax.trees import PyTree
@@ -15,20 +17,79 @@ from zosam_jax.trees import PyTree
 _ALONG_GRADIENT = {
     "global": (0.025, 0.05, 0.1, 0.2, 0.4),
     "layerwise": (0.0025, 0.005, 0.01, 0.02, 0.04),
+    "filterwise": (0.005, 0.01, 0.02, 0.04, 0.08),
     "adaptive": (0.125, 0.25, 0.5, 1.0, 2.0),
+    "adaptive_layerwise": (0.0075, 0.015, 0.03, 0.06, 0.12),
+    "calibrated": (0.005, 0.01, 0.02, 0.04, 0.08),
 }
 _RANDOM = {
     "global": (2.5, 3.5, 5.0, 7.0, 10.0),
     "layerwise": (0.1, 0.15, 0.2, 0.3, 0.4),
+    "filterwise": (0.1, 0.2, 0.3, 0.4, 0.5),
     "adaptive": (10.0, 15.0, 20.0, 30.0, 40.0),
+    "adaptive_layerwise": (0.1, 0.2, 0.3, 0.4, 0.5),
+    "calibrated": (0.1, 0.15, 0.2, 0.3, 0.4),
 }
-RHO_GRIDS = {"sam": _ALONG_GRADIENT, "zo_sam": _RANDOM, "random_weight_perturbation": _RANDOM}
 
-# The options of the configuration that each transformation of the registry takes.
-_OPTIONS = {
-    "sam": (),
-    "random_weight_perturbation": ("distribution",),
-    "zo_sam": ("num_directions", "distribution", "batching"),
+
+class _Entry(NamedTuple):
+    """How the command line makes an optimizer of the registry.
+
+    Attributes:
+      grids: the radii to try under each rule; empty for one without a radius.
+      options: of the configuration, that it takes under the same name; None is left to its own
+        default.
+      passes: (configuration) → forward and backward passes of a step, in batches.
+    """
+
+    grids: Mapping[str, tuple[float, ...]]
+    options: tuple[str, ...]
+    passes: Callable[[ProblemConfig], tuple[float, float]]
+
+
+def _twice(config: ProblemConfig) -> tuple[float, float]:
+    del config
+    return 2, 2
+
+
+def _sam_on(fraction: float) -> tuple[float, float]:
+    return 1 + fraction, 1 + fraction
+
+
+def _once(config: ProblemConfig) -> tuple[float, float]:
+    del config
+    return 1, 1
+
+
+_DRAWN = ("distribution",)
+_PROBED = ("num_directions", "delta", "distribution", "batching")
+_OPTIMIZERS = {
+    "sam": _Entry(_ALONG_GRADIENT, ("fraction",), lambda c: _sam_on(c.fraction or 1.0)),
+    "fast_sam": _Entry(_ALONG_GRADIENT, ("fraction",), lambda c: _sam_on(c.fraction or 0.125)),
+    "random_weight_perturbation": _Entry(_RANDOM, _DRAWN, _once),
+    "zo_sam": _Entry(
+        _RANDOM,
+        (*_PROBED, "fraction"),
+        lambda c: (1 + 2 * c.num_directions * (c.fraction or 1.0), 1),
+    ),
+    "guided_zo_sam": _Entry(
+        _ALONG_GRADIENT,
+        (*_PROBED, "fraction"),
+        lambda c: (3 + 2 * c.num_directions * (c.fraction or 1.0), 1),
+    ),
+    "antithetic_sam": _Entry(_RANDOM, _DRAWN, lambda c: (2, 1)),
+    "s2_sam": _Entry(_ALONG_GRADIENT, (), _once),
+    "asam": _Entry(dict.fromkeys(_ALONG_GRADIENT, _ALONG_GRADIENT["adaptive"]), (), _twice),
+    "gsam": _Entry(_ALONG_GRADIENT, (), _twice),
+    "look_sam": _Entry(
+        _ALONG_GRADIENT, ("interval",), lambda c: (1 + 1 / c.interval, 1 + 1 / c.interval)
+    ),
+    "esam": _Entry(_ALONG_GRADIENT, ("beta", "gamma"), lambda c: (2 + c.gamma, 1 + c.gamma)),
+    "m_sharpness": _Entry(_ALONG_GRADIENT, ("microbatches",), _twice),
+    "mezo": _Entry({}, _PROBED, lambda c: (2 * c.num_directions + 1, 0)),
+    "forward_gradient": _Entry(
+        {}, ("num_directions", "distribution", "batching"), lambda c: (1 + 2 * c.num_directions, 0)
+    ),
 }
 
 # Half of a bfloat16's digits: what the differences of the losses can be told from rounding with.
@@ -41,8 +102,10 @@ def is_plain(optimizer: str) -> bool:
 
 
 def rho_grid(optimizer: str, radius: str) -> tuple[float, ...]:
-    """The radii that tuning tries for this optimizer; (0,) for those that perturb nothing."""
-    return (0.0,) if is_plain(optimizer) else RHO_GRIDS[optimizer][radius]
+    """The radii that tuning tries for this optimizer; (0,) for those that have none."""
+    if is_plain(optimizer) or not _OPTIMIZERS[optimizer].grids:
+        return (0.0,)
+    return _OPTIMIZERS[optimizer].grids[radius]
 
 
 def default_rho(optimizer: str, radius: str) -> float:
@@ -52,17 +115,28 @@ def default_rho(optimizer: str, radius: str) -> float:
 
 
 def perturbation(
-    config: ProblemConfig, optimizer: str, rho: float, seed: int
+    config: ProblemConfig, optimizer: str, rho: float, seed: int, steps: int
 ) -> optax.GradientTransformationExtraArgs | None:
     """The sharpness-aware first link of the chain; None for plain optimizers."""
     if is_plain(optimizer):
         return None
-    options: dict[str, Any] = {name: getattr(config, name) for name in _OPTIONS[optimizer]}
-    if optimizer != "sam":
+    options = {name: getattr(config, name) for name in _OPTIMIZERS[optimizer].options}
+    if "delta" in options and options["delta"] is None:
+        options["delta"] = _DELTAS[config.precision]
+    if optimizer in ESTIMATORS:
+        return ESTIMATORS[optimizer](key=seed, **options)
+    make = REGISTRY[optimizer]
+    accepted = inspect.signature(make).parameters
+    if "key" in accepted:
         options["key"] = seed
-    if optimizer == "zo_sam":
-        options["delta"] = config.delta or _DELTAS[config.precision]
-    return REGISTRY[optimizer](rho, radius=config.radius, **options)
+    if "radius" in accepted:  # ASAM's is its own
+        options["radius"] = config.radius
+    return make(_warmed_up(rho, round(config.rho_warmup * steps)), **options)
+
+
+def _warmed_up(rho: float, steps: int) -> float | optax.Schedule:
+    # A radius that is zero for good costs nothing, which no schedule could say.
+    return optax.linear_schedule(0.0, rho, steps) if steps and rho else rho
 
 
 def transformation(
@@ -106,15 +180,9 @@ def schedule(config: ProblemConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([rising, falling], [warmup])
 
 
-def passes(config: ProblemConfig, optimizer: str) -> tuple[int, int]:
-    """The forward and backward passes of one step."""
-    return {
-        "sgd": (1, 1),
-        "adamw": (1, 1),
-        "random_weight_perturbation": (1, 1),
-        "sam": (2, 2),
-        "zo_sam": (1 + 2 * config.num_directions, 1),
-    }[optimizer]
+def passes(config: ProblemConfig, optimizer: str) -> tuple[float, float]:
+    """The forward and backward passes of one step, in batches, averaged over steps."""
+    return (1, 1) if is_plain(optimizer) else _OPTIMIZERS[optimizer].passes(config)
 
 
 def _kernels(params: PyTree) -> PyTree:

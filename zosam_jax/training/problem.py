@@ -38,9 +38,24 @@ class Network(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Sums over images; what a pass of the model reports beside the loss."""
+    """What a pass of the model reports beside the loss: of `seen` images, `correct` are right."""
 
     correct: Array
+    seen: Array
+
+
+class Examples(NamedTuple):
+    """What a step trains on.
+
+    Attributes:
+      images: as the network takes them.
+      labels: of shape [batch].
+      targets: labels, or distributions of shape [batch, classes].
+    """
+
+    images: Array
+    labels: Array
+    targets: Array
 
 
 class Problem:
@@ -92,11 +107,17 @@ class Problem:
     ) -> Callable[[PyTree], tuple[Array, tuple[PyTree, Metrics]]]:
         """The training loss on a batch: params → (mean cross-entropy, (new rest, metrics)).
 
-        The batch is augmented here, once, so that all passes of a step see the same images.
+        Args: as of `examples` and `loss_of_examples`.
+        """
+        examples = self.examples(arrays, batch, step, key)
+        loss = self.loss_of_examples(rest)
+        return lambda params: loss(params, examples)
+
+    def examples(self, arrays: PyTree, batch: Batch, step: Array, key: Array) -> Examples:
+        """A batch as a step trains on it: augmented once, so that all passes see the same images.
 
         Args:
           arrays: the feed's.
-          rest: the network's.
           batch: as the feed's `epoch` gives it.
           step: the number of the step, from 0.
           key: of the augmentation; each step has its own from it.
@@ -119,10 +140,38 @@ class Problem:
                 cutmix=config.cutmix,
                 smoothing=config.label_smoothing,
             )
-        return accumulated(self._part_loss, rest, (images, labels, targets), config.accumulate)
+        return Examples(images, labels, targets)
+
+    def loss_of_examples(
+        self, rest: PyTree
+    ) -> Callable[[PyTree, Examples], tuple[Array, tuple[PyTree, Metrics]]]:
+        """(params, examples) → (mean cross-entropy, (new rest, metrics)).
+
+        Examples may be fewer than a batch; the parts that `accumulate` asks for keep their size.
+
+        Args:
+          rest: the network's.
+        """
+        part_size = self.config.batch_size // self.config.accumulate
+
+        def loss(params: PyTree, examples: Examples) -> tuple[Array, tuple[PyTree, Metrics]]:
+            count = examples.labels.shape[0]
+            parts = next(k for k in range(-(-count // part_size), count + 1) if count % k == 0)
+            return accumulated(self._part_loss, rest, examples, parts)(params)
+
+        return loss
+
+    def losses_of_examples(self, rest: PyTree) -> Callable[[PyTree, Examples], Array]:
+        """(params, examples) → the cross-entropy of each example, in one forward pass."""
+
+        def losses(params: PyTree, examples: Examples) -> Array:
+            model = nnx.merge(self._train_graph, params, rest, copy=True)
+            return _losses(model(examples.images), examples.targets)
+
+        return losses
 
     def _part_loss(
-        self, params: PyTree, rest: PyTree, part: tuple[Array, Array, Array]
+        self, params: PyTree, rest: PyTree, part: Examples
     ) -> tuple[Array, tuple[PyTree, Metrics]]:
         functional = nnx_integration.functional_loss(
             _cross_entropy, self._train_graph, rest, has_aux=True
@@ -219,7 +268,7 @@ def _cross_entropy(
 ) -> tuple[Array, Metrics]:
     logits = model(images)
     correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
-    return _losses(logits, targets).mean(), Metrics(correct)
+    return _losses(logits, targets).mean(), Metrics(correct, jnp.asarray(labels.size))
 
 
 def _losses(logits: Array, targets: Array) -> Array:

@@ -23,6 +23,8 @@ class EpochRecord(NamedTuple):
       seconds: since the start of the run, compilation included; interruptions not.
       images_per_second: of this epoch's training steps.
       data_wait: the share of this epoch's time in which the loop waited for batches.
+      rho_used, epsilon_norm, slope, ascent_gain: means over the epoch of
+        `zosam_jax.transform.Diagnostics`; NaN where the optimizer does not know them.
     """
 
     round: int
@@ -39,6 +41,10 @@ class EpochRecord(NamedTuple):
     seconds: float
     images_per_second: float
     data_wait: float
+    rho_used: float = math.nan
+    epsilon_norm: float = math.nan
+    slope: float = math.nan
+    ascent_gain: float = math.nan
 
     @property
     def score(self) -> float:

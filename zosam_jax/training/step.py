@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zosam_jax import keys, sparsity
+from zosam_jax import keys, sparsity, transform
 from zosam_jax.integrations.step import apply_loss
 from zosam_jax.training import devices, sparse
 from zosam_jax.training.feed import Batch
-from zosam_jax.training.problem import Network, Problem
+from zosam_jax.training.problem import Examples, Network, Problem
+from zosam_jax.transform import Diagnostics
 from zosam_jax.trees import Array, PyTree
 
 # Apart from the optimizer's random directions, which start from the seed itself.
@@ -27,8 +28,9 @@ class TrainState(NamedTuple):
       average: moving average of the network; None without.
       key: of the augmentation, as raw data; the same in every step.
       step: steps taken, on the schedule.
-      loss_sum, correct: sums over the steps and images of the epoch so far, as the step's own
-        passes saw them.
+      loss_sum, correct, seen: sums over the steps of the epoch so far, as the steps' own passes
+        saw them; the loss, and how many of how many images were labelled correctly.
+      climb: the sums of the steps' diagnostics; NaN where an optimizer does not know them.
       bad_steps: steps of this epoch whose loss or result was not finite; the sums leave them
         out.
       first_bad_step: the number of the first one of them, from 1; 0 as long as there is none.
@@ -42,6 +44,8 @@ class TrainState(NamedTuple):
     step: Array
     loss_sum: Array
     correct: Array
+    seen: Array
+    climb: Diagnostics
     bad_steps: Array
     first_bad_step: Array
 
@@ -63,6 +67,8 @@ def start(
         step=jnp.asarray(step, jnp.int32),
         loss_sum=jnp.zeros(()),
         correct=jnp.zeros((), jnp.int32),
+        seen=jnp.zeros((), jnp.int32),
+        climb=Diagnostics(*(jnp.zeros(()) for _ in Diagnostics._fields)),
         bad_steps=jnp.zeros((), jnp.int32),
         first_bad_step=jnp.zeros((), jnp.int32),
     )
@@ -81,7 +87,7 @@ def compile_step(
     arrays, shapes = problem.feed.arrays, problem.feed.batch_shapes()
     everywhere = devices.replicated(problem.mesh)
     program = jax.jit(
-        lambda state, batch, arrays: _step(problem, tx, state, batch, arrays),
+        lambda state, batch, arrays: take(problem, tx, state, batch, arrays),
         donate_argnums=0,
         out_shardings=everywhere,
     )
@@ -89,20 +95,23 @@ def compile_step(
     return lambda state, batch: compiled(state, batch, arrays)
 
 
-def _step(
+def take(
     problem: Problem,
     tx: optax.GradientTransformation,
     state: TrainState,
     batch: Batch,
     arrays: PyTree,
 ) -> TrainState:
+    """One step, to be compiled; `arrays` are the feed's."""
     config = problem.config
     value, (rest, metrics), params, opt_state = apply_loss(
         tx,
-        problem.loss(arrays, state.rest, batch, state.step, keys.from_data(state.key)),
+        problem.loss_of_examples(state.rest),
         state.params,
         state.opt_state,
         has_aux=True,
+        losses_fn=problem.losses_of_examples(state.rest),
+        examples=problem.examples(arrays, batch, state.step, keys.from_data(state.key)),
     )
     good = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(params))
     if config.on_non_finite == "skip":
@@ -113,18 +122,63 @@ def _step(
     if average is not None and config.ema_decay is not None:
         average = _moved_towards(Network(params, rest), average, 1.0 - config.ema_decay)
     first = (state.first_bad_step == 0) & ~good
+
+    def summed(total: PyTree, of_step: PyTree) -> PyTree:
+        return jax.tree.map(lambda t, x: t + jnp.where(good, x, jnp.zeros_like(x)), total, of_step)
+
     return TrainState(
-        params,
-        rest,
-        opt_state,
-        average,
-        state.key,
-        state.step + 1,
-        state.loss_sum + jnp.where(good, value, 0.0),
-        state.correct + jnp.where(good, metrics.correct, 0),
-        state.bad_steps + ~good,
-        jnp.where(first, state.step + 1, state.first_bad_step),
+        params=params,
+        rest=rest,
+        opt_state=opt_state,
+        average=average,
+        key=state.key,
+        step=state.step + 1,
+        loss_sum=summed(state.loss_sum, value),
+        correct=summed(state.correct, metrics.correct),
+        seen=summed(state.seen, metrics.seen),
+        climb=summed(state.climb, _diagnostics(opt_state)),
+        bad_steps=state.bad_steps + ~good,
+        first_bad_step=jnp.where(first, state.step + 1, state.first_bad_step),
     )
+
+
+def value_fn(problem: Problem, state: TrainState) -> Callable[[PyTree, Examples], Array]:
+    """(params, examples) → the training loss of the sparse network, statistics as they stand."""
+    loss, masks = problem.loss_of_examples(state.rest), sparse.masks_of(state.opt_state)
+
+    def value(params: PyTree, examples: Examples) -> Array:
+        mean: Array = loss(sparsity.apply_masks(params, masks), examples)[0]
+        return mean
+
+    return value
+
+
+def perturbation(
+    problem: Problem,
+    first: optax.GradientTransformationExtraArgs,
+    state: TrainState,
+    examples: Examples,
+) -> PyTree:
+    """The ε that the next step would take on these examples, by the first link of its chain."""
+    (own_state,) = transform.states(state.opt_state)
+    epsilon, _ = first.update(
+        None,
+        own_state,
+        state.params,
+        value_fn=value_fn(problem, state),
+        losses_fn=problem.losses_of_examples(state.rest),
+        examples=examples,
+        mask=sparse.masks_of(state.opt_state),
+        emit="perturbation",
+    )
+    return epsilon
+
+
+def _diagnostics(opt_state: PyTree) -> Diagnostics:
+    """What the last step's climb came to; NaN where nothing climbs."""
+    for state in transform.states(opt_state):
+        return state.diagnostics
+    return Diagnostics(*(jnp.asarray(jnp.nan) for _ in Diagnostics._fields))
 
 
 def _keep_if(good: Array, new: PyTree, old: PyTree) -> PyTree:
@@ -166,6 +220,8 @@ def _is_key(array: Any) -> bool:
 
 def begin_epoch(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
     """The state at the start of an epoch: its sums and counts at zero."""
-    names = ("loss_sum", "correct", "bad_steps", "first_bad_step")
-    zeros = {name: np.zeros((), getattr(state, name).dtype) for name in names}
+    names = ("loss_sum", "correct", "seen", "climb", "bad_steps", "first_bad_step")
+    zeros = {
+        name: jax.tree.map(lambda x: np.zeros((), x.dtype), getattr(state, name)) for name in names
+    }
     return state._replace(**devices.replicate(zeros, mesh))

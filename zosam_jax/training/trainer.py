@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zosam_jax import keys, sparsity, transform, trees
+from zosam_jax import keys, sparsity, trees
 from zosam_jax.training import devices, optimizers, sparse, step
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.feed import Batch
@@ -74,7 +74,7 @@ class Run:
         """Initialises the network and its masks; the training step is compiled on first use."""
         self.problem = problem
         self.optimizer, self.rho, self.seed = optimizer, rho, seed
-        self.first = optimizers.perturbation(problem.config, optimizer, rho, seed)
+        self.first = optimizers.perturbation(problem.config, optimizer, rho, seed, problem.steps)
         network = problem.init(seed)
         self.cost = sparse.Cost(problem, optimizer, network)
         self.tx = sparse.under_masks(
@@ -153,26 +153,13 @@ class Run:
 
         def measure(state: TrainState, batch: Batch, arrays: PyTree) -> tuple[Array, Array]:
             key = keys.from_data(state.key)
-            loss = self.problem.loss(arrays, state.rest, batch, state.step, key)
-            masks = sparse.masks_of(state.opt_state)
-
-            def value_fn(params: PyTree) -> Array:
-                value: Array = loss(sparsity.apply_masks(params, masks))[0]
-                return value
-
-            (own_state,) = transform.states(state.opt_state)
-            epsilon, _ = first.update(
-                None,
-                own_state,
-                state.params,
-                value_fn=value_fn,
-                mask=masks,
-                emit="perturbation",
-            )
-            value, gradient = jax.value_and_grad(value_fn)(state.params)
+            examples = self.problem.examples(arrays, batch, state.step, key)
+            epsilon = step.perturbation(self.problem, first, state, examples)
+            loss = step.value_fn(self.problem, state)
+            value, gradient = jax.value_and_grad(loss)(state.params, examples)
             lengths = trees.norm(epsilon) * trees.norm(gradient)
             cosine = optax.tree.vdot(epsilon, gradient) / jnp.where(lengths > 0, lengths, 1.0)
-            return cosine, value_fn(trees.displace(state.params, epsilon)) - value
+            return cosine, loss(trees.displace(state.params, epsilon), examples) - value
 
         return jax.jit(measure)
 
@@ -344,9 +331,7 @@ class _Loop:
             epoch=epoch,
             step=epoch * steps,
             train_loss=float(run.state.loss_sum) / good if good else math.nan,
-            train_accuracy=(
-                int(run.state.correct) / (good * self._config.batch_size) if good else math.nan
-            ),
+            train_accuracy=int(run.state.correct) / int(run.state.seen) if good else math.nan,
             test_accuracy=accuracy(run.network, "test"),
             validation_accuracy=accuracy(run.network, "validation"),
             average_test_accuracy=accuracy(average, "test"),
@@ -356,6 +341,10 @@ class _Loop:
             seconds=time.perf_counter() - self._started,
             images_per_second=speed,
             data_wait=data_wait,
+            **{
+                name: float(total) / good if good else math.nan
+                for name, total in run.state.climb._asdict().items()
+            },
         )
 
     def _check_finite(self) -> None:

@@ -68,7 +68,7 @@ class Watcher(Observer):
         now, batch_size = time.perf_counter(), self._problem.config.batch_size
         progress, state = run.progress, run.state
         loss = float(state.loss_sum) / max(1, progress.step - int(state.bad_steps))
-        accuracy = int(state.correct) / (progress.step * batch_size)
+        accuracy = int(state.correct) / max(1, int(state.seen))
         self._bar.update(
             self._task,
             completed=progress.epoch * self._problem.steps_per_epoch + progress.step,

@@ -1,0 +1,1 @@
+"""The accuracy study of the SAM family; `__main__` describes it."""

@@ -1,0 +1,150 @@
+"""What a step tells about itself at no further pass, and the radius that calibrates itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import RHO, flatten, mlp_batch, mlp_loss, mlp_mask, mlp_params
+
+import zosam_jax
+from zosam_jax import radius
+
+
+def one_step(tx, params=None, mask=None):
+    """The diagnostics of the first step, and the ε it took."""
+    params, batch = mlp_params() if params is None else params, mlp_batch()
+    state, options = tx.init(params), {"value_fn": mlp_loss, "mask": mask, **batch}
+    epsilon, _ = tx.update(None, state, params, emit="perturbation", **options)
+    _, after = tx.update(None, state, params, **options)
+    return after.diagnostics, epsilon
+
+
+def slope_along(direction, params):
+    gradient = jax.grad(mlp_loss)(params, **mlp_batch())
+    return flatten(gradient) @ flatten(direction) / np.linalg.norm(flatten(direction))
+
+
+def rise(epsilon, params):
+    moved = jax.tree.map(jnp.add, params, epsilon)
+    return mlp_loss(moved, **mlp_batch()) - mlp_loss(params, **mlp_batch())
+
+
+@pytest.mark.parametrize("mask", [None, mlp_mask()], ids=["dense", "masked"])
+@pytest.mark.parametrize(
+    ("make", "rtol"),
+    [
+        (zosam_jax.sam, 1e-4),
+        (lambda rho: zosam_jax.zo_sam(rho, delta=1e-2), 2e-2),
+        (lambda rho: zosam_jax.zo_sam(rho, delta=1e-2, num_directions=4), 2e-2),
+    ],
+    ids=["sam", "zo m=1", "zo m=4"],
+)
+def test_slope_gain_and_length_are_those_of_the_step(make, rtol, mask):
+    found, epsilon = one_step(make(RHO), mask=mask)
+    np.testing.assert_allclose(found.rho_used, RHO, rtol=1e-6)
+    np.testing.assert_allclose(found.epsilon_norm, RHO, rtol=1e-5)
+    np.testing.assert_allclose(found.slope, slope_along(epsilon, mlp_params()), rtol=rtol)
+    np.testing.assert_allclose(found.ascent_gain, rise(epsilon, mlp_params()), atol=2e-4)
+
+
+def test_forward_differences_know_the_loss_itself():
+    found, epsilon = one_step(zosam_jax.zo_sam(RHO, difference="forward"))
+    np.testing.assert_allclose(found.ascent_gain, rise(epsilon, mlp_params()), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        zosam_jax.random_weight_perturbation,
+        lambda rho: zosam_jax.sam(rho, fraction=0.25),
+        lambda rho: zosam_jax.zo_sam(rho, fraction=0.25),
+    ],
+    ids=["random", "sam on a part", "zo on a part"],
+)
+def test_what_no_pass_on_the_whole_batch_tells_is_unknown(make):
+    found, _ = one_step(make(RHO))
+    assert jnp.isnan(found.ascent_gain)
+    np.testing.assert_allclose(found.epsilon_norm, RHO, rtol=1e-5)
+
+
+def test_without_a_radius_there_is_no_length():
+    found, _ = one_step(zosam_jax.sam(0.0))
+    assert found.epsilon_norm == found.rho_used == 0
+
+
+def bowl(params):
+    """L = 4 + ½ ‖θ‖², whose even rise along any ε is ½ ‖ε‖²."""
+    return 4.0 + optax.tree.norm(params, squared=True) / 2
+
+
+def calibrate(tx, steps, params, value_fn=bowl):
+    update = jax.jit(lambda state: tx.update(None, state, params, value_fn=value_fn)[1])
+    state = tx.init(params)
+    for _ in range(steps):
+        state = update(state)
+    return state
+
+
+@pytest.mark.parametrize("make", [zosam_jax.sam, zosam_jax.random_weight_perturbation])
+@pytest.mark.parametrize("rho", [0.02, 0.5, 3.0])
+def test_a_calibrated_radius_finds_where_the_loss_rises_as_told(make, rho):
+    """½ ‖ε‖² = c √L, whatever ρ it starts from and whichever way it points."""
+    params = {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}
+    own = radius.calibrated("global", target=0.1, interval=2, bounds=(1e-3, 1e3))
+    found = calibrate(make(rho, radius=own), 60, params).diagnostics
+    expected = np.sqrt(2 * 0.1 * np.sqrt(bowl(params)))
+    np.testing.assert_allclose(found.epsilon_norm, expected, rtol=1e-2)
+
+
+def test_it_measures_at_every_kth_step_only():
+    own = radius.calibrated("global", interval=5, bounds=(1e-3, 1e3))
+    tx, params = zosam_jax.sam(0.1, radius=own), mlp_params()
+    state, factors = tx.init(params), []
+    for _ in range(11):
+        _, state = tx.update(None, state, params, value_fn=mlp_loss, **mlp_batch())
+        factors.append(float(state.radius.factor))
+    changes = [i for i in range(1, 11) if factors[i] != factors[i - 1]]
+    assert changes == [5, 10]
+    assert factors[0] != 1.0
+
+
+def test_it_stays_within_its_bounds_and_moves_by_two_at_most():
+    params = {"w": jnp.ones(8)}
+    own = radius.calibrated("global", interval=1, bounds=(0.5, 3.0), rate=1.0)
+    tx = zosam_jax.random_weight_perturbation(1e-4, radius=own)  # far too small
+    factors = [float(calibrate(tx, n, params).radius.factor) for n in (1, 2, 3)]
+    assert factors == [2.0, 3.0, 3.0]
+    tx = zosam_jax.random_weight_perturbation(1e4, radius=own)  # far too large
+    assert [float(calibrate(tx, n, params).radius.factor) for n in (1, 2)] == [0.5, 0.5]
+
+
+def concave(params):
+    return 4.0 - optax.tree.norm(params, squared=True) / 2
+
+
+def broken(params):
+    return jnp.sum(params["w"]) * jnp.nan
+
+
+@pytest.mark.parametrize(("value_fn", "factor"), [(concave, 2.0), (broken, 0.5)])
+def test_where_nothing_rises_it_grows_and_where_nothing_is_a_number_it_shrinks(value_fn, factor):
+    own = radius.calibrated("global", interval=1, rate=1.0)
+    tx = zosam_jax.random_weight_perturbation(0.5, radius=own)
+    assert calibrate(tx, 1, {"w": jnp.ones(8)}, value_fn).radius.factor == factor
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"target": 0.0}, "target=0.0 must be a finite number greater than 0"),
+        ({"interval": 0}, "interval=0 must be at least 1"),
+        ({"rate": 2}, "rate=2 must be at most 1"),
+        ({"bounds": (0.0, 1.0)}, "bounds"),
+        ({"bounds": (2.0, 1.0)}, "bounds"),
+        ({"rule": "euclidean"}, "rule='euclidean' is not known"),
+    ],
+)
+def test_wrong_options_of_a_calibration_are_named(options, sentence):
+    with pytest.raises(ValueError, match=sentence.replace("(", "\\(")):
+        radius.calibrated(**options)

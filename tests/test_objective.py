@@ -1,0 +1,95 @@
+"""The loss on parts of its batch, and its passes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import assert_close, mlp_batch, mlp_loss, mlp_params
+
+import zosam_jax
+from zosam_jax import ascent, probes
+from zosam_jax.objective import Objective
+
+
+def of_batch(rows=8, **options):
+    return Objective(mlp_loss, (), mlp_batch(rows), name="loss", **options)
+
+
+@pytest.mark.parametrize(("fraction", "rows"), [(0.25, [0, 4]), (0.5, [0, 2, 4, 6]), (0.01, [0])])
+def test_a_fraction_is_every_nth_example(fraction, rows):
+    part = {k: v[jnp.asarray(rows)] for k, v in mlp_batch().items()}
+    found = of_batch().on_fraction(fraction).probe(mlp_params())
+    np.testing.assert_allclose(found, mlp_loss(mlp_params(), **part), rtol=1e-6)
+
+
+def test_a_fraction_that_does_not_divide_is_the_first_examples():
+    part = {k: v[:3] for k, v in mlp_batch().items()}
+    found = of_batch().on_fraction(0.4).probe(mlp_params())
+    np.testing.assert_allclose(found, mlp_loss(mlp_params(), **part), rtol=1e-6)
+
+
+def test_the_whole_batch_needs_no_arguments():
+    whole = Objective(jnp.sum, name="loss")
+    assert whole.on_fraction(1.0).probe(jnp.ones(3)) == 3
+
+
+def test_a_batch_that_cannot_be_told_is_asked_for():
+    closed = Objective(jnp.sum, name="value_fn")
+    with pytest.raises(ValueError, match="arguments of value_fn hold no array"):
+        closed.on_fraction(0.5)
+    uneven = Objective(lambda p, x, w: 0.0, (jnp.ones(8), jnp.ones(3)), name="loss")
+    with pytest.raises(ValueError, match=r"have first axes of \[3, 8\]"):
+        uneven.on_fraction(0.5)
+
+
+def test_keys_and_scalars_are_not_part_of_the_batch():
+    def loss(params, x, key, scale):
+        del key
+        return jnp.sum(params) * scale + jnp.sum(x)
+
+    noisy = Objective(loss, (jnp.arange(4.0), jax.random.key(0), 2.0), name="loss")
+    assert noisy.batch_size == 4
+    assert noisy.on_fraction(0.5).probe(jnp.ones(())) == 4
+
+
+def test_the_examples_losses_have_the_loss_for_their_mean():
+    losses = of_batch().losses(mlp_params())
+    assert losses.shape == (8,)
+    np.testing.assert_allclose(losses.mean(), mlp_loss(mlp_params(), **mlp_batch()), rtol=1e-6)
+
+
+def test_losses_of_another_shape_are_refused():
+    wrong = of_batch(losses=lambda p, x, y: jnp.zeros(3))
+    with pytest.raises(TypeError, match=r"losses_fn returned an array of shape \(3,\)"):
+        wrong.losses(mlp_params())
+
+
+def test_sam_on_a_fraction_climbs_along_that_parts_gradient():
+    params, batch = mlp_params(), mlp_batch()
+    part = {k: v[::4] for k, v in batch.items()}
+    grad = zosam_jax.value_and_grad(mlp_loss, ascent=ascent.backprop(0.25), rho=0.3)
+    whole = zosam_jax.value_and_grad(mlp_loss, ascent=ascent.backprop(), rho=0.3)
+    epsilon = grad.perturbation(params, grad.init(params), **batch)
+    assert_close(epsilon, whole.perturbation(params, whole.init(params), **part))
+    there = jax.tree.map(jnp.add, params, epsilon)
+    found, _ = grad(params, grad.init(params), **batch)
+    assert_close(found, jax.value_and_grad(mlp_loss)(there, **batch))
+
+
+def test_probes_in_a_lower_precision_are_float32_again():
+    seen = []
+
+    def loss(params, x, y):
+        seen.append((params["out"]["kernel"].dtype, x.dtype, y.dtype))
+        return mlp_loss(params, x, y), None
+
+    probe = probes.in_precision(loss, jnp.bfloat16)
+    value = probe(mlp_params(), **mlp_batch())
+    assert value.dtype == jnp.float32
+    assert seen == [(jnp.bfloat16, jnp.bfloat16, mlp_batch()["y"].dtype)]
+    np.testing.assert_allclose(value, mlp_loss(mlp_params(), **mlp_batch()), rtol=2e-2)
+    tx = zosam_jax.zo_sam(0.3, delta=1e-2)
+    updates, _ = tx.update(
+        None, tx.init(mlp_params()), mlp_params(), value_fn=mlp_loss, probe_fn=probe, **mlp_batch()
+    )
+    assert jax.tree.structure(updates) == jax.tree.structure(mlp_params())

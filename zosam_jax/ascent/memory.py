@@ -1,0 +1,54 @@
+"""What ascents remember of the descent gradients they are told, in float32 or wider.
+
+A buffer is a pytree like the parameters. It covers all weights, pruned ones too: which of them are
+kept is known, and may have changed, when the buffer is used.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax import trees
+from zosam_jax.errors import check_number, is_traced
+from zosam_jax.trees import Array, PyTree
+
+
+def check_decay(decay: float | Array) -> None:
+    """Raises unless `decay` is a number in [0, 1)."""
+    check_number("decay", decay, above=0.0, inclusive=True)
+    if not is_traced(decay) and decay >= 1:
+        raise ValueError(f"decay={decay!r} must be below 1: at 1 nothing new is remembered.")
+
+
+def blank(params: PyTree) -> PyTree:
+    """A buffer of zeros."""
+    return jax.tree.map(lambda p: jnp.zeros_like(p, trees.wide_dtype(p)), params)
+
+
+def widened(tree: PyTree) -> PyTree:
+    """The leaves of `tree` in float32 or wider."""
+    return jax.tree.map(lambda x: x.astype(trees.wide_dtype(x)), tree)
+
+
+def moving_average(
+    average: PyTree, gradient: PyTree, decay: float | Array, order: int = 1
+) -> PyTree:
+    """decay·average + (1 − decay)·gradientᵒʳᵈᵉʳ, elementwise; a bad gradient changes nothing.
+
+    Args:
+      average: a buffer.
+      gradient: g, a pytree like it in any floating-point dtype.
+      decay: in [0, 1).
+      order: 1 for the gradient, 2 for its square.
+    """
+
+    def leaf(old: Array, g: Array) -> Array:
+        share = jnp.asarray(decay, old.dtype)
+        return share * old + (1 - share) * g.astype(old.dtype) ** order
+
+    return unless_bad(gradient, jax.tree.map(leaf, average, gradient), average)
+
+
+def unless_bad(judged: PyTree, new: PyTree, old: PyTree) -> PyTree:
+    """`new`, or `old` where `judged` holds a NaN or an infinity."""
+    fine = jnp.isfinite(trees.norm(judged))
+    return jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)

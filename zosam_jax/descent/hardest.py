@@ -1,0 +1,64 @@
+"""The gradient on the examples that the perturbation hurts most: ESAM's descent."""
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax.ascent.base import Climb
+from zosam_jax.descent.base import Descent, Landing, perturbed
+from zosam_jax.errors import check_positive_fraction, is_traced
+from zosam_jax.objective import Objective
+from zosam_jax.trees import Array, PyTree
+
+
+def hardest_examples(fraction: float) -> Descent:
+    """∇L(θ+ε) on the γB of the B examples with the largest ℓᵢ(θ+ε) − ℓᵢ(θ).
+
+    One forward pass for the losses at θ+ε, and one forward and one backward pass on γB examples.
+    The losses at θ are the climb's, where it keeps them (`ascent.backprop(losses=True)`); else
+    they cost a further forward pass. γ = 1 is SAM, and so is a ρ that is zero for good: both take
+    the whole batch. The value is the mean of all losses at θ+ε, which is L(θ+ε).
+
+    The losses of the examples are those of `losses_fn`, or of the loss on each example alone. The
+    batch is the loss's array arguments, examples along their first axes; with `axis_name` every
+    device chooses among its own.
+
+    Args:
+      fraction: γ in (0, 1]; at least one example is taken, of equal ones the first.
+
+    Raises:
+      ValueError, TypeError: at construction, for a fraction out of range or traced.
+
+    Reference: Du et al., Efficient Sharpness-aware Minimization (its sharpness-sensitive data
+      selection), https://arxiv.org/abs/2110.03141
+    """
+    check_positive_fraction("fraction", fraction)
+    if is_traced(fraction):
+        raise TypeError(
+            "the fraction of hardest examples is traced, and it decides the shape of arrays; under "
+            "optax.inject_hyperparams name it in static_args."
+        )
+
+    def gradient(
+        objective: Objective,
+        params: PyTree,
+        epsilon: PyTree | None,
+        climb: Climb,
+        state: PyTree,
+        *,
+        key: Array,
+        mask: PyTree,
+    ) -> Landing:
+        del state, key, mask
+        there = perturbed(params, epsilon)
+        if epsilon is None or fraction == 1:
+            return Landing(*objective.value_and_grad(there))
+        before = objective.losses(params) if climb.losses is None else climb.losses
+        count = max(1, round(fraction * objective.batch_size))
+        after = objective.losses(there)
+        rise = after - before
+        # A loss that is NaN must not go unnoticed: its example is among the hardest.
+        _, hardest = jax.lax.top_k(jnp.where(jnp.isnan(rise), jnp.inf, rise), count)
+        found = objective.on(lambda x: jnp.take(x, hardest, axis=0)).value_and_grad(there)
+        return Landing(objective.across_devices(jnp.mean(after)), found.aux, found.gradient)
+
+    return Descent(init=lambda params: (), gradient=gradient)

@@ -1,0 +1,49 @@
+"""Descends the perturbed loss and its gap to the loss at once: GSAM's descent."""
+
+from zosam_jax import trees
+from zosam_jax.ascent.base import Climb
+from zosam_jax.descent.base import Descent, Landing, change_across, clean_pass, perturbed
+from zosam_jax.errors import check_number
+from zosam_jax.objective import Objective
+from zosam_jax.trees import Array, PyTree
+
+
+def surrogate_gap(alpha: float) -> Descent:
+    """G − α g⊥ with g = ∇L(θ), G = ∇L(θ+ε) and g⊥ = g − ⟨g, Ĝ⟩ Ĝ, Ĝ = G / ‖G‖.
+
+    One forward and one backward pass, besides the ascent's own at θ. Going against g⊥ raises L(θ)
+    while it leaves L(θ+ε) as it is to first order, so that the gap between the two, the sharpness,
+    closes. α = 0 is SAM.
+
+    Args:
+      alpha: α ≥ 0, the weight of the gap.
+
+    Raises:
+      ValueError, TypeError: at construction, for α out of range.
+      TypeError: while tracing, with an ascent that does not take ∇L(θ).
+
+    Reference: Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training,
+      https://arxiv.org/abs/2203.08065
+    """
+    check_number("alpha", alpha, above=0.0, inclusive=True)
+
+    def gradient(
+        objective: Objective,
+        params: PyTree,
+        epsilon: PyTree | None,
+        climb: Climb,
+        state: PyTree,
+        *,
+        key: Array,
+        mask: PyTree,
+    ) -> Landing:
+        del state, key
+        found = objective.value_and_grad(perturbed(params, epsilon))
+        if epsilon is None:
+            return Landing(*found)
+        clean = clean_pass(climb, "surrogate_gap")
+        # G has no part across itself: g⊥ is that of g − G, which is zero where ε is.
+        across = change_across(found.gradient, clean.gradient, found.gradient, mask)
+        return Landing(found.value, found.aux, trees.displace(found.gradient, across, -alpha))
+
+    return Descent(init=lambda params: (), gradient=gradient)
