@@ -8,6 +8,6 @@ for radius in global layerwise; do
   for noise in 0 0.3; do
     zosam compare --dataset fashion-mnist --data-dir "$data" --train-images 10000 \
       --label-noise "$noise" --model lenet-300-100 --sparsity 0.9 --epochs 30 --batch-size 128 \
-      --radius "$radius" --tune --seeds 5 --output "$output/noise-$noise-$radius"
+      --radius "$radius" --rho-warmup 0 --tune --seeds 5 --output "$output/noise-$noise-$radius"
   done
 done

@@ -81,6 +81,8 @@ def on_one_device(factory):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_splitting_the_batch_takes_the_same_step(factory, way):
+    if factory is zosam_jax.esam and way != "sharded arrays":
+        pytest.skip("each device chooses among its own examples")
     run = WAYS[way](functools.partial(factory, RHO))
     assert_close(run(mlp_params(), mlp_batch()), on_one_device(factory), rtol=1e-4, atol=1e-5)
 

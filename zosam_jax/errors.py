@@ -74,3 +74,19 @@ def check_positive_fraction(argument: str, value: Any) -> None:
     check_number(argument, value, above=0.0, inclusive=False)
     if not is_traced(value) and value > 1:
         raise ValueError(f"{argument}={value!r} must be at most 1.")
+
+
+def check_static(argument: str, value: Any) -> None:
+    """Raises unless `value` is known while tracing."""
+    if is_traced(value):
+        raise TypeError(
+            f"{argument} is traced (optax.inject_hyperparams makes every number a traced array), "
+            f"but the program's shapes depend on it; pass static_args=({argument!r},) to "
+            "inject_hyperparams."
+        )
+
+
+def check_part(argument: str, value: Any) -> None:
+    """Raises unless `value` is a number in (0, 1] to cut a batch by."""
+    check_static(argument, value)
+    check_positive_fraction(argument, value)

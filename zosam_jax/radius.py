@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import probes, trees
-from zosam_jax.errors import check_count, check_number, check_positive_fraction, choose
+from zosam_jax.errors import check_count, check_number, check_part, check_positive_fraction, choose
 from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
@@ -233,7 +233,7 @@ def calibrated(
     check_number("target", target, above=0.0, inclusive=False)
     check_count("interval", interval)
     check_positive_fraction("rate", rate)
-    check_positive_fraction("fraction", fraction)
+    check_part("fraction", fraction)
     low, high = bounds
     check_number("bounds[0]", low, above=0.0, inclusive=False)
     check_number("bounds[1]", high, above=low, inclusive=True)

@@ -16,7 +16,7 @@ from zosam_jax import radius as radii
 from zosam_jax.ascent.base import Ascent, Climb
 from zosam_jax.binding import bind
 from zosam_jax.descent import Descent, Landing
-from zosam_jax.errors import check_count, check_number, check_one_of
+from zosam_jax.errors import check_count, check_number, check_one_of, check_static
 from zosam_jax.objective import AxisName, Objective
 from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
@@ -98,6 +98,7 @@ class SharpnessAwareGradient:
             )
         if not callable(rho):
             check_number("rho", rho, above=0.0, inclusive=True)
+        check_static("microbatches", microbatches)
         check_count("microbatches", microbatches)
         self._loss, self._loss_name = loss, loss_name
         self._ascent = ascent

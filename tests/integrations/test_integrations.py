@@ -16,7 +16,9 @@ from zosam_jax.integrations.step import apply_loss
 
 X = jax.random.normal(jax.random.key(0), (16, 4))
 Y = jnp.arange(16) % 3
-FIRSTS = {"sgd": None, **zosam_jax.REGISTRY}
+# Those that differ in where the auxiliary output comes from and in what the state remembers.
+NAMES = ("sam", "fast_sam", "random_weight_perturbation", "zo_sam", "s2_sam", "look_sam")
+FIRSTS = {"sgd": None, **{name: zosam_jax.REGISTRY[name] for name in NAMES}}
 
 
 def chain(name, rho=0.05):
@@ -64,6 +66,22 @@ def test_nnx_batchnorm_and_dropout_move_once_a_step(name):
     np.testing.assert_allclose(model.norm.mean[...], expected, atol=tolerance)
     assert int(model.dropout.rngs.count[...]) == count + 1
     assert int(optimizer.step[...]) == 1
+
+
+def test_nnx_hands_the_examples_losses_to_esam():
+    def losses(model, x, y):
+        return optax.softmax_cross_entropy_with_integer_labels(model(x), y)
+
+    model = NnxNet(nnx.Rngs(0))
+    tx = optax.chain(zosam_jax.esam(0.05), optax.sgd(0.1, momentum=0.9))
+    optimizer = Optimizer(model, tx, wrt=nnx.Param)
+    step = nnx.jit(
+        lambda model, optimizer: optimizer.apply_loss(model, nnx_loss, X, Y, losses_fn=losses)
+    )
+    first = float(step(model, optimizer))
+    for _ in range(60):
+        last = float(step(model, optimizer))
+    assert last < 0.7 * first
 
 
 @pytest.mark.parametrize("name", FIRSTS)

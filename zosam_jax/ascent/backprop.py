@@ -2,7 +2,7 @@
 
 from zosam_jax import trees
 from zosam_jax.ascent.base import Ascent, Climb, stateless
-from zosam_jax.errors import check_positive_fraction
+from zosam_jax.errors import check_part
 from zosam_jax.objective import Objective
 from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
@@ -28,7 +28,7 @@ def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412; on a
       part of the batch, Bahri et al., https://arxiv.org/abs/2110.08529
     """
-    check_positive_fraction("fraction", fraction)
+    check_part("fraction", fraction)
 
     def direction(objective: Objective, params: PyTree, *, key: Array, mask: PyTree) -> Climb:
         del key

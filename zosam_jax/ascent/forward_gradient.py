@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from zosam_jax import directions, probes, trees
 from zosam_jax.ascent.base import Ascent, Climb, stateless
-from zosam_jax.errors import check_count, check_positive_fraction
+from zosam_jax.errors import check_count, check_part
 from zosam_jax.objective import Objective
 from zosam_jax.trees import Array, PyTree
 
@@ -42,7 +42,7 @@ def forward_gradient(
     """
     check_count("num_directions", num_directions)
     probes.check_batching(batching)
-    check_positive_fraction("fraction", fraction)
+    check_part("fraction", fraction)
     draw = directions.get(distribution)
 
     def direction(objective: Objective, params: PyTree, *, key: Array, mask: PyTree) -> Climb:

@@ -11,8 +11,8 @@ from zosam_jax.ascent.base import Ascent, Climb
 from zosam_jax.errors import (
     check_count,
     check_number,
-    check_positive_fraction,
-    is_traced,
+    check_part,
+    check_static,
 )
 from zosam_jax.objective import Objective
 from zosam_jax.sparsity import masks
@@ -76,16 +76,11 @@ def guided_gradient_estimate(
       https://arxiv.org/abs/1806.10230, who draw probes from the span where this one probes a basis.
     """
     for name, count in (("history", history), ("num_directions", num_directions)):
+        check_static(name, count)
         check_count(name, count)
-        if is_traced(count):
-            raise TypeError(
-                f"{name} is traced (optax.inject_hyperparams makes every number a traced array), "
-                f"but it fixes the shapes of arrays; pass static_args=({name!r},) to "
-                "inject_hyperparams."
-            )
     check_number("delta", delta, above=0.0, inclusive=False)
     probes.check_batching(batching)
-    check_positive_fraction("fraction", fraction)
+    check_part("fraction", fraction)
     if decay is not None:
         memory.check_decay(decay)
     draw = directions.get(distribution)

@@ -11,7 +11,7 @@ from zosam_jax.errors import (
     check_count,
     check_number,
     check_one_of,
-    check_positive_fraction,
+    check_part,
     is_traced,
 )
 from zosam_jax.objective import Objective
@@ -55,7 +55,7 @@ def random_gradient_estimate(
     check_count("num_directions", num_directions)
     check_number("delta", delta, above=0.0, inclusive=False)
     check_one_of("difference", difference, DIFFERENCES)
-    check_positive_fraction("fraction", fraction)
+    check_part("fraction", fraction)
     probes.check_batching(batching)
     draw = directions.get(distribution)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from zosam_jax import directions, probes, trees
 from zosam_jax.ascent.base import Ascent, Climb, stateless
-from zosam_jax.errors import check_count, check_positive_fraction, is_traced
+from zosam_jax.errors import check_count, check_part, is_traced
 from zosam_jax.objective import Objective
 from zosam_jax.trees import Array, PyTree
 
@@ -46,7 +46,7 @@ def worst_of(
         candidates that are not even in number.
     """
     check_count("candidates", candidates)
-    check_positive_fraction("fraction", fraction)
+    check_part("fraction", fraction)
     if antithetic and not is_traced(candidates) and candidates % 2:
         raise ValueError(
             f"candidates={candidates!r} must be even with antithetic=True: they come in pairs."

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from zosam_jax.ascent.base import Climb
 from zosam_jax.descent.base import Descent, Landing, perturbed
-from zosam_jax.errors import check_positive_fraction, is_traced
+from zosam_jax.errors import check_part
 from zosam_jax.objective import Objective
 from zosam_jax.trees import Array, PyTree
 
@@ -31,12 +31,7 @@ def hardest_examples(fraction: float) -> Descent:
     Reference: Du et al., Efficient Sharpness-aware Minimization (its sharpness-sensitive data
       selection), https://arxiv.org/abs/2110.03141
     """
-    check_positive_fraction("fraction", fraction)
-    if is_traced(fraction):
-        raise TypeError(
-            "the fraction of hardest examples is traced, and it decides the shape of arrays; under "
-            "optax.inject_hyperparams name it in static_args."
-        )
+    check_part("fraction", fraction)
 
     def gradient(
         objective: Objective,

@@ -79,6 +79,7 @@ class Optimizer(nnx.Optimizer[Any]):
         loss: Callable[..., Any],
         *args: Any,
         has_aux: bool = False,
+        losses_fn: Callable[..., Any] | None = None,
         **extra_args: Any,
     ) -> Any:
         """One step, which updates the model and the optimizer in place.
@@ -92,6 +93,8 @@ class Optimizer(nnx.Optimizer[Any]):
           loss: (model, *args) → scalar, or → (scalar, aux) with `has_aux`.
           *args: passed to `loss`.
           has_aux: whether `loss` returns auxiliary output.
+          losses_fn: (model, *args) → the loss of each example, of shape [batch], for optimizers
+            that ask for it (ESAM); needed where the model has BatchNorm.
           **extra_args: passed on to `tx.update`, `mask` for example.
 
         Returns:
@@ -99,6 +102,9 @@ class Optimizer(nnx.Optimizer[Any]):
         """
         graphdef, params, rest = split(model, self.wrt)
         functional = functional_loss(loss, graphdef, rest, wrt=self.wrt, has_aux=has_aux)
+        if losses_fn is not None:
+            losses = functional_loss(losses_fn, graphdef, rest, wrt=self.wrt)
+            extra_args["losses_fn"] = lambda p, loss_args: losses(p, *loss_args)[0]
         value, (after, aux), params, opt_state = step.apply_loss(
             self.tx,
             lambda p, loss_args: functional(p, *loss_args),

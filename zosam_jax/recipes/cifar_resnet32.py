@@ -67,7 +67,7 @@ def settings(sparse: Method) -> dict[str, Any]:
 
 
 def recipes() -> Iterator[Recipe]:
-    """Two data sets × nine methods × three sparsities × four optimizers."""
+    """Two data sets × nine methods × three sparsities × all optimizers."""
     for dataset, table in _EXPECTED.items():
         for sparse in METHODS:
             for sparsity, accuracy in zip(SPARSITIES, table[sparse], strict=True):

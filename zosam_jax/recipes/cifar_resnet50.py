@@ -15,7 +15,7 @@ from zosam_jax.recipes.recipe import METHODS, OPTIMIZERS, SPARSITIES, Recipe, ce
 
 
 def recipes() -> Iterator[Recipe]:
-    """Two data sets × nine methods × three sparsities × four optimizers."""
+    """Two data sets × nine methods × three sparsities × all optimizers."""
     for dataset in ("cifar10", "cifar100"):
         for sparse in METHODS:
             for sparsity in SPARSITIES:

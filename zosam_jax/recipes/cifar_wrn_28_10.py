@@ -13,7 +13,7 @@ from zosam_jax.recipes.recipe import OPTIMIZERS, Recipe, cell
 
 
 def recipes() -> Iterator[Recipe]:
-    """Two data sets × MEST at 90% × four optimizers."""
+    """Two data sets × MEST at 90% × all optimizers."""
     for dataset in ("cifar10", "cifar100"):
         for optimizer in OPTIMIZERS:
             name, config = cell(

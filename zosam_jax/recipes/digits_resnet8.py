@@ -11,7 +11,7 @@ from zosam_jax.recipes.recipe import METHODS, OPTIMIZERS, SPARSITIES, Recipe, ce
 
 
 def recipes() -> Iterator[Recipe]:
-    """Nine methods × three sparsities × four optimizers; the options are the defaults."""
+    """Nine methods × three sparsities × all optimizers; the options are the defaults."""
     for sparse in METHODS:
         for sparsity in SPARSITIES:
             for optimizer in OPTIMIZERS:

@@ -14,7 +14,7 @@ from zosam_jax.recipes.recipe import METHODS, OPTIMIZERS, SPARSITIES, Recipe, ce
 
 
 def recipes() -> Iterator[Recipe]:
-    """Nine methods × three sparsities × four optimizers."""
+    """Nine methods × three sparsities × all optimizers."""
     for sparse in METHODS:
         for sparsity in SPARSITIES:
             for optimizer in OPTIMIZERS:

@@ -27,7 +27,7 @@ _EXPECTED: dict[tuple[ModelName, float], float | None] = {
 
 
 def recipes() -> Iterator[Recipe]:
-    """Two models × two sparsities × four optimizers."""
+    """Two models × two sparsities × all optimizers."""
     for (model, sparsity), accuracy in _EXPECTED.items():
         for optimizer in _OPTIMIZERS:
             name = f"imagenet-{model}-svite-{round(100 * sparsity)}-{optimizer}"

@@ -18,8 +18,17 @@ METHODS: tuple[Method, ...] = (
 )
 SPARSITIES = (0.9, 0.95, 0.98)
 
-# The paper's two columns and the controls.
-OPTIMIZERS: tuple[OptimizerName, ...] = ("sgd", "sam", "random_weight_perturbation", "zo_sam")
+# The paper's two columns, what it compares them with, the control, and SAM on a part of the batch.
+OPTIMIZERS: tuple[OptimizerName, ...] = (
+    "sgd",
+    "sam",
+    "esam",
+    "look_sam",
+    "gsam",
+    "random_weight_perturbation",
+    "zo_sam",
+    "fast_sam",
+)
 
 # Accuracies in percent by method, for the three sparsities.
 Table = dict[Method, tuple[float, float, float]]
@@ -63,6 +72,7 @@ def cell(
         mest_soft_bound=sparse == "mest-ems",
         sparsity=sparsity,
         optimizer=optimizer,
+        rho_warmup=0.0,  # as published
         **options,
     )
     return name, config

@@ -94,7 +94,7 @@ def _rows(problem: Problem, rhos: dict[str, float], num_seeds: int, bar: Progres
         Row(
             optimizer=name,
             rho=rho,
-            radius=problem.config.radius,
+            radius=optimizers.radius_rule(name, problem.config.radius),
             accuracy_mean=statistics.fmean(accuracies[name]),
             accuracy_sd=statistics.stdev(accuracies[name]) if len(seeds) > 1 else None,
             accuracies=tuple(accuracies[name]),

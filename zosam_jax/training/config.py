@@ -38,7 +38,7 @@ ModelName = Literal[
     "deit-small",
 ]
 RadiusName = Literal[
-    "global", "layerwise", "filterwise", "adaptive", "adaptive_layerwise", "calibrated"
+    "auto", "global", "layerwise", "filterwise", "adaptive", "adaptive_layerwise", "calibrated"
 ]
 SparseName = Literal[
     "none",
@@ -312,9 +312,11 @@ class DescentConfig:
 class ClimbConfig:
     """How the point is found at which the gradient is taken."""
 
-    radius: RadiusName = "layerwise"
+    radius: RadiusName = "auto"
     """What rho measures: the whole perturbation (global), each array's relative to its norm
-    (layerwise), each filter's (filterwise), or the relative change of the weights (adaptive)."""
+    (layerwise; adaptive_layerwise moves its large weights most), each filter's (filterwise; with
+    calibrated rho adapts itself), or the relative change of all weights (adaptive). auto:
+    layerwise, for fast_sam adaptive_layerwise; asam has its own."""
 
     rho_warmup: float = 0.2
     """Fraction of the steps in which rho rises linearly from 0; many networks diverge without."""
@@ -333,6 +335,9 @@ class ClimbConfig:
 
     distribution: Literal["normal", "rademacher", "sphere"] = "normal"
     """How random directions are drawn."""
+
+    difference: Literal["central", "forward"] = "central"
+    """zo_sam and mezo: differences from both sides of the weights, or from one: m + 1 passes."""
 
     batching: Literal["auto", "unroll", "vmap", "map"] = "auto"
     """How the forward passes of several directions are run."""

@@ -52,6 +52,11 @@ def _twice(config: ProblemConfig) -> tuple[float, float]:
     return 2, 2
 
 
+def _probes(config: ProblemConfig) -> int:
+    m = config.num_directions
+    return 2 * m if config.difference == "central" else m + 1
+
+
 def _sam_on(fraction: float) -> tuple[float, float]:
     return 1 + fraction, 1 + fraction
 
@@ -69,8 +74,8 @@ _OPTIMIZERS = {
     "random_weight_perturbation": _Entry(_RANDOM, _DRAWN, _once),
     "zo_sam": _Entry(
         _RANDOM,
-        (*_PROBED, "fraction"),
-        lambda c: (1 + 2 * c.num_directions * (c.fraction or 1.0), 1),
+        (*_PROBED, "difference", "fraction"),
+        lambda c: (1 + _probes(c) * (c.fraction or 1.0), 1),
     ),
     "guided_zo_sam": _Entry(
         _ALONG_GRADIENT,
@@ -86,7 +91,7 @@ _OPTIMIZERS = {
     ),
     "esam": _Entry(_ALONG_GRADIENT, ("beta", "gamma"), lambda c: (2 + c.gamma, 1 + c.gamma)),
     "m_sharpness": _Entry(_ALONG_GRADIENT, ("microbatches",), _twice),
-    "mezo": _Entry({}, _PROBED, lambda c: (2 * c.num_directions + 1, 0)),
+    "mezo": _Entry({}, (*_PROBED, "difference"), lambda c: (1 + _probes(c), 0)),
     "forward_gradient": _Entry(
         {}, ("num_directions", "distribution", "batching"), lambda c: (1 + 2 * c.num_directions, 0)
     ),
@@ -101,11 +106,18 @@ def is_plain(optimizer: str) -> bool:
     return optimizer in ("sgd", "adamw")
 
 
+def radius_rule(optimizer: str, radius: str) -> str:
+    """Settles "auto"."""
+    if radius != "auto":
+        return radius
+    return "adaptive_layerwise" if optimizer == "fast_sam" else "layerwise"
+
+
 def rho_grid(optimizer: str, radius: str) -> tuple[float, ...]:
     """The radii that tuning tries for this optimizer; (0,) for those that have none."""
     if is_plain(optimizer) or not _OPTIMIZERS[optimizer].grids:
         return (0.0,)
-    return _OPTIMIZERS[optimizer].grids[radius]
+    return _OPTIMIZERS[optimizer].grids[radius_rule(optimizer, radius)]
 
 
 def default_rho(optimizer: str, radius: str) -> float:
@@ -130,7 +142,7 @@ def perturbation(
     if "key" in accepted:
         options["key"] = seed
     if "radius" in accepted:  # ASAM's is its own
-        options["radius"] = config.radius
+        options["radius"] = radius_rule(optimizer, config.radius)
     return make(_warmed_up(rho, round(config.rho_warmup * steps)), **options)
 
 

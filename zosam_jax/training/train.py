@@ -37,7 +37,11 @@ def train(
     run = Run(problem, config.optimizer, rho, config.seed)
     console.print(
         f"{config.model} on {config.dataset}, {_budget(config)}, {config.optimizer}"
-        + (f" (rho={rho:g}, {config.radius})" if run.first else "")
+        + (
+            f" (rho={rho:g}, {optimizers.radius_rule(config.optimizer, config.radius)})"
+            if run.first
+            else ""
+        )
         + (f", {problem.mesh.size} devices" if problem.mesh.size > 1 else "")
     )
     folder.write_json("config.json", config)
