@@ -239,7 +239,7 @@ def test_while_tracing(climb, rho, land, error, sentence):
 
 def test_a_traced_fraction_is_refused():
     tx = optax.inject_hyperparams(zosam_jax.esam)(rho=0.1)
-    with pytest.raises(TypeError, match=r"fraction is traced.*static_args"):
+    with pytest.raises(TypeError, match=r"gamma is traced.*static_args"):
         jax.eval_shape(tx.init, mlp_params())
 
 

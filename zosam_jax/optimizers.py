@@ -9,7 +9,7 @@ from collections.abc import Callable
 import optax
 
 from zosam_jax import ascent, descent, directions, radius
-from zosam_jax.errors import check_number, check_positive_fraction
+from zosam_jax.errors import check_number, check_part, check_positive_fraction
 from zosam_jax.objective import AxisName
 from zosam_jax.transform import Mask, Rho, sharpness_aware
 from zosam_jax.trees import Array
@@ -319,7 +319,7 @@ def esam(
     if not callable(rho):
         check_number("rho", rho, above=0.0, inclusive=True)
     check_positive_fraction("beta", beta)
-    check_positive_fraction("gamma", gamma)
+    check_part("gamma", gamma)
     examples = descent.hardest_examples(gamma)
     return sharpness_aware(
         ascent.random_arrays(ascent.backprop(losses=gamma < 1), keep=beta),
