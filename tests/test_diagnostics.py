@@ -120,18 +120,73 @@ def test_it_stays_within_its_bounds_and_moves_by_two_at_most():
 
 
 def concave(params):
-    return 4.0 - optax.tree.norm(params, squared=True) / 2
+    return 9.0 - optax.tree.norm(params, squared=True) / 2
 
 
-def broken(params):
-    return jnp.sum(params["w"]) * jnp.nan
+def overflowing(params):
+    return jnp.where(jnp.all(params["w"] == 1.0), 1.0, jnp.inf) + 0.0 * jnp.sum(params["w"])
 
 
-@pytest.mark.parametrize(("value_fn", "factor"), [(concave, 2.0), (broken, 0.5)])
-def test_where_nothing_rises_it_grows_and_where_nothing_is_a_number_it_shrinks(value_fn, factor):
+def negative(params):
+    return bowl(params) - 100.0
+
+
+@pytest.mark.parametrize(
+    ("value_fn", "factor"), [(concave, 2.0), (overflowing, 0.5), (negative, 1.0)]
+)
+def test_what_it_does_where_the_rise_is_no_positive_number(value_fn, factor):
     own = radius.calibrated("global", interval=1, rate=1.0)
     tx = zosam_jax.random_weight_perturbation(0.5, radius=own)
     assert calibrate(tx, 1, {"w": jnp.ones(8)}, value_fn).radius.factor == factor
+
+
+def test_it_does_not_grow_while_there_is_no_perturbation():
+    own = radius.calibrated("global", interval=1)
+    warm = optax.linear_schedule(0.0, 0.5, 10)
+    tx = zosam_jax.random_weight_perturbation(warm, radius=own)
+    assert calibrate(tx, 1, {"w": jnp.ones(8)}).radius.factor == 1.0
+
+
+@pytest.mark.parametrize("rule", ["layerwise", "adaptive"])
+def test_the_slope_is_that_along_epsilon_not_along_the_gradient(rule):
+    found, epsilon = one_step(zosam_jax.sam(RHO, radius=rule))
+    np.testing.assert_allclose(found.slope, slope_along(epsilon, mlp_params()), rtol=1e-4)
+    found, _ = one_step(zosam_jax.zo_sam(RHO, radius=rule))
+    assert jnp.isnan(found.slope)
+
+
+def test_steps_that_do_not_climb_say_so():
+    tx, params = zosam_jax.look_sam(0.1, interval=3), mlp_params()
+    state, lengths, gains = tx.init(params), [], []
+    for _ in range(4):
+        options = {"value_fn": mlp_loss, **mlp_batch()}
+        epsilon, _ = tx.update(None, state, params, emit="perturbation", **options)
+        _, state = tx.update(None, state, params, **options)
+        lengths.append(float(state.diagnostics.epsilon_norm))
+        gains.append(float(state.diagnostics.ascent_gain))
+        np.testing.assert_allclose(optax.tree.norm(epsilon), lengths[-1], rtol=1e-5)
+    np.testing.assert_allclose(lengths, [0.1, 0, 0, 0.1], rtol=1e-5)
+    assert [np.isnan(gain) for gain in gains] == [False, True, True, False]
+
+
+def test_a_look_at_the_worst_side_is_at_the_side_it_takes():
+    tx, params, batch = zosam_jax.antithetic_sam(0.5), mlp_params(), mlp_batch()
+    state = tx.init(params)
+    for _ in range(6):
+        options = {"value_fn": mlp_loss, **batch}
+        epsilon, _ = tx.update(None, state, params, emit="perturbation", **options)
+        _, state = tx.update(None, state, params, **options)
+        moved = jax.tree.map(jnp.add, params, epsilon)
+        np.testing.assert_allclose(mlp_loss(moved, **batch), state.value, rtol=1e-5)
+
+
+def test_masks_cannot_grow_by_an_estimate():
+    tx = zosam_jax.sparsity.rigl(
+        optax.chain(zosam_jax.mezo(), optax.sgd(0.1)), sparsity=0.5, total_steps=10
+    )
+    params = mlp_params()
+    with pytest.raises(ValueError, match="estimates no gradient at pruned weights"):
+        tx.update(None, tx.init(params), params, value_fn=mlp_loss, **mlp_batch())
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, TypeAlias
 
 # The options, tyro and rich come with the extra `train`.
@@ -13,7 +13,7 @@ try:
     from rich.console import Console
 
     from zosam_jax import recipes
-    from zosam_jax.training import devices, run_folder, sparse
+    from zosam_jax.training import devices, optimizers, run_folder, sparse
     from zosam_jax.training.bench import bench
     from zosam_jax.training.compare import compare
     from zosam_jax.training.config import BenchConfig, CompareConfig, ProblemConfig, TrainConfig
@@ -105,7 +105,7 @@ def _train(config: TrainConfig, console: Console) -> None:
         if folder.is_complete:
             console.print(f"{folder.path} is complete; its results are in summary.json")
             return
-        problem = _checked_problem(config)
+        problem = _checked_problem(config, [config.optimizer])
     except _REFUSED as error:
         raise _RefusedError(str(error)) from error
     try:
@@ -135,6 +135,7 @@ def _bench(config: BenchConfig, console: Console) -> None:
         devices.keep_compiled(None)
         devices.compute_exactly(config.precision)
         problem = BenchProblem(config)
+        optimizers.check(problem.config, config.optimizers)
         sparse.check(problem)
     except _REFUSED as error:
         raise _RefusedError(str(error)) from error
@@ -142,8 +143,9 @@ def _bench(config: BenchConfig, console: Console) -> None:
         bench(config, problem, console)
 
 
-def _checked_problem(config: ProblemConfig) -> Problem:
+def _checked_problem(config: ProblemConfig, names: Collection[str]) -> Problem:
     """What is trained; nothing has been computed yet that a wrong option could spoil."""
+    optimizers.check(config, names)
     devices.keep_compiled(config.compilation_cache)
     devices.compute_exactly(config.precision)
     problem = Problem(config)
@@ -154,7 +156,7 @@ def _checked_problem(config: ProblemConfig) -> Problem:
 def _compare(config: CompareConfig, console: Console) -> None:
     try:
         folder = RunFolder(config.output, "compare")
-        problem = _checked_problem(config)
+        problem = _checked_problem(config, config.optimizers)
     except _REFUSED as error:
         raise _RefusedError(str(error)) from error
     folder.write_json("config.json", config)

@@ -6,6 +6,7 @@ explained at `zosam_jax.sharpness_aware`.
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import optax
 
 from zosam_jax import ascent, descent, directions, radius
@@ -92,7 +93,7 @@ def sam(
 
 
 def fast_sam(
-    rho: Rho = 0.03,
+    rho: Rho = 0.06,
     *,
     fraction: float | None = None,
     radius: radius.RadiusLike = "adaptive_layerwise",
@@ -105,10 +106,10 @@ def fast_sam(
 
     1 + f forward and 1 + f backward passes a step for the fraction f. The batch is the loss's
     array arguments, examples along their first axes. Networks that diverge early want ρ to rise
-    over the first fifth of the run: rho=optax.linear_schedule(0, 0.03, steps // 5).
+    over the first fifth of the run: rho=optax.linear_schedule(0, 0.06, steps // 5).
 
     Args:
-      rho: ρ ≥ 0 or an optax schedule; 0.03 moves each array by 3% of its norm.
+      rho: ρ ≥ 0 or an optax schedule; 0.06 moves each array by 6% of its norm.
       fraction: f in (0, 1]; None for an eighth.
       radius: "adaptive_layerwise", or another of `zosam_jax.radius`.
       mask: which weights to perturb.
@@ -215,7 +216,7 @@ def gsam_rho(
 ) -> optax.Schedule:
     """GSAM's radius, which follows the learning rate λ between two ends.
 
-        ρ_t = ρ_min + (ρ_max − ρ_min) (λ_t − λ_min) / (λ_max − λ_min)
+        ρ_t = ρ_min + (ρ_max − ρ_min) (λ_t − λ_min) / (λ_max − λ_min), within [ρ_min, ρ_max]
 
     Args:
       learning_rate: λ, an optax schedule.
@@ -238,7 +239,8 @@ def gsam_rho(
     check_number("lr_max", lr_max, above=lr_min, inclusive=False)
 
     def schedule(count: Array) -> Array:
-        height: Array = (learning_rate(count) - lr_min) / (lr_max - lr_min)
+        # A warmup may begin below λ_min.
+        height = jnp.clip((learning_rate(count) - lr_min) / (lr_max - lr_min), 0.0, 1.0)
         return rho_min + (rho_max - rho_min) * height
 
     return schedule
@@ -299,8 +301,9 @@ def esam(
         ε = (ρ/β) g / ‖g‖,   g = ∇L(θ) on each array with probability β, 0 on the others
         emits ∇L(θ+ε) on the γB examples with the largest ℓᵢ(θ+ε) − ℓᵢ(θ)
 
-    2 + γ forward and 1 + γ backward passes a step. The examples save γ its part of the last pass;
-    the arrays save nothing in a compiled program, which knows only as it runs which are kept.
+    2 + γ forward and 1 + γ backward passes a step, and one more forward pass with auxiliary output.
+    The examples save γ its part of the last pass; the arrays save nothing in a compiled program,
+    which knows only as it runs which are kept.
     β = γ = 1 is SAM. The losses of the examples come from `losses_fn`, whose mean is then taken
     for the loss at θ, or from the loss on each example alone (no BatchNorm).
 

@@ -156,7 +156,8 @@ def asam(eta: float = 0.01) -> Rule:
     check_number("eta", eta, above=0.0, inclusive=True)
 
     def scale(path: tuple[Any, ...], theta: Array) -> Array:
-        is_bias = bool(path) and jax.tree_util.keystr(path[-1:], simple=True) == "bias"
+        names = [jax.tree_util.keystr((entry,), simple=True) for entry in path]
+        is_bias = "bias" in names[-2:]  # an nnx.State's paths go on to its variables' "value"
         return jnp.ones_like(theta) if is_bias else jnp.abs(theta) + eta
 
     def rule(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None) -> PyTree:
@@ -202,7 +203,7 @@ class Calibration(NamedTuple):
 def calibrated(
     rule: str | Rule = "filterwise",
     *,
-    target: float = 0.07,
+    target: float = 0.15,
     interval: int = 20,
     bounds: tuple[float, float] = (0.25, 3.0),
     rate: float = 0.5,
@@ -216,8 +217,9 @@ def calibrated(
     it. Each measurement moves f by a factor of 2 at most, upwards where the loss does not rise at
     all, downwards where it is not finite. Three forward passes every `interval` steps, none at
     others, and no parameter-sized buffer. At the radii that are best for random directions, r / √L
-    takes nearly the same course on clean and on noisy labels (0.03 early in training, 0.1 late),
-    where r itself and r / L do not.
+    takes much the same course on clean and on noisy labels, where r itself and r / L do not. The
+    loss has to be positive; f stays where it is at one that is not, and while ε is zero. While a
+    schedule still raises ρ, f runs ahead of it, and comes back within a few measurements.
 
     Args:
       rule: the rule that ρ f is given to.
@@ -249,6 +251,7 @@ def calibrated(
         # No rise at all: there is room. None that is a number: too far.
         change = jnp.where(rise > 0, target * jnp.sqrt(here) / rise, jnp.inf) ** (rate / 2)
         change = jnp.where(jnp.isfinite(rise), change, 0.0)
+        change = jnp.where((here > 0) & (trees.norm(epsilon) > 0), change, 1.0)
         moved = factor * jnp.clip(change, 0.5, 2.0)
         return jnp.clip(moved, low, high).astype(jnp.float32)
 

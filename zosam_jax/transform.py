@@ -31,8 +31,9 @@ class Diagnostics(NamedTuple):
     Attributes:
       rho_used: ρ after its schedule and calibration.
       epsilon_norm: ‖ε‖₂.
-      slope: the derivative of L at θ along ε, if the ascent measured it.
-      ascent_gain: L(θ+ε) − L(θ), if the ascent measured L(θ).
+      slope: the derivative of L at θ along ε, ⟨∇L(θ), ε⟩ / ‖ε‖, if the ascent's passes tell it.
+      ascent_gain: L(θ+ε) − L(θ), if the ascent measured L(θ): exactly by a pass there, by central
+        differences to O(δ²d), d the number of weights, which is too much for small ε.
     """
 
     rho_used: Array
@@ -193,8 +194,8 @@ class SharpnessAwareGradient:
             key = jax.random.fold_in(key, 0)
         epsilon, _, _ = self._climb(problem._replace(objective=first), state, key)
         if epsilon is None:
-            epsilon = jax.tree.map(jnp.zeros_like, problem.params)
-        return problem.fill(epsilon)
+            return problem.fill(jax.tree.map(jnp.zeros_like, problem.params))
+        return problem.fill(self._descent.settled(first, problem.params, epsilon, state.descent))
 
     def _key(self, state: SharpnessAwareState) -> Array:
         return jax.random.fold_in(keys.from_data(state.key), state.count)
@@ -276,7 +277,9 @@ class SharpnessAwareGradient:
         radius_state = self._radius.observe(
             state.radius, problem.objective, problem.params, epsilon
         )
-        diagnostics = _diagnostics(rho, epsilon, climb, landing)
+        # Under other radii ε points elsewhere than the direction that was measured.
+        is_along = self._radius.rule is radii.global_
+        diagnostics = _diagnostics(rho, epsilon, climb, landing, is_along=is_along)
         if climb.clean is not None:
             landing = landing._replace(aux=climb.clean.aux)
         after = state._replace(
@@ -337,19 +340,32 @@ def _part(objective: Objective, index: Array, count: int) -> Objective:
 def _on_floating(function: Callable[..., Array], tree: PyTree, *others: PyTree) -> PyTree:
     """`function` of floating-point leaves; the others stay as they are in the first tree."""
     return jax.tree.map(
-        lambda x, *ys: function(x, *ys) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        lambda x, *ys: function(x, *ys) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x,
         tree,
         *others,
     )
 
 
-def _diagnostics(rho: Array, epsilon: PyTree | None, climb: Climb, landing: Landing) -> Diagnostics:
-    unknown = jnp.asarray(jnp.nan, jnp.float32)
+def _diagnostics(
+    rho: Array, epsilon: PyTree | None, climb: Climb, landing: Landing, *, is_along: bool
+) -> Diagnostics:
+    unknown, length = jnp.asarray(jnp.nan, jnp.float32), jnp.zeros(())
+    slope = gain = unknown
+    if epsilon is not None:
+        length = trees.norm(epsilon)
+        if climb.clean is not None:
+            slope = trees.ratio(descents.inner(climb.clean.gradient, epsilon), length)
+        elif climb.slope is not None and is_along:
+            slope = climb.slope
+    if climb.value is not None:
+        gain = landing.value - climb.value
+    # Of a step that does not go there, nothing but ρ is known.
+    perturbed = landing.is_perturbed
     values = (
         rho,
-        jnp.zeros(()) if epsilon is None else trees.norm(epsilon),
-        unknown if climb.slope is None else climb.slope,
-        unknown if climb.value is None else landing.value - climb.value,
+        jnp.where(perturbed, length, 0.0),
+        jnp.where(perturbed, slope, unknown),
+        jnp.where(perturbed, gain, unknown),
     )
     return Diagnostics(*(jnp.asarray(v).astype(jnp.float32) for v in values))
 
@@ -534,6 +550,12 @@ def sharpness_aware(
         (value, updates), state = gradient.step(params, state, mask, (), arguments)
         state = state._replace(aux=value[1] if has_aux else None)
         if keep_gradient:
+            if descent is not None and not descent.reaches_pruned:
+                raise ValueError(
+                    "this optimizer estimates no gradient at pruned weights, by which masks could "
+                    "grow: use a method that grows by chance (set_, dsr, mest), or pass the "
+                    "gradient, tx.update(grads, state, params, ...)."
+                )
             state = state._replace(gradient=updates)
             updates = masks.restrict(updates, masks.resolve(mask, params))
         return updates, state

@@ -12,8 +12,7 @@ from zosam_jax import ascent
 from zosam_jax.training.optimizers import default_rho
 from zosam_jax.trees import Array
 
-# Label noise wants several times the default radius, clean images seldom less than half of it.
-FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 # ρ rises over this part of a run, for everyone alike.
 RHO_WARMUP = 0.2
 
@@ -75,7 +74,7 @@ METHODS = {
     "sgd": Method(None),
     "sgd-x1.15": Method(None, length=1.15),
     "sgd-x2": Method(None, length=2.0),
-    "sgd-weight-decay": Method(None, factors=FACTORS, tunes_decay=True),
+    "sgd-weight-decay": Method(None, factors=(0.5, 1.0, 2.0, 4.0, 8.0), tunes_decay=True),
     "sam-global": family("sam", "global"),
     "sam-layerwise": family("sam", "layerwise", tests_default=True),
     "random-layerwise": family("random_weight_perturbation", "layerwise", **SIGNS),
@@ -90,7 +89,7 @@ METHODS = {
         functools.partial(zosam_jax.random_weight_perturbation, radius="calibrated", **SIGNS), 0.2
     ),
     "fast-sam-layerwise": family("fast_sam", "layerwise"),
-    "fast-sam-random": composed(slice_and_random, 0.1, "layerwise"),
+    "fast-sam-random": composed(slice_and_random, 0.2, "layerwise"),
     "sam-adaptive-layerwise": family("sam", "adaptive_layerwise"),
     "random-adaptive-layerwise": family(
         "random_weight_perturbation", "adaptive_layerwise", **SIGNS

@@ -101,18 +101,28 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
+def chosen(name: str, cell: Cell) -> str:
+    """What tuning chose, and whether it would have gone on."""
+    method = METHODS[name]
+    if method.make is None and not method.tunes_decay:
+        return "–"
+    unit = " × decay" if method.tunes_decay else ""
+    return f"{cell.rho:g}{unit}{' (edge)' if cell.at_edge else ''}"
+
+
 def problem_table(tuned: Table, default: Table) -> str:
     """One line for each method; differences are paired over seeds."""
     baselines = [name for name in BASELINES if name in tuned]
+    shown = {name for name in default if METHODS[name].tests_default}
     lines = []
     for name, cell in tuned.items():
         line = [
             name,
-            f"{cell.rho:g}{' (edge)' if cell.at_edge else ''}" if cell.rho else "–",
+            chosen(name, cell),
             f"{cell.time:.2f}",
             f"{statistics.fmean(cell.train.values()):.1f}",
             spread(cell.test.values()),
-            spread(default[name].test.values()) if name in default and cell.rho else "–",
+            spread(default[name].test.values()) if name in shown else "–",
         ]
         line += [
             interval(paired(cell.test, tuned[other].test)) if other != name else "–"
@@ -148,6 +158,20 @@ def summary(tables: dict[str, Table]) -> str:
     return markdown([*header, "− SGD of equal time"], lines)
 
 
+def overview(tables: dict[str, Table], defaults: dict[str, Table]) -> str:
+    """Test accuracies of every method on every problem, tuned and at the default radius."""
+    lines = []
+    for name, method in METHODS.items():
+        cells = [table.get(name) for table in tables.values()]
+        if any(cells):
+            lines.append([name, *("–" if c is None else spread(c.test.values()) for c in cells)])
+        if method.tests_default and any(cells):
+            cells = [table.get(name) for table in defaults.values()]
+            found = ["–" if c is None else spread(c.test.values()) for c in cells]
+            lines.append([f"{name}, ρ = {method.default:g}", *found])
+    return markdown(["method", *tables], lines)
+
+
 def rank(table: Table, name: str) -> int:
     """1 for the best mean test accuracy."""
     means = {n: statistics.fmean(cell.test.values()) for n, cell in table.items()}
@@ -168,14 +192,12 @@ def over_problems(pairs: Sequence[tuple[Cell, Cell | None]]) -> str:
 
 
 def report(options: argparse.Namespace) -> None:
-    tables = {}
-    for problem in PROBLEMS:
-        tuned = read(options.results, problem, tuned=True)
-        if "sgd" not in tuned:
-            continue
-        tables[problem] = tuned
-        print(f"## {problem}\n")
-        print(problem_table(tuned, read(options.results, problem, tuned=False)))
-    if tables:
-        print("## All problems\n")
-        print(summary(tables))
+    tables = {name: read(options.results, name, tuned=True) for name in PROBLEMS}
+    tables = {name: table for name, table in tables.items() if "sgd" in table}
+    defaults = {name: read(options.results, name, tuned=False) for name in tables}
+    if not tables:
+        return
+    print(f"## Overview\n\n{overview(tables, defaults)}")
+    for name, table in tables.items():
+        print(f"## {name}\n\n{problem_table(table, defaults[name])}")
+    print(f"## All problems\n\n{summary(tables)}", end="")

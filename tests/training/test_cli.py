@@ -194,6 +194,22 @@ def test_every_registered_transformation_is_on_the_command_line():
             assert list(grid) == sorted(grid)
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--optimizer", "gsam", "--fraction", "0.5"], "fraction=0.5 goes with sam, fast_sam"),
+        (["--optimizer", "m_sharpness", "--microbatches", "3"], "microbatches=3 must divide"),
+        (["--optimizer", "forward_gradient", "--accumulate", "2"], "accumulate=2 does not go"),
+        (["--optimizer", "mezo", "--sparse", "rigl"], "sparse='rigl' grows masks by the gradient"),
+    ],
+)
+def test_options_that_do_not_suit_the_optimizer_are_refused(options, sentence, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", *SMALL, *options, "--output", str(tmp_path / "run")])
+    assert caught.value.code == 2
+    assert sentence in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("steps", [0, 10])
 def test_the_radius_warms_up(steps):
     options = config.TrainConfig(rho_warmup=0.5 if steps else 0.0, radius="global")

@@ -37,9 +37,9 @@ def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
             each, found = part.losses_and_grad(params)
         else:
             found = part.value_and_grad(params)
-        slope = trees.norm(masks.restrict(found.gradient, mask))
         if fraction < 1:
-            return Climb(found.gradient, slope=slope)
+            return Climb(found.gradient)
+        slope = trees.norm(masks.restrict(found.gradient, mask))
         return Climb(found.gradient, clean=found, value=found.value, slope=slope, losses=each)
 
     return stateless(direction)

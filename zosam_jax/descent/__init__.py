@@ -1,7 +1,7 @@
 """And how down from there? One file for each way of coming down from the perturbed point."""
 
 from zosam_jax.descent.at_perturbed import at_perturbed
-from zosam_jax.descent.base import Descent, Landing, perturbed
+from zosam_jax.descent.base import Descent, Landing, inner, perturbed
 from zosam_jax.descent.estimate import estimate
 from zosam_jax.descent.hardest import hardest_examples
 from zosam_jax.descent.look import look
@@ -14,6 +14,7 @@ __all__ = [
     "at_perturbed",
     "estimate",
     "hardest_examples",
+    "inner",
     "look",
     "perturbed",
     "surrogate_gap",

@@ -21,12 +21,19 @@ class Landing(NamedTuple):
       aux: the auxiliary output of that pass.
       gradient: what the rest of the optax.chain is given.
       state: what the descent remembers; None to leave the state it was given as it is.
+      is_perturbed: whether `value` is that at θ+ε, in this step.
     """
 
     value: Array
     aux: Any
     gradient: PyTree
     state: PyTree = None
+    is_perturbed: Array | bool = True
+
+
+def _as_it_is(objective: Any, params: PyTree, epsilon: PyTree, state: PyTree) -> PyTree:
+    del objective, params, state
+    return epsilon
 
 
 class Descent(NamedTuple):
@@ -38,10 +45,16 @@ class Descent(NamedTuple):
         a `zosam_jax.objective.Objective`; `epsilon` the perturbation, a pytree like `params`, or
         None where ρ is zero for good; `climb` is what the ascent found, `key` a random key of
         this step, `mask` None or a pytree of bool leaves.
+      settled: (objective, params, epsilon, state) → ε, the one that `gradient` would take of the
+        ascent's, where it has a choice; for diagnostics.
+      reaches_pruned: whether its gradient is one at weights that the mask leaves out too, by which
+        masks can grow.
     """
 
     init: Callable[[PyTree], PyTree]
     gradient: Callable[..., Landing]
+    settled: Callable[..., PyTree] = _as_it_is
+    reaches_pruned: bool = True
 
 
 def perturbed(params: PyTree, epsilon: PyTree | None) -> PyTree:

@@ -1,6 +1,7 @@
 """No descent pass at all: what the ascent found is the gradient. MeZO, forward gradients."""
 
 import jax
+import jax.numpy as jnp
 
 from zosam_jax.ascent.base import Climb
 from zosam_jax.descent.base import Descent, Landing
@@ -53,6 +54,11 @@ def estimate() -> Descent:
         found = jax.tree.map(
             lambda g, p: g.astype(p.dtype), masks.restrict(climb.direction, mask), params
         )
-        return Landing(value, aux, found)
+        return Landing(value, aux, found, is_perturbed=False)
 
-    return Descent(init=lambda params: (), gradient=gradient)
+    return Descent(
+        init=lambda params: (),
+        gradient=gradient,
+        settled=lambda objective, params, epsilon, state: jax.tree.map(jnp.zeros_like, epsilon),
+        reaches_pruned=False,
+    )

@@ -97,9 +97,16 @@ def look(interval: int = 5, alpha: float = 0.7, per_array: bool = False) -> Desc
         else:
             chosen = jax.lax.cond(due, looked, reused)
         value, found, across = chosen
-        return Landing(value, clean.aux, found, LookState((state.phase + 1) % interval, across))
+        state = LookState((state.phase + 1) % interval, across)
+        return Landing(value, clean.aux, found, state, is_perturbed=due)
 
-    return Descent(init=init, gradient=gradient)
+    return Descent(init=init, gradient=gradient, settled=_if_due)
+
+
+def _if_due(objective: Objective, params: PyTree, epsilon: PyTree, state: LookState) -> PyTree:
+    """ε at the steps that look, zero at the others."""
+    del objective, params
+    return _where(state.phase == 0, epsilon)
 
 
 def _across(clean: PyTree, found: PyTree, mask: PyTree) -> PyTree:

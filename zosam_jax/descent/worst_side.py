@@ -39,4 +39,13 @@ def worst_side() -> Descent:
             )
         )
 
-    return Descent(init=lambda params: (), gradient=gradient)
+    return Descent(init=lambda params: (), gradient=gradient, settled=_larger)
+
+
+def _larger(objective: Objective, params: PyTree, epsilon: PyTree, state: PyTree) -> PyTree:
+    """sε, by a forward pass on either side."""
+    del state
+    sides = epsilon, jax.tree.map(jnp.negative, epsilon)
+    losses = [objective.value_and_aux(perturbed(params, side))[0] for side in sides]
+    above, below = objective.across_devices(losses)
+    return jax.tree.map(lambda e: jnp.where(below > above, -e, e), epsilon)

@@ -39,7 +39,9 @@ class TrainState(train_state.TrainState):
         Args:
           loss: (params, **kwargs) → scalar, or → (scalar, aux) with `has_aux`; aux is where
             BatchNorm's new statistics travel. Its keyword arguments are taken from `extra_args`
-            by name. For dropout close it over one key: all passes of a step must share it.
+            by name. For dropout close it over one key: all passes of a step must share it. For
+            optimizers that look at parts of the batch close it over all that is not per example
+            (BatchNorm's statistics too), and pass `losses_fn` to ESAM.
           has_aux: whether `loss` returns auxiliary output.
           **extra_args: passed on to `tx.update`.
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from zosam_jax.data import Dataset
 from zosam_jax.data import dataset as datasets
+from zosam_jax.optimizers import ESTIMATORS
 from zosam_jax.training import optimizers
 from zosam_jax.training.config import CompareConfig
 from zosam_jax.training.problem import Problem, load_dataset
@@ -128,7 +129,7 @@ class _Diagnoses(Observer):
 
     def on_epoch(self, record: EpochRecord, run: Run) -> None:
         del record, run
-        if self._run.first is not None:
+        if self._run.first is not None and self._run.optimizer not in ESTIMATORS:
             self.diagnoses.append(self._run.diagnose(self._batch))
 
 

@@ -147,7 +147,8 @@ class Problem:
     ) -> Callable[[PyTree, Examples], tuple[Array, tuple[PyTree, Metrics]]]:
         """(params, examples) → (mean cross-entropy, (new rest, metrics)).
 
-        Examples may be fewer than a batch; the parts that `accumulate` asks for keep their size.
+        Examples may be fewer than a batch; the parts that `accumulate` asks for keep their size
+        where that divides them, else they make one pass.
 
         Args:
           rest: the network's.
@@ -156,7 +157,9 @@ class Problem:
 
         def loss(params: PyTree, examples: Examples) -> tuple[Array, tuple[PyTree, Metrics]]:
             count = examples.labels.shape[0]
-            parts = next(k for k in range(-(-count // part_size), count + 1) if count % k == 0)
+            parts = -(-count // part_size)
+            if count % parts:  # a part of the batch that cannot be cut like the whole
+                parts = 1
             return accumulated(self._part_loss, rest, examples, parts)(params)
 
         return loss

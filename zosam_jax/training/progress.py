@@ -23,8 +23,8 @@ class EpochRecord(NamedTuple):
       seconds: since the start of the run, compilation included; interruptions not.
       images_per_second: of this epoch's training steps.
       data_wait: the share of this epoch's time in which the loop waited for batches.
-      rho_used, epsilon_norm, slope, ascent_gain: means over the epoch of
-        `zosam_jax.transform.Diagnostics`; NaN where the optimizer does not know them.
+      rho_used, epsilon_norm, slope, ascent_gain: means of `zosam_jax.transform.Diagnostics` over
+        the steps of the epoch that know them; NaN where none does.
     """
 
     round: int

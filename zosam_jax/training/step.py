@@ -30,7 +30,8 @@ class TrainState(NamedTuple):
       step: steps taken, on the schedule.
       loss_sum, correct, seen: sums over the steps of the epoch so far, as the steps' own passes
         saw them; the loss, and how many of how many images were labelled correctly.
-      climb: the sums of the steps' diagnostics; NaN where an optimizer does not know them.
+      climb, climbs: the sums of the steps' diagnostics where they were known, and how often each
+        was.
       bad_steps: steps of this epoch whose loss or result was not finite; the sums leave them
         out.
       first_bad_step: the number of the first one of them, from 1; 0 as long as there is none.
@@ -46,6 +47,7 @@ class TrainState(NamedTuple):
     correct: Array
     seen: Array
     climb: Diagnostics
+    climbs: Diagnostics
     bad_steps: Array
     first_bad_step: Array
 
@@ -69,6 +71,7 @@ def start(
         correct=jnp.zeros((), jnp.int32),
         seen=jnp.zeros((), jnp.int32),
         climb=Diagnostics(*(jnp.zeros(()) for _ in Diagnostics._fields)),
+        climbs=Diagnostics(*(jnp.zeros((), jnp.int32) for _ in Diagnostics._fields)),
         bad_steps=jnp.zeros((), jnp.int32),
         first_bad_step=jnp.zeros((), jnp.int32),
     )
@@ -123,6 +126,8 @@ def take(
         average = _moved_towards(Network(params, rest), average, 1.0 - config.ema_decay)
     first = (state.first_bad_step == 0) & ~good
 
+    climb = _diagnostics(opt_state)
+
     def summed(total: PyTree, of_step: PyTree) -> PyTree:
         return jax.tree.map(lambda t, x: t + jnp.where(good, x, jnp.zeros_like(x)), total, of_step)
 
@@ -136,7 +141,8 @@ def take(
         loss_sum=summed(state.loss_sum, value),
         correct=summed(state.correct, metrics.correct),
         seen=summed(state.seen, metrics.seen),
-        climb=summed(state.climb, _diagnostics(opt_state)),
+        climb=summed(state.climb, jax.tree.map(jnp.nan_to_num, climb)),
+        climbs=summed(state.climbs, jax.tree.map(lambda x: ~jnp.isnan(x), climb)),
         bad_steps=state.bad_steps + ~good,
         first_bad_step=jnp.where(first, state.step + 1, state.first_bad_step),
     )
@@ -220,7 +226,7 @@ def _is_key(array: Any) -> bool:
 
 def begin_epoch(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
     """The state at the start of an epoch: its sums and counts at zero."""
-    names = ("loss_sum", "correct", "seen", "climb", "bad_steps", "first_bad_step")
+    names = ("loss_sum", "correct", "seen", "climb", "climbs", "bad_steps", "first_bad_step")
     zeros = {
         name: jax.tree.map(lambda x: np.zeros((), x.dtype), getattr(state, name)) for name in names
     }

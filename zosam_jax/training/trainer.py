@@ -342,8 +342,10 @@ class _Loop:
             images_per_second=speed,
             data_wait=data_wait,
             **{
-                name: float(total) / good if good else math.nan
-                for name, total in run.state.climb._asdict().items()
+                name: float(total) / int(known) if known else math.nan
+                for name, total, known in zip(
+                    run.state.climb._fields, run.state.climb, run.state.climbs, strict=True
+                )
             },
         )
 
