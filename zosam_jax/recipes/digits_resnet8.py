@@ -2,12 +2,14 @@
 
     zosam train --recipe digits-resnet8-rigl-90-zo_sam
 
-Run on: two x86-64 cores, half a minute each. Expected: 98 to 99.5% at 90%.
+Run on: two x86-64 cores, half a minute each, with these four optimizers and no warm-up of ρ. Expected: 98 to 99.5% at 90%.
 """
 
 from collections.abc import Iterator
 
 from zosam_jax.recipes.recipe import METHODS, OPTIMIZERS, SPARSITIES, Recipe, cell
+
+_RUN = ("sgd", "sam", "random_weight_perturbation", "zo_sam")
 
 
 def recipes() -> Iterator[Recipe]:
@@ -15,5 +17,6 @@ def recipes() -> Iterator[Recipe]:
     for sparse in METHODS:
         for sparsity in SPARSITIES:
             for optimizer in OPTIMIZERS:
-                name, config = cell("digits-resnet8", sparse, sparsity, optimizer)
-                yield Recipe(name, config, None, "", "2 CPU cores")
+                name, config = cell("digits-resnet8", sparse, sparsity, optimizer, rho_warmup=0.2)
+                run_on = "2 CPU cores" if optimizer in _RUN else "not run"
+                yield Recipe(name, config, None, "", run_on)

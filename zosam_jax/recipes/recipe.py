@@ -72,7 +72,6 @@ def cell(
         mest_soft_bound=sparse == "mest-ems",
         sparsity=sparsity,
         optimizer=optimizer,
-        rho_warmup=0.0,  # as published
-        **options,
+        **{"rho_warmup": 0.0} | options,  # as published, if not told otherwise
     )
     return name, config
