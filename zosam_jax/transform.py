@@ -28,6 +28,8 @@ Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree] | None
 class Diagnostics(NamedTuple):
     """What the last step's passes tell about it, for logs: float32 scalars, NaN where unknown.
 
+    All zeros before the first step.
+
     Attributes:
       rho_used: ρ after its schedule and calibration.
       epsilon_norm: ‖ε‖₂.
@@ -124,8 +126,9 @@ class SharpnessAwareGradient:
             ascent=self._ascent.init(floating),
             descent=self._descent.init(floating),
             radius=self._radius.init(),
-            # One by one: a state that is donated may hold no array twice.
-            diagnostics=Diagnostics(*(jnp.full((), jnp.nan, jnp.float32) for _ in range(4))),
+            # Not NaN, which several processes would not find equal; and one by one, since a state
+            # that is donated may hold no array twice.
+            diagnostics=Diagnostics(*(jnp.zeros((), jnp.float32) for _ in Diagnostics._fields)),
         )
 
     def __call__(

@@ -144,7 +144,8 @@ def test_all_ones_masks_do_the_same_arithmetic_as_no_wrapper(factory, ones):
     expected, _ = inner.update(None, inner.init(params), params, value_fn=mlp_loss, **batch)
     assert_equal(updates, expected)
     compiled, state = train(tx)
-    assert_close((compiled, state.inner_state), trained_dense(factory))
+    # Diagnostics are differences of losses, with fewer digits left than the losses have.
+    assert_close((compiled, state.inner_state), trained_dense(factory), atol=1e-5)
 
 
 def test_donating_the_state_spares_the_callers_masks():
