@@ -322,13 +322,10 @@ def test_the_hardest_examples_are_those_that_lose_most_and_the_first_of_equals()
 
     problem = objective.Objective(loss, (jnp.arange(6),), name="loss")
     w, epsilon = jnp.zeros(6), jnp.array([1.0, 3.0, 2.0, 3.0, 3.0, -4.0])
-    landing = descent.hardest_examples(0.5).gradient(
-        problem, w, epsilon, ascent.Climb(None), (), key=None, mask=None
-    )
+    summit = descent.Summit(problem, w, epsilon, ascent.Climb(None), mask=None)
+    landing = descent.hardest_examples(0.5).gradient(summit, ())
     np.testing.assert_allclose(landing.gradient, np.array([0, 1, 0, 1, 1, 0]) / 3)
-    landing = descent.hardest_examples(0.01).gradient(
-        problem, w, epsilon, ascent.Climb(None), (), key=None, mask=None
-    )
+    landing = descent.hardest_examples(0.01).gradient(summit, ())
     np.testing.assert_allclose(landing.gradient, [0, 1, 0, 0, 0, 0])
 
 

@@ -15,7 +15,7 @@ from zosam_jax import keys, probes, trees
 from zosam_jax import radius as radii
 from zosam_jax.ascent.base import Ascent, Climb
 from zosam_jax.binding import bind
-from zosam_jax.descent import Descent, Landing
+from zosam_jax.descent import Descent, Landing, Summit
 from zosam_jax.errors import check_count, check_number, check_one_of, check_static
 from zosam_jax.objective import AxisName, Objective
 from zosam_jax.sparsity import masks
@@ -195,10 +195,11 @@ class SharpnessAwareGradient:
         key = self._key(state)
         if self._microbatches > 1:
             key = jax.random.fold_in(key, 0)
-        epsilon, _, _ = self._climb(problem._replace(objective=first), state, key)
+        epsilon, climb, _ = self._climb(problem._replace(objective=first), state, key)
         if epsilon is None:
             return problem.fill(jax.tree.map(jnp.zeros_like, problem.params))
-        return problem.fill(self._descent.settled(first, problem.params, epsilon, state.descent))
+        summit = Summit(first, problem.params, epsilon, climb, problem.mask)
+        return problem.fill(self._descent.settled(summit, state.descent))
 
     def _key(self, state: SharpnessAwareState) -> Array:
         return jax.random.fold_in(keys.from_data(state.key), state.count)
@@ -268,15 +269,8 @@ class SharpnessAwareGradient:
     ) -> tuple[Landing, SharpnessAwareState, Diagnostics]:
         """The step on one batch: its landing, the parts' new states, and the diagnostics."""
         epsilon, climb, rho = self._climb(problem, state, key)
-        landing = self._descent.gradient(
-            problem.objective,
-            problem.params,
-            epsilon,
-            climb,
-            state.descent,
-            key=key,
-            mask=problem.mask,
-        )
+        summit = Summit(problem.objective, problem.params, epsilon, climb, problem.mask)
+        landing = self._descent.gradient(summit, state.descent)
         radius_state = self._radius.observe(
             state.radius, problem.objective, problem.params, epsilon
         )
@@ -357,7 +351,7 @@ def _diagnostics(
     if epsilon is not None:
         length = trees.norm(epsilon)
         if climb.clean is not None:
-            slope = trees.ratio(descents.inner(climb.clean.gradient, epsilon), length)
+            slope = trees.ratio(trees.inner(climb.clean.gradient, epsilon), length)
         elif climb.slope is not None and is_along:
             slope = climb.slope
     if climb.value is not None:

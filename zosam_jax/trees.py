@@ -21,6 +21,14 @@ def norm(tree: PyTree) -> Array:
     return jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
 
 
+def inner(a: PyTree, b: PyTree) -> Array:
+    """⟨a, b⟩ over all leaves, summed in float32 or wider."""
+    products = jax.tree.map(
+        lambda x, y: jnp.sum(x.astype(wide_dtype(x)) * y.astype(wide_dtype(y))), a, b
+    )
+    return sum(jax.tree.leaves(products), start=jnp.zeros((), jnp.float32))
+
+
 def ratio(numerator: Array, length: Array) -> Array:
     """numerator / length, or 0 where the quotient means nothing."""
     quotient = numerator / jnp.where(length > 0, length, 1.0)

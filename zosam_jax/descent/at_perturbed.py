@@ -1,9 +1,6 @@
 """The gradient at the perturbed point: SAM's descent, and that of most of its family."""
 
-from zosam_jax.ascent.base import Climb
-from zosam_jax.descent.base import Descent, Landing, perturbed
-from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.descent.base import Descent, Landing, Summit, perturbed, stateless
 
 
 def at_perturbed() -> Descent:
@@ -12,17 +9,7 @@ def at_perturbed() -> Descent:
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412
     """
 
-    def gradient(
-        objective: Objective,
-        params: PyTree,
-        epsilon: PyTree | None,
-        climb: Climb,
-        state: PyTree,
-        *,
-        key: Array,
-        mask: PyTree,
-    ) -> Landing:
-        del climb, state, key, mask
-        return Landing(*objective.value_and_grad(perturbed(params, epsilon)))
+    def gradient(summit: Summit) -> Landing:
+        return Landing(*summit.objective.value_and_grad(perturbed(summit.params, summit.epsilon)))
 
-    return Descent(init=lambda params: (), gradient=gradient)
+    return stateless(gradient)

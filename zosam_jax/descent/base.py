@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from zosam_jax import trees
 from zosam_jax.ascent.base import Climb
-from zosam_jax.objective import Pass
+from zosam_jax.objective import Objective, Pass
 from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
@@ -31,9 +30,27 @@ class Landing(NamedTuple):
     is_perturbed: Array | bool = True
 
 
-def _as_it_is(objective: Any, params: PyTree, epsilon: PyTree, state: PyTree) -> PyTree:
-    del objective, params, state
-    return epsilon
+class Summit(NamedTuple):
+    """Where the climb ended, and all that a descent may start from.
+
+    Attributes:
+      objective: the minibatch loss, a `zosam_jax.objective.Objective`.
+      params: θ.
+      epsilon: ε, a pytree like `params`; None where ρ is zero for good.
+      climb: what the ascent found.
+      mask: None or a pytree of bool leaves like `params`.
+    """
+
+    objective: Objective
+    params: PyTree
+    epsilon: PyTree | None
+    climb: Climb
+    mask: PyTree
+
+
+def _as_it_is(summit: Summit, state: PyTree) -> PyTree:
+    del state
+    return summit.epsilon
 
 
 class Descent(NamedTuple):
@@ -41,20 +58,22 @@ class Descent(NamedTuple):
 
     Attributes:
       init: params → state, whatever the descent wants to remember between steps (arrays only).
-      gradient: (objective, params, epsilon, climb, state, *, key, mask) → Landing. `objective` is
-        a `zosam_jax.objective.Objective`; `epsilon` the perturbation, a pytree like `params`, or
-        None where ρ is zero for good; `climb` is what the ascent found, `key` a random key of
-        this step, `mask` None or a pytree of bool leaves.
-      settled: (objective, params, epsilon, state) → ε, the one that `gradient` would take of the
-        ascent's, where it has a choice; for diagnostics.
+      gradient: (summit, state) → Landing.
+      settled: (summit, state) → ε, the one that `gradient` would take of the ascent's, where it
+        has a choice; for diagnostics. Not asked where ε is None.
       reaches_pruned: whether its gradient is one at weights that the mask leaves out too, by which
         masks can grow.
     """
 
     init: Callable[[PyTree], PyTree]
-    gradient: Callable[..., Landing]
-    settled: Callable[..., PyTree] = _as_it_is
+    gradient: Callable[[Summit, PyTree], Landing]
+    settled: Callable[[Summit, PyTree], PyTree] = _as_it_is
     reaches_pruned: bool = True
+
+
+def stateless(gradient: Callable[[Summit], Landing], **options: Any) -> Descent:
+    """A descent that remembers nothing; `options` are Descent's others."""
+    return Descent(lambda params: (), lambda summit, state: gradient(summit), **options)
 
 
 def perturbed(params: PyTree, epsilon: PyTree | None) -> PyTree:
@@ -82,14 +101,6 @@ def clean_pass(climb: Climb, descent: str) -> Pass:
     return climb.clean
 
 
-def inner(a: PyTree, b: PyTree) -> Array:
-    """⟨a, b⟩ over all leaves, summed in float32 or wider."""
-    products = jax.tree.map(
-        lambda x, y: jnp.sum(x.astype(trees.wide_dtype(x)) * y.astype(trees.wide_dtype(y))), a, b
-    )
-    return sum(jax.tree.leaves(products), start=jnp.zeros((), jnp.float32))
-
-
 def change_across(start: PyTree, end: PyTree, along: PyTree, mask: PyTree) -> PyTree:
     """The part of end − start that is orthogonal to `along`, in float32 or wider.
 
@@ -101,5 +112,5 @@ def change_across(start: PyTree, end: PyTree, along: PyTree, mask: PyTree) -> Py
     )
     kept = masks.restrict(along, mask)
     length = trees.norm(kept)
-    share = trees.ratio(trees.ratio(inner(change, kept), length), length)
+    share = trees.ratio(trees.ratio(trees.inner(change, kept), length), length)
     return trees.displace(change, along, -share)

@@ -3,11 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from zosam_jax.ascent.base import Climb
-from zosam_jax.descent.base import Descent, Landing
-from zosam_jax.objective import Objective
+from zosam_jax.descent.base import Descent, Landing, Summit, stateless
 from zosam_jax.sparsity import masks
-from zosam_jax.trees import Array, PyTree
 
 
 def estimate() -> Descent:
@@ -25,40 +22,31 @@ def estimate() -> Descent:
       https://arxiv.org/abs/2305.17333
     """
 
-    def gradient(
-        objective: Objective,
-        params: PyTree,
-        epsilon: PyTree | None,
-        climb: Climb,
-        state: PyTree,
-        *,
-        key: Array,
-        mask: PyTree,
-    ) -> Landing:
-        del state, key
-        if epsilon is None:
+    def gradient(summit: Summit) -> Landing:
+        if summit.epsilon is None:
             raise ValueError(
                 "rho=0 leaves out the ascent, whose estimate the descent estimate takes for the "
                 "gradient; pass any schedule, for example optax.constant_schedule(0.0)."
             )
-        if climb.value is None and climb.slope is None:
+        if summit.climb.value is None and summit.climb.slope is None:
             raise TypeError(
                 "the descent estimate takes the ascent's direction for the gradient, and this "
                 "ascent measures neither the loss nor its slope; use for example "
                 "zosam_jax.ascent.random_gradient_estimate()."
             )
-        value, aux = climb.value, None
-        if value is None or objective.has_aux:
-            value, aux = objective.value_and_aux(params)
-            value = objective.across_devices(value)
+        value, aux = summit.climb.value, None
+        if value is None or summit.objective.has_aux:
+            value, aux = summit.objective.value_and_aux(summit.params)
+            value = summit.objective.across_devices(value)
         found = jax.tree.map(
-            lambda g, p: g.astype(p.dtype), masks.restrict(climb.direction, mask), params
+            lambda g, p: g.astype(p.dtype),
+            masks.restrict(summit.climb.direction, summit.mask),
+            summit.params,
         )
         return Landing(value, aux, found, is_perturbed=False)
 
-    return Descent(
-        init=lambda params: (),
-        gradient=gradient,
-        settled=lambda objective, params, epsilon, state: jax.tree.map(jnp.zeros_like, epsilon),
+    return stateless(
+        gradient,
+        settled=lambda summit, state: jax.tree.map(jnp.zeros_like, summit.epsilon),
         reaches_pruned=False,
     )

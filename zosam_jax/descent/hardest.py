@@ -3,11 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from zosam_jax.ascent.base import Climb
-from zosam_jax.descent.base import Descent, Landing, perturbed
+from zosam_jax.descent.base import Descent, Landing, Summit, perturbed, stateless
 from zosam_jax.errors import check_part
-from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree
 
 
 def hardest_examples(fraction: float) -> Descent:
@@ -33,21 +30,14 @@ def hardest_examples(fraction: float) -> Descent:
     """
     check_part("fraction", fraction)
 
-    def gradient(
-        objective: Objective,
-        params: PyTree,
-        epsilon: PyTree | None,
-        climb: Climb,
-        state: PyTree,
-        *,
-        key: Array,
-        mask: PyTree,
-    ) -> Landing:
-        del state, key, mask
-        there = perturbed(params, epsilon)
-        if epsilon is None or fraction == 1:
+    def gradient(summit: Summit) -> Landing:
+        objective = summit.objective
+        there = perturbed(summit.params, summit.epsilon)
+        if summit.epsilon is None or fraction == 1:
             return Landing(*objective.value_and_grad(there))
-        before = objective.losses(params) if climb.losses is None else climb.losses
+        before = summit.climb.losses
+        if before is None:
+            before = objective.losses(summit.params)
         count = max(1, round(fraction * objective.batch_size))
         after = objective.losses(there)
         rise = after - before
@@ -56,4 +46,4 @@ def hardest_examples(fraction: float) -> Descent:
         found = objective.on(lambda x: jnp.take(x, hardest, axis=0)).value_and_grad(there)
         return Landing(objective.across_devices(jnp.mean(after)), found.aux, found.gradient)
 
-    return Descent(init=lambda params: (), gradient=gradient)
+    return stateless(gradient)

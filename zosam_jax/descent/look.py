@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import probes, trees
-from zosam_jax.ascent.base import Climb
-from zosam_jax.descent.base import Descent, Landing, change_across, clean_pass, perturbed
+from zosam_jax.descent.base import Descent, Landing, Summit, change_across, clean_pass, perturbed
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.objective import Objective
 from zosam_jax.sparsity import masks
@@ -67,32 +66,22 @@ def look(interval: int = 5, alpha: float = 0.7, per_array: bool = False) -> Desc
     def init(params: PyTree) -> LookState:
         return LookState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
-    def gradient(
-        objective: Objective,
-        params: PyTree,
-        epsilon: PyTree | None,
-        climb: Climb,
-        state: LookState,
-        *,
-        key: Array,
-        mask: PyTree,
-    ) -> Landing:
-        del key
-        if epsilon is None:
-            return Landing(*objective.value_and_grad(params))
-        clean = clean_pass(climb, "look")
+    def gradient(summit: Summit, state: LookState) -> Landing:
+        if summit.epsilon is None:
+            return Landing(*summit.objective.value_and_grad(summit.params))
+        clean = clean_pass(summit.climb, "look")
 
         def looked() -> tuple[Array, PyTree, PyTree]:
-            found = objective.value_and_grad(perturbed(params, epsilon))
-            across = each(_across, mask, clean.gradient, found.gradient)
-            return found.value, found.gradient, _where(trees.norm(epsilon) > 0, across)
+            found = summit.objective.value_and_grad(perturbed(summit.params, summit.epsilon))
+            across = each(_across, summit.mask, clean.gradient, found.gradient)
+            return found.value, found.gradient, _where(trees.norm(summit.epsilon) > 0, across)
 
         def reused() -> tuple[Array, PyTree, PyTree]:
-            bent = each(functools.partial(_bent, alpha), mask, clean.gradient, state.across)
+            bent = each(functools.partial(_bent, alpha), summit.mask, clean.gradient, state.across)
             return clean.value, bent, state.across
 
         due = state.phase == 0
-        if _is_slow_under_a_condition(objective, params):
+        if _is_slow_under_a_condition(summit.objective, summit.params):
             chosen = jax.tree.map(functools.partial(jnp.where, due), looked(), reused())
         else:
             chosen = jax.lax.cond(due, looked, reused)
@@ -103,10 +92,9 @@ def look(interval: int = 5, alpha: float = 0.7, per_array: bool = False) -> Desc
     return Descent(init=init, gradient=gradient, settled=_if_due)
 
 
-def _if_due(objective: Objective, params: PyTree, epsilon: PyTree, state: LookState) -> PyTree:
+def _if_due(summit: Summit, state: LookState) -> PyTree:
     """ε at the steps that look, zero at the others."""
-    del objective, params
-    return _where(state.phase == 0, epsilon)
+    return _where(state.phase == 0, summit.epsilon)
 
 
 def _across(clean: PyTree, found: PyTree, mask: PyTree) -> PyTree:

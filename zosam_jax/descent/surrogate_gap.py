@@ -1,11 +1,16 @@
 """Descends the perturbed loss and its gap to the loss at once: GSAM's descent."""
 
 from zosam_jax import trees
-from zosam_jax.ascent.base import Climb
-from zosam_jax.descent.base import Descent, Landing, change_across, clean_pass, perturbed
+from zosam_jax.descent.base import (
+    Descent,
+    Landing,
+    Summit,
+    change_across,
+    clean_pass,
+    perturbed,
+    stateless,
+)
 from zosam_jax.errors import check_number
-from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree
 
 
 def surrogate_gap(alpha: float) -> Descent:
@@ -27,23 +32,13 @@ def surrogate_gap(alpha: float) -> Descent:
     """
     check_number("alpha", alpha, above=0.0, inclusive=True)
 
-    def gradient(
-        objective: Objective,
-        params: PyTree,
-        epsilon: PyTree | None,
-        climb: Climb,
-        state: PyTree,
-        *,
-        key: Array,
-        mask: PyTree,
-    ) -> Landing:
-        del state, key
-        found = objective.value_and_grad(perturbed(params, epsilon))
-        if epsilon is None:
+    def gradient(summit: Summit) -> Landing:
+        found = summit.objective.value_and_grad(perturbed(summit.params, summit.epsilon))
+        if summit.epsilon is None:
             return Landing(*found)
-        clean = clean_pass(climb, "surrogate_gap")
+        clean = clean_pass(summit.climb, "surrogate_gap")
         # G has no part across itself: g⊥ is that of g − G, which is zero where ε is.
-        across = change_across(found.gradient, clean.gradient, found.gradient, mask)
+        across = change_across(found.gradient, clean.gradient, found.gradient, summit.mask)
         return Landing(found.value, found.aux, trees.displace(found.gradient, across, -alpha))
 
-    return Descent(init=lambda params: (), gradient=gradient)
+    return stateless(gradient)

@@ -3,10 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from zosam_jax.ascent.base import Climb
-from zosam_jax.descent.base import Descent, Landing, perturbed
-from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.descent.base import Descent, Landing, Summit, perturbed, stateless
+from zosam_jax.trees import PyTree
 
 
 def worst_side() -> Descent:
@@ -19,33 +17,23 @@ def worst_side() -> Descent:
     are those of the side it takes, θ+ε in a tie.
     """
 
-    def gradient(
-        objective: Objective,
-        params: PyTree,
-        epsilon: PyTree | None,
-        climb: Climb,
-        state: PyTree,
-        *,
-        key: Array,
-        mask: PyTree,
-    ) -> Landing:
-        del climb, state, key, mask
-        if epsilon is None:
-            return Landing(*objective.value_and_grad(params))
-        opposite = jax.tree.map(jnp.negative, epsilon)
+    def gradient(summit: Summit) -> Landing:
+        if summit.epsilon is None:
+            return Landing(*summit.objective.value_and_grad(summit.params))
+        opposite = jax.tree.map(jnp.negative, summit.epsilon)
         return Landing(
-            *objective.value_and_grad_of_worse(
-                perturbed(params, epsilon), perturbed(params, opposite)
+            *summit.objective.value_and_grad_of_worse(
+                perturbed(summit.params, summit.epsilon), perturbed(summit.params, opposite)
             )
         )
 
-    return Descent(init=lambda params: (), gradient=gradient, settled=_larger)
+    return stateless(gradient, settled=_larger)
 
 
-def _larger(objective: Objective, params: PyTree, epsilon: PyTree, state: PyTree) -> PyTree:
+def _larger(summit: Summit, state: PyTree) -> PyTree:
     """sε, by a forward pass on either side."""
     del state
-    sides = epsilon, jax.tree.map(jnp.negative, epsilon)
-    losses = [objective.value_and_aux(perturbed(params, side))[0] for side in sides]
-    above, below = objective.across_devices(losses)
-    return jax.tree.map(lambda e: jnp.where(below > above, -e, e), epsilon)
+    sides = summit.epsilon, jax.tree.map(jnp.negative, summit.epsilon)
+    losses = [summit.objective.value_and_aux(perturbed(summit.params, s))[0] for s in sides]
+    above, below = summit.objective.across_devices(losses)
+    return jax.tree.map(lambda e: jnp.where(below > above, -e, e), summit.epsilon)
