@@ -22,26 +22,39 @@ class Checkpoints:
 
     Attributes:
       seconds: the longest time between two of them.
+      every: those after a multiple of so many steps stay for good; None for none of them.
     """
 
-    def __init__(self, folder: Path, *, keep: int, seconds: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        seconds: float,
+        every: int | None = None,
+        read_only: bool = False,
+    ) -> None:
         """Opens `folder`/checkpoints, new or not.
 
         Args:
           folder: the run folder.
           keep: how many of the newest checkpoints to keep; the best one stays beside them.
           seconds: the longest time between two.
+          every: keep those after a multiple of so many steps, too.
+          read_only: only look; the run they are of may be under way.
         """
         # Orbax logs every step of a save.
         logging.getLogger("absl").setLevel(logging.ERROR)
-        self.seconds = seconds
+        self.seconds, self.every = seconds, every
         self._folder = folder.absolute()
         policies = checkpoint_managers
+        milestones = [] if every is None else [policies.EveryNSteps(every)]
         self._manager = ocp.CheckpointManager(
             self._folder / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
+                        *milestones,
                         policies.LatestN(keep),
                         policies.BestN(
                             get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False
@@ -50,7 +63,8 @@ class Checkpoints:
                 ),
                 best_fn=_rank,
                 # What a killed run left half written.
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
             ),
         )
 
@@ -93,6 +107,11 @@ class Checkpoints:
         """The number of the newest checkpoint; None if there is none."""
         number: int | None = self._manager.latest_step()
         return number
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of all that there are, in order: steps since the start of the run."""
+        return tuple(sorted(self._manager.all_steps()))
 
     @property
     def best(self) -> int | None:

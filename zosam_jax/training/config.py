@@ -423,6 +423,10 @@ class TrainConfig(ProblemConfig):
     keep_checkpoints: int = 2
     """How many of the newest checkpoints to keep, beside the best."""
 
+    keep_every: int | None = None
+    """Keep the checkpoint of every so many epochs too, so that `zosam analyze` can look along the
+    run. Default: none of them."""
+
     tensorboard: bool = False
     """Write TensorBoard events to the run folder too."""
 
@@ -443,6 +447,8 @@ class TrainConfig(ProblemConfig):
         check_number("seed", self.seed, above=0.0, inclusive=True)
         check_number("checkpoint_minutes", self.checkpoint_minutes, above=0.0, inclusive=True)
         check_count("keep_checkpoints", self.keep_checkpoints)
+        if self.keep_every is not None:
+            check_count("keep_every", self.keep_every)
         if self.coordinator is not None and self.output is None:
             raise ValueError("output=None: several processes need the same --output.")
 
@@ -460,6 +466,7 @@ CIRCUMSTANCES = (
     "resume",
     "checkpoint_minutes",
     "keep_checkpoints",
+    "keep_every",
     "tensorboard",
     "coordinator",
     "num_processes",

@@ -9,7 +9,7 @@ import optax
 
 from zosam_jax.optimizers import ESTIMATORS, REGISTRY
 from zosam_jax.sparsity.layers import is_weight
-from zosam_jax.training.config import ProblemConfig
+from zosam_jax.training.config import ProblemConfig, TrainConfig
 from zosam_jax.trees import PyTree
 
 # Radii to try, from gentle to strong, for perturbations along the gradient and along (nearly)
@@ -153,6 +153,13 @@ def default_rho(optimizer: str, radius: str) -> float:
     """The radius to use when none is given: the middle of the grid."""
     grid = rho_grid(optimizer, radius)
     return grid[len(grid) // 2]
+
+
+def rho_of(config: TrainConfig) -> float:
+    """The radius of a run: the one given, or the default; 0 for optimizers without one."""
+    if config.rho is None or is_plain(config.optimizer):
+        return default_rho(config.optimizer, config.radius)
+    return config.rho
 
 
 def perturbation(

@@ -8,7 +8,7 @@ import dataclasses
 import datetime
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,42 +90,6 @@ class RunFolder:
             )
         self.write_text("metrics.jsonl", "".join(f"{line}\n" for line in lines))
         return [_record(json.loads(line)) for line in lines]
-
-    def draw_curves(self, records: Sequence[EpochRecord], title: str) -> None:
-        """Draws loss and accuracy over the epochs to curves.png."""
-        if not devices.is_first():
-            return
-        # Here, since matplotlib takes a second to import and is needed once, at the end.
-        from matplotlib.figure import Figure  # noqa: PLC0415
-        from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
-
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        epochs = [r.epoch for r in records]
-        left.plot(epochs, [r.train_loss for r in records], label="train, as the steps saw it")
-        left.set(xlabel="epoch", ylabel="cross-entropy", yscale="log")
-        right.plot(
-            epochs, [100 * r.train_accuracy for r in records], label="train, as the steps saw it"
-        )
-        evaluated = [r for r in records if not math.isnan(r.test_accuracy)]
-        for name, label in _EVALUATIONS.items():
-            values = [100 * getattr(r, name) for r in evaluated]
-            if not all(map(math.isnan, values)):
-                right.plot([r.epoch for r in evaluated], values, label=label)
-        right.set(xlabel="epoch", ylabel="accuracy (%)")
-        for axes in (left, right):
-            axes.grid(alpha=0.3)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.legend(frameon=False)
-        figure.suptitle(title)
-        figure.savefig(self.path / "curves.png", dpi=150)
-
-
-_EVALUATIONS = {
-    "test_accuracy": "test",
-    "validation_accuracy": "validation",
-    "average_test_accuracy": "test, averaged weights",
-}
 
 
 def for_training(config: TrainConfig) -> RunFolder:

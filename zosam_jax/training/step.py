@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zosam_jax import keys, sparsity, transform
+from zosam_jax import keys, sparsity, transform, trees
 from zosam_jax.integrations.step import apply_loss
 from zosam_jax.training import devices, sparse
 from zosam_jax.training.feed import Batch
@@ -164,9 +164,20 @@ def perturbation(
     first: optax.GradientTransformationExtraArgs,
     state: TrainState,
     examples: Examples,
+    key: Array | None = None,
 ) -> PyTree:
-    """The ε that the next step would take on these examples, by the first link of its chain."""
+    """The ε that the next step would take on these examples, by the first link of its chain.
+
+    Args:
+      problem: what is trained.
+      first: that link.
+      state: before the step.
+      examples: those of the step.
+      key: for other random directions than the next step's.
+    """
     (own_state,) = transform.states(state.opt_state)
+    if key is not None:
+        own_state = own_state._replace(key=jax.random.key_data(key))
     epsilon, _ = first.update(
         None,
         own_state,
@@ -178,6 +189,21 @@ def perturbation(
         emit="perturbation",
     )
     return epsilon
+
+
+def aim(
+    problem: Problem,
+    first: optax.GradientTransformationExtraArgs,
+    state: TrainState,
+    examples: Examples,
+    key: Array | None = None,
+) -> tuple[Array, Array]:
+    """cos(ε, ∇L(θ)) and L(θ+ε) − L(θ) of `perturbation`'s ε on its own examples."""
+    epsilon = perturbation(problem, first, state, examples, key)
+    loss = value_fn(problem, state)
+    value, gradient = jax.value_and_grad(loss)(state.params, examples)
+    cosine = trees.ratio(trees.inner(epsilon, gradient), trees.norm(epsilon) * trees.norm(gradient))
+    return cosine, loss(trees.displace(state.params, epsilon), examples) - value
 
 
 def _diagnostics(opt_state: PyTree) -> Diagnostics:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from zosam_jax import sparsity
-from zosam_jax.training import devices, optimizers
+from zosam_jax.training import devices, optimizers, pictures
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.problem import Problem
@@ -31,9 +31,7 @@ def train(
     Raises:
       NonFiniteLossError, InterruptedRunError: as `Run.train`.
     """
-    rho = config.rho
-    if rho is None or optimizers.is_plain(config.optimizer):
-        rho = optimizers.default_rho(config.optimizer, config.radius)
+    rho = optimizers.rho_of(config)
     run = Run(problem, config.optimizer, rho, config.seed)
     console.print(
         f"{config.model} on {config.dataset}, {_budget(config)}, {config.optimizer}"
@@ -45,14 +43,20 @@ def train(
         + (f", {problem.mesh.size} devices" if problem.mesh.size > 1 else "")
     )
     folder.write_json("config.json", config)
+    every = config.keep_every
     with Checkpoints(
-        folder.path, keep=config.keep_checkpoints, seconds=60 * config.checkpoint_minutes
+        folder.path,
+        keep=config.keep_checkpoints,
+        seconds=60 * config.checkpoint_minutes,
+        every=None if every is None else every * problem.steps_per_epoch,
     ) as keeper:
         _take_up(run, folder, keeper, console)
         with Watcher(problem, folder, console, tensorboard=_writes_events(config)) as watcher:
             records = run.train(watcher, keeper)
     summary = _summary(config, run, rho, records)
-    folder.draw_curves(records, f"{config.model}, {config.dataset}, {config.optimizer}")
+    if devices.is_first():
+        title = f"{config.model}, {config.dataset}, {config.optimizer}"
+        pictures.curves(folder.path / "curves.png", records, title)
     if run.masks is not None:
         folder.write_text("masks.txt", f"{sparsity.summary(run.state.params, run.masks)}\n")
     # Last: a run folder with a summary is complete.

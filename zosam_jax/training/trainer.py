@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zosam_jax import keys, sparsity, trees
+from zosam_jax import keys, sparsity
 from zosam_jax.training import devices, optimizers, sparse, step
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.feed import Batch
@@ -154,12 +154,7 @@ class Run:
         def measure(state: TrainState, batch: Batch, arrays: PyTree) -> tuple[Array, Array]:
             key = keys.from_data(state.key)
             examples = self.problem.examples(arrays, batch, state.step, key)
-            epsilon = step.perturbation(self.problem, first, state, examples)
-            loss = step.value_fn(self.problem, state)
-            value, gradient = jax.value_and_grad(loss)(state.params, examples)
-            lengths = trees.norm(epsilon) * trees.norm(gradient)
-            cosine = optax.tree.vdot(epsilon, gradient) / jnp.where(lengths > 0, lengths, 1.0)
-            return cosine, loss(trees.displace(state.params, epsilon), examples) - value
+            return step.aim(self.problem, first, state, examples)
 
         return jax.jit(measure)
 
@@ -307,8 +302,10 @@ class _Loop:
         self._observer.on_epoch(record, run)
         if self._checkpoints is None:
             return
+        every = self._checkpoints.every
         due = time.perf_counter() - self._last_save > self._checkpoints.seconds
-        if devices.agree(is_best or due):
+        is_milestone = every is not None and run.progress.total_steps % every == 0
+        if devices.agree(is_best or due or is_milestone):
             self._save(score=record.score if evaluates else None)
         self._stop_if_interrupted()
 

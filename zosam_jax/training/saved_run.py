@@ -1,0 +1,118 @@
+"""A finished or interrupted run, opened again from its folder to be looked at."""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from zosam_jax.training import devices, optimizers, sparse
+from zosam_jax.training.checkpoints import Checkpoints
+from zosam_jax.training.config import TrainConfig
+from zosam_jax.training.problem import Problem
+from zosam_jax.training.progress import Progress
+from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
+from zosam_jax.training.trainer import Run
+
+
+class SavedRun:
+    """A run folder with its problem, and the run at one of its checkpoints.
+
+    Attributes:
+      folder: the run folder.
+      config: its options.
+      run: the run, at its start until `restore` is called.
+    """
+
+    def __init__(self, folder: RunFolder, config: TrainConfig, problem: Problem) -> None:
+        """Initialises the run anew; see `open_run`."""
+        self.folder, self.config = folder, config
+        self.run = Run(problem, config.optimizer, optimizers.rho_of(config), config.seed)
+        self._checkpoints = Checkpoints(folder.path, keep=1, seconds=0.0, read_only=True)
+
+    @property
+    def checkpoints(self) -> tuple[int, ...]:
+        """The steps after which checkpoints were kept, in order."""
+        return self._checkpoints.numbers
+
+    @property
+    def best(self) -> int | None:
+        """The best checkpoint's number; None if none is known."""
+        return self._checkpoints.best
+
+    def restore(self, number: int | None = None) -> Progress:
+        """Puts the run where a checkpoint left it, the newest one by default.
+
+        Raises:
+          FileNotFoundError: if there is none.
+          UnreadableRunError: if it is damaged.
+        """
+        state, progress = self._checkpoints.restore(self.run.state, number)
+        self.run.resume(state, progress, [])
+        return progress
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Stops the background threads."""
+        self._checkpoints.__exit__(*exception)
+
+
+def open_run(
+    path: Path, *, data_dir: Path | None = None, problem: Problem | None = None
+) -> SavedRun:
+    """Opens a run folder, on the devices there are now.
+
+    Args:
+      path: the run folder.
+      data_dir: where the data set's files are, if not where the run found them.
+      problem: of another run on the same data and model, to be shared.
+
+    Raises:
+      FileNotFoundError: if `path` holds no run.
+      UnreadableRunError: if its config.json cannot be read.
+    """
+    config = read_config(path)
+    circumstances: dict[str, Any] = {"mesh": None, "data_dir": data_dir or config.data_dir}
+    config = dataclasses.replace(config, **circumstances)
+    if problem is None:
+        devices.compute_exactly(config.precision)
+        problem = Problem(config)
+        sparse.check(problem)
+    return SavedRun(RunFolder(path, "train", may_hold_results=True), config, problem)
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The options in a run folder's config.json."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} is no run folder: it holds no config.json.")
+    try:
+        return TrainConfig(**typed(json.loads(file.read_text())))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UnreadableRunError(
+            f"{file} cannot be read as the options of a run: {error}"
+        ) from error
+
+
+def typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options out of JSON or TOML, which know neither paths nor tuples, as `TrainConfig` has them.
+
+    Raises:
+      TypeError: for a name that is no option.
+    """
+    kinds = typing.get_type_hints(TrainConfig)
+    for name in values:
+        if name not in kinds:
+            raise TypeError(f"{name} is no option of zosam train.")
+    return {name: _typed(kinds[name], value) for name, value in values.items()}
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if isinstance(value, str) and Path in kinds:
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
