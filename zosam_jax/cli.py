@@ -1,11 +1,13 @@
-"""The command line: zosam train | compare | bench | recipes."""
+"""The command line, zosam COMMAND: from typed options to what carries them out."""
 
 import contextlib
 import dataclasses
+import functools
+import operator
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeVar
 
 # The options, tyro and rich come with the extra `train`.
 try:
@@ -13,21 +15,28 @@ try:
     from rich.console import Console
 
     from zosam_jax import recipes
+    from zosam_jax.report import ReportConfig, report
     from zosam_jax.training import devices, optimizers, run_folder, sparse
+    from zosam_jax.training.analyze import AnalyzeConfig, analyze
     from zosam_jax.training.bench import bench
     from zosam_jax.training.compare import compare
     from zosam_jax.training.config import BenchConfig, CompareConfig, ProblemConfig, TrainConfig
     from zosam_jax.training.contenders import BenchProblem
+    from zosam_jax.training.evaluate import EvaluateConfig, evaluate
     from zosam_jax.training.feed import BrokenDataError
     from zosam_jax.training.interruption import InterruptedRunError
     from zosam_jax.training.problem import Problem
     from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
+    from zosam_jax.training.sweep import SweepConfig, sweep
     from zosam_jax.training.train import train
     from zosam_jax.training.trainer import NonFiniteLossError
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"zosam needs {error.name}, which comes with: pip install 'zosam_jax[train]'"
     ) from error
+
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +47,16 @@ class RecipesConfig:
     """Only names that contain this."""
 
 
-Config: TypeAlias = TrainConfig | CompareConfig | BenchConfig | RecipesConfig
+_COMMANDS = {
+    "train": TrainConfig,
+    "sweep": SweepConfig,
+    "compare": CompareConfig,
+    "bench": BenchConfig,
+    "analyze": AnalyzeConfig,
+    "evaluate": EvaluateConfig,
+    "report": ReportConfig,
+    "recipes": RecipesConfig,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,17 +64,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(soft_wrap=True)
     try:
         config = _parse(list(sys.argv[1:] if arguments is None else arguments))
-        if isinstance(config, RecipesConfig):
-            recipes.show(console, config.containing)
-        elif isinstance(config, TrainConfig):
-            _train(config, console)
-        elif isinstance(config, BenchConfig):
-            _bench(config, console)
-        else:
-            _compare(config, console)
+        _run(config, console)
     except _RefusedError as refused:
         console.print(f"zosam: {refused}", style="red", markup=False)
         sys.exit(2)
+
+
+def _run(config: Any, console: Console) -> None:
+    match config:
+        case TrainConfig():
+            _train(config, console)
+        case CompareConfig():
+            _compare(config, console)
+        case BenchConfig():
+            _bench(config, console)
+        case SweepConfig():
+            _sweep(config, console)
+        case AnalyzeConfig():
+            devices.keep_compiled(None)
+            _refusing(lambda: analyze(config, console))
+        case EvaluateConfig():
+            devices.keep_compiled(None)
+            _refusing(lambda: evaluate(config, console))
+        case ReportConfig():
+            _report(config, console)
+        case _:
+            recipes.show(console, config.containing)
 
 
 class _RefusedError(Exception):
@@ -79,22 +112,24 @@ def _same_on_all(make: Callable[[], RunFolder]) -> RunFolder:
     return folder
 
 
-def _parse(arguments: list[str]) -> Config:
+def _parse(arguments: list[str]) -> Any:
     try:
         recipe = recipes.named_in(arguments)
         start = TrainConfig() if recipe is None else recipe.config
     except ValueError as error:
         raise _RefusedError(str(error)) from error
-    parsed: Config = tyro.cli(
-        Annotated[TrainConfig, tyro.conf.subcommand("train", default=start)]
-        | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
-        | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
-        | Annotated[RecipesConfig, tyro.conf.subcommand("recipes")],
+    subcommand: Any = tyro.conf.subcommand
+    kinds = [
+        Annotated[kind, subcommand(name, **({"default": start} if name == "train" else {}))]
+        for name, kind in _COMMANDS.items()
+    ]
+    commands: Any = functools.reduce(operator.or_, kinds)
+    return tyro.cli(
+        commands,
         prog="zosam",
         description="Sharpness-aware and sparse training in JAX.",
         args=arguments,
     )
-    return parsed
 
 
 def _train(config: TrainConfig, console: Console) -> None:
@@ -141,6 +176,27 @@ def _bench(config: BenchConfig, console: Console) -> None:
         raise _RefusedError(str(error)) from error
     with contextlib.closing(problem.feed):
         bench(config, problem, console)
+
+
+def _sweep(config: SweepConfig, console: Console) -> None:
+    is_whole = _refusing(lambda: sweep(config, console))
+    if not is_whole and not config.dry_run:
+        sys.exit(1)
+
+
+def _report(config: ReportConfig, console: Console) -> None:
+    folder = _refusing(
+        lambda: report(config.runs, config.output, title=config.title, target=config.target)
+    )
+    console.print(f"report.html, report.md and runs.csv are in {folder}", markup=False)
+
+
+def _refusing(command: Callable[[], T]) -> T:
+    """Runs a command whose refusals are sentences about its options."""
+    try:
+        return command()
+    except _REFUSED as error:
+        raise _RefusedError(str(error)) from error
 
 
 def _checked_problem(config: ProblemConfig, names: Collection[str]) -> Problem:

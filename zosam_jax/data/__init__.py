@@ -1,6 +1,7 @@
 """Data sets for image classification: in memory, or read image by image."""
 
-from zosam_jax.data.corruptions import BENCHMARK_CORRUPTIONS, CORRUPTIONS, cifar10_c
+from zosam_jax.data.cifar10_c import cifar10_c
+from zosam_jax.data.corruptions import BENCHMARK_CORRUPTIONS, CORRUPTIONS, corrupt
 from zosam_jax.data.dataset import Dataset, Split
 from zosam_jax.data.load import DATASETS, load, load_records
 
@@ -11,6 +12,7 @@ __all__ = [
     "Dataset",
     "Split",
     "cifar10_c",
+    "corrupt",
     "load",
     "load_records",
 ]

@@ -1,13 +1,16 @@
-"""CIFAR-10-C: the test images of CIFAR-10 under 19 kinds of corruption at five severities."""
+"""The 19 corruptions by which robustness is measured, and corrupted copies of any images."""
 
-from pathlib import Path
+import contextlib
+import importlib.metadata
+import inspect
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from zosam_jax.data.dataset import Split
-from zosam_jax.errors import check_one_of
+from zosam_jax.data.dataset import Images, Split
+from zosam_jax.errors import check_number, check_one_of
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -22,58 +25,133 @@ BENCHMARK_CORRUPTIONS = (
 EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 CORRUPTIONS = BENCHMARK_CORRUPTIONS + EXTRA_CORRUPTIONS
 
+_LIBRARY = "imagecorruptions-imaug"
+_LEAST_SIDE = 32  # pixels, for the library
+# These do not draw from NumPy's global generator.
+_TAKE_A_SEED = ("impulse_noise", "glass_blur")
 
-def cifar10_c(data_dir: Path, corruption: str, severity: int) -> Split:
-    """One corruption of the CIFAR-10 test images at one severity, mapped from its file.
 
-    CORRUPTION.npy holds uint8 images (50,000, 32, 32, 3): five blocks of the 10,000 test images,
-    one for each severity in turn. labels.npy (50,000,) holds their labels in the same order.
+def corrupt(
+    split: Split, corruption: str, severity: int, *, seed: int = 0, white: int = 255
+) -> Split:
+    """The images of a split under one corruption at one severity; the labels stay.
+
+    Corruptions and severities are those of ImageNet-C, by the library imagecorruptions-imaug. Those
+    of CIFAR-10-C have the same names and are milder, so the two are not to be compared. To make the
+    library's work fit images of any kind:
+
+    - Grey images pass as three equal channels, of which the first is kept; a mean of the three
+      would weaken noise, which differs between them. There is no colour for saturate to change.
+    - Images of less than 32 pixels, the library's least, pass with every pixel as a block of k×k,
+      for the smallest k that suffices, and are read off at the blocks' centres; a mean over blocks
+      would weaken noise. What the library measures in pixels (the radius of a blur, the size of a
+      flake) is then k times smaller, and pixelate hardly changes the digits.
+    - Where not one drop of spatter falls, the library divides by zero; the image stays as it is.
+
+    Each image has random numbers of its own, by seed, corruption, severity and its index, so that
+    the first n images of a split look the same without the others.
 
     Args:
-      data_dir: the folder of these files, or the one that holds it as CIFAR-10-C.
+      split: uint8 images (N, height, width, channels) of 1 or 3 channels.
       corruption: one of CORRUPTIONS.
       severity: 1, …, 5.
+      seed: an integer of at least 0.
+      white: the pixel value of full brightness; 16 for the digits.
 
     Raises:
-      ValueError: for another corruption or severity, or if a file is damaged or of another shape.
-      FileNotFoundError: if a file is missing, saying where such files come from.
+      ValueError: for another corruption, severity or number of channels, or a pixel above `white`.
+      ModuleNotFoundError: if the library is missing, naming the extra that brings it.
 
-    Reference: Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common
-      Corruptions and Perturbations, https://arxiv.org/abs/1903.12261
+    References: Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common
+      Corruptions and Perturbations, https://arxiv.org/abs/1903.12261; Michaelis et al.,
+      Benchmarking Robustness in Object Detection, https://arxiv.org/abs/1907.07484
     """
+    check_corruption(corruption, severity)
+    check_number("seed", seed, above=0, inclusive=True)
+    _check_images(split.images, white)
+    library = _library()
+    place = CORRUPTIONS.index(corruption)
+    seeds = np.random.SeedSequence((seed, place, severity)).generate_state(len(split)).tolist()
+    levels = np.arange(256)
+    stretched = np.rint(np.minimum(levels * (255 / white), 255)).astype(np.uint8)[split.images]
+    corrupted = np.empty_like(stretched)
+    with _global_generator_kept():
+        for index, own_seed in enumerate(seeds):
+            image = stretched[index]
+            corrupted[index] = _corrupted(library, image, corruption, severity, own_seed)
+    return Split(np.rint(levels * (white / 255)).astype(np.uint8)[corrupted], split.labels)
+
+
+def check_corruption(corruption: str, severity: int) -> None:
+    """Raises unless there is such a corruption and such a severity."""
     check_one_of("corruption", corruption, CORRUPTIONS)
     if severity not in SEVERITIES:
         raise ValueError(f"severity={severity!r} must be one of 1, 2, 3, 4, 5.")
-    images, labels = _map(data_dir, corruption), _map(data_dir, "labels")
-    _check(images, labels, data_dir, corruption)
-    block = len(labels) // len(SEVERITIES)
-    chosen = slice((severity - 1) * block, severity * block)
-    return Split(images[chosen], labels[chosen].astype(np.int32))
 
 
-def _map(data_dir: Path, name: str) -> npt.NDArray[Any]:
-    for path in (data_dir / f"{name}.npy", data_dir / "CIFAR-10-C" / f"{name}.npy"):
-        if path.is_file():
-            try:
-                return np.lib.format.open_memmap(path, mode="r")
-            except (ValueError, EOFError, OSError) as error:
-                raise ValueError(f"{path} is damaged, truncated or no array: {error}") from error
-    raise FileNotFoundError(
-        f"{data_dir} does not hold {name}.npy: unpack CIFAR-10-C.tar there, from "
-        "https://zenodo.org/records/2535967."
-    )
+def library_version() -> str:
+    """The name and the version of the library that makes the corrupted copies.
+
+    Raises:
+      ModuleNotFoundError: if it is missing, naming the extra that brings it.
+    """
+    _library()
+    return f"{_LIBRARY} {importlib.metadata.version(_LIBRARY)}"
 
 
-def _check(
-    images: npt.NDArray[Any], labels: npt.NDArray[Any], data_dir: Path, corruption: str
-) -> None:
-    n = len(labels) if labels.ndim else 0
-    whole = labels.shape == (n,) and n > 0 and n % len(SEVERITIES) == 0
-    if not whole or images.shape != (n, 32, 32, 3) or images.dtype != np.uint8:
-        raise ValueError(
-            f"{corruption}.npy and labels.npy in {data_dir} hold {images.dtype}{images.shape} and "
-            f"{labels.dtype}{labels.shape}, where uint8(5·N, 32, 32, 3) and integers (5·N,) are "
-            "expected."
+def _library() -> ModuleType:
+    try:
+        import imagecorruptions  # noqa: PLC0415 (an extra)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"corrupted copies take {error.name}, which comes with: "
+            "pip install 'zosam_jax[robustness]'"
+        ) from error
+    # An older package installs a module of the same name, which fails with today's NumPy.
+    if "seed" not in inspect.signature(imagecorruptions.glass_blur).parameters:
+        raise ModuleNotFoundError(
+            f"the module imagecorruptions is not that of {_LIBRARY}: pip uninstall "
+            f"imagecorruptions, then pip install --force-reinstall --no-deps {_LIBRARY}"
         )
-    if labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < 10:
-        raise ValueError(f"labels.npy in {data_dir} must hold integers from 0 to 9.")
+    module: ModuleType = imagecorruptions
+    return module
+
+
+def _corrupted(
+    library: ModuleType, image: Images, corruption: str, severity: int, seed: int
+) -> Images:
+    height, width, channels = image.shape
+    block = -(-_LEAST_SIDE // min(height, width))
+    enlarged = image.repeat(block, axis=0).repeat(block, axis=1)
+    np.random.seed(seed)
+    options: dict[str, Any] = {"seed": seed} if corruption in _TAKE_A_SEED else {}
+    try:
+        with np.errstate(invalid="raise" if corruption == "spatter" else "warn"):
+            result: Images = library.corrupt(enlarged, severity, corruption, **options)
+    except FloatingPointError:  # spatter's 0/0
+        return image
+    centres = result[block // 2 :: block, block // 2 :: block]
+    return centres if channels == 3 else centres[..., :1]
+
+
+@contextlib.contextmanager
+def _global_generator_kept() -> Iterator[None]:
+    """Leaves NumPy's global generator, from which the library draws, as it was."""
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+def _check_images(images: Images, white: int) -> None:
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"images of {images.dtype}{images.shape} cannot be corrupted, only uint8(N, height, "
+            "width, channels) of 1 or 3 channels."
+        )
+    if not images.max(initial=1) <= white <= 255:
+        raise ValueError(
+            f"white={white!r} must be at least the brightest pixel, {images.max(initial=1)}, and "
+            "at most 255."
+        )

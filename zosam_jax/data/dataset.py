@@ -104,23 +104,22 @@ def with_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
 
 
 def shrink(dataset: Dataset, factor: int) -> Dataset:
+    """Averages blocks of factor × factor pixels into one (see `shrink_split`)."""
+    train, test = shrink_split(dataset.train, factor), shrink_split(dataset.test, factor)
+    return from_splits(train, test, dataset.num_classes)
+
+
+def shrink_split(split: Split, factor: int) -> Split:
     """Averages blocks of factor × factor pixels into one.
 
     Raises:
       ValueError: if height and width are not multiples of `factor`.
     """
-    height, width = dataset.train.images.shape[1:3]
+    n, height, width, channels = split.images.shape
     if height % factor or width % factor:
         raise ValueError(f"shrink={factor} must divide the images' {height}×{width} pixels.")
-
-    def pooled(split: Split) -> Split:
-        n, _, _, channels = split.images.shape
-        blocks = split.images.reshape(
-            n, height // factor, factor, width // factor, factor, channels
-        )
-        return Split(np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8), split.labels)
-
-    return from_splits(pooled(dataset.train), pooled(dataset.test), dataset.num_classes)
+    blocks = split.images.reshape(n, height // factor, factor, width // factor, factor, channels)
+    return Split(np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8), split.labels)
 
 
 def with_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:

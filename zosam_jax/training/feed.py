@@ -241,6 +241,16 @@ class Streamed:
         self._stream.close()
 
 
+def batches_of(split: Split, mesh: Mesh) -> Iterator[Example]:
+    """Images of no feed in batches of one size, on the devices, filled up with labels of −1."""
+    size = _multiple_of(mesh.size, _EVALUATION_BATCH)
+    for start in range(0, len(split), size):
+        indices = _own_part(np.arange(start, start + size))
+        taken = split.take(np.minimum(indices, len(split) - 1))
+        labels = np.where(indices < len(split), taken.labels, -1)
+        yield Example(*devices.distribute((taken.images, labels), mesh))
+
+
 def _own_part(batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """What this process has of a batch, which is the last axis."""
     index, count = devices.part_of_batch()

@@ -10,14 +10,14 @@ import optax
 from flax import nnx
 
 from zosam_jax import models
-from zosam_jax.data import Dataset, augmentation, load, load_records
+from zosam_jax.data import Dataset, Split, augmentation, load, load_records
 from zosam_jax.data import dataset as datasets
 from zosam_jax.data.stream import Stream
 from zosam_jax.integrations import nnx as nnx_integration
 from zosam_jax.training import devices
 from zosam_jax.training.accumulation import accumulated
-from zosam_jax.training.config import ProblemConfig
-from zosam_jax.training.feed import Batch, Feed, Resident, Streamed
+from zosam_jax.training.config import DataConfig, ProblemConfig
+from zosam_jax.training.feed import Batch, Example, Feed, Resident, Streamed, batches_of
 from zosam_jax.trees import Array, PyTree
 
 _LABEL_NOISE_SEED = 0
@@ -102,6 +102,11 @@ class Problem:
         outputs: Array = nnx.merge(self._eval_graph, params, rest, copy=True)(images)
         return outputs
 
+    def model(self, network: Network) -> nnx.Module:
+        """The network as a module of its own, in inference mode."""
+        module: nnx.Module = nnx.merge(self._eval_graph, network.params, network.rest, copy=True)
+        return module
+
     def loss(
         self, arrays: PyTree, rest: PyTree, batch: Batch, step: Array, key: Array
     ) -> Callable[[PyTree], tuple[Array, tuple[PyTree, Metrics]]]:
@@ -125,7 +130,7 @@ class Problem:
         config = self.config
         crop_key, erase_key, mix_key = jax.random.split(jax.random.fold_in(key, step), 3)
         images, labels = self.feed.examples(arrays, batch, step, crop_key)
-        images, targets = self._pixels(images), labels
+        images, targets = self.pixels(images), labels
         if config.random_erasing:
             images = augmentation.random_erasing(
                 images, erase_key, probability=config.random_erasing
@@ -141,6 +146,10 @@ class Problem:
                 smoothing=config.label_smoothing,
             )
         return Examples(images, labels, targets)
+
+    def as_examples(self, images: Array, labels: Array) -> Examples:
+        """Images as the data set has them, uint8, as a step would have them unaugmented."""
+        return Examples(self.pixels(images), labels, labels)
 
     def loss_of_examples(
         self, rest: PyTree
@@ -194,7 +203,7 @@ class Problem:
         graph = self._train_graph if training else self._eval_graph
 
         def loss(params: PyTree, images: Array, labels: Array) -> Array:
-            logits = nnx.merge(graph, params, rest, copy=True)(self._pixels(images))
+            logits = nnx.merge(graph, params, rest, copy=True)(self.pixels(images))
             return _losses(logits / temperature, labels).mean()
 
         return loss
@@ -206,13 +215,27 @@ class Problem:
             correct += self._correct(self.feed.arrays, network, batch, split)
         return int(correct) / self.feed.size(split)
 
+    def accuracy_on(self, network: Network, split: Split) -> float:
+        """The fraction of any other images that the network labels correctly.
+
+        Args:
+          network: the network.
+          split: images of the size and in the pixel values of the problem's own.
+        """
+        correct = sum(self._correct_of(network, batch) for batch in batches_of(split, self.mesh))
+        return int(correct) / len(split)
+
     @functools.partial(jax.jit, static_argnums=(0, 4))
     def _correct(self, arrays: PyTree, network: Network, batch: Batch, split: str) -> Array:
-        images, labels = self.feed.plain(arrays, batch, split)
-        logits = self.apply(network.params, network.rest, self._pixels(images))
-        return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+        correct: Array = self._correct_of(network, self.feed.plain(arrays, batch, split))
+        return correct
 
-    def _pixels(self, images: Array) -> Array:
+    @functools.partial(jax.jit, static_argnums=0)
+    def _correct_of(self, network: Network, batch: Example) -> Array:
+        logits = self.apply(network.params, network.rest, self.pixels(batch.images))
+        return jnp.sum(jnp.argmax(logits, axis=-1) == batch.labels)
+
+    def pixels(self, images: Array) -> Array:
         """Pixel values at mean 0 and standard deviation 1 over the training images."""
         mean = jnp.asarray(self.feed.pixel_mean, jnp.float32)
         sd = jnp.asarray(self.feed.pixel_sd, jnp.float32)
@@ -245,9 +268,7 @@ def load_dataset(config: ProblemConfig) -> Dataset | Stream:
             repeats=config.repeated_augmentation,
             workers=config.workers,
         )
-    dataset = load(
-        config.dataset, config.data_dir, image_size=config.image_size, label=config.label_column
-    )
+    dataset = load_whole(config)
     if config.train_images is not None:
         dataset = datasets.limit(dataset, config.train_images)
     if config.shrink > 1:
@@ -257,6 +278,13 @@ def load_dataset(config: ProblemConfig) -> Dataset | Stream:
     if config.validation_fraction:
         dataset = datasets.with_validation(dataset, config.validation_fraction, _VALIDATION_SEED)
     return dataset
+
+
+def load_whole(config: DataConfig) -> Dataset:
+    """The data set in memory, before anything is taken from it or done to it."""
+    return load(
+        config.dataset, config.data_dir, image_size=config.image_size, label=config.label_column
+    )
 
 
 def _feed(config: ProblemConfig, dataset: Dataset | Stream, mesh: jax.sharding.Mesh) -> Feed:

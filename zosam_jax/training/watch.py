@@ -97,9 +97,11 @@ class Watcher(Observer):
                 "finite",
             )
         if not self._console.is_terminal:
+            skipped = math.isnan(record.test_accuracy)
+            test = "" if skipped else f"  test {record.test_accuracy:.2%}"
             self._say(
                 f"epoch {record.epoch}/{self._problem.config.epochs}  loss {record.train_loss:.4f}"
-                f"  train {record.train_accuracy:.2%}  test {record.test_accuracy:.2%}  "
+                f"  train {record.train_accuracy:.2%}{test}  "
                 f"{record.images_per_second:,.0f} images/s"
             )
         self._bar.update(

@@ -1,0 +1,210 @@
+"""How good is an ascent's idea of "up"? Its direction against the gradient it stands for."""
+
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zosam_jax import keys, trees
+from zosam_jax import radius as radii
+from zosam_jax.analysis.batches import Batch, LossFn
+from zosam_jax.ascent.base import Ascent
+from zosam_jax.errors import check_count, check_number
+from zosam_jax.objective import Objective
+from zosam_jax.sparsity import masks
+from zosam_jax.trees import Array, PyTree
+
+
+class Spread(NamedTuple):
+    """A quantity over looks that differ in batch and random key.
+
+    Attributes:
+      mean: over the looks.
+      sd: the standard deviation of one look (n − 1 in the denominator); NaN for a single one.
+    """
+
+    mean: float
+    sd: float
+
+
+class Quality(NamedTuple):
+    """What `quality` finds, g = ∇L being the gradient of the look's own batch.
+
+    Attributes:
+      cosine: ⟨ĝ, g⟩ / (‖ĝ‖ ‖g‖) of the direction ĝ, 0 for a direction of zero. Random directions
+        have mean 0 and sd 1/√d; those with the right sign a mean of about √(2/(πd)).
+      gain: L(θ+ε) − L(θ), ε what the radius makes of ĝ.
+      gradient_gain: the same of g in the place of ĝ.
+      relative_gain: the ratio of these two means; NaN where the gradient gains nothing.
+      relative_error: ‖ĝ − g‖² / ‖g‖². It means something only of directions that estimate the
+        gradient, length and all: the mean is (d + 1)/m for the random gradient estimate from m
+        normal directions, (d − 1)/m for rademacher and sphere, and 1 for a direction of zero.
+      dimension: d, the number of kept weights.
+      looks: the number of draws times that of batches.
+    """
+
+    cosine: Spread
+    gain: Spread
+    gradient_gain: Spread
+    relative_gain: float
+    relative_error: Spread
+    dimension: int
+    looks: int
+
+
+def quality(
+    loss_fn: LossFn,
+    params: PyTree,
+    batches: Iterable[Batch],
+    ascent: Ascent,
+    *,
+    rho: float,
+    radius: radii.RadiusLike = "layerwise",
+    mask: PyTree = None,
+    num_draws: int = 8,
+    key: int | Array = 0,
+) -> Quality:
+    """Looks at an ascent's direction at θ, on every batch in turn and that `num_draws` times over.
+
+    θ stands still. An ascent that remembers sees the batches one after another, and after each
+    the gradient at θ+ε, as in training; its first look, with nothing to remember, counts too. A
+    look costs what the ascent does, a pass with gradients and two without, one of which gets
+    gradients too where the ascent remembers them.
+
+    Args:
+      loss_fn: (params, batch) → the batch's mean loss.
+      params: θ.
+      batches: of equal size; walked through once for each draw.
+      ascent: which way is up (`zosam_jax.ascent`).
+      rho: ρ > 0, a number in the units of `radius`.
+      radius: how far (`zosam_jax.radius`); of one that calibrates itself, the rule alone.
+      mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
+      num_draws: how often each batch is looked at, with a random key of its own each time.
+      key: a seed or a random key; the same one gives other ascents the same random numbers.
+
+    Raises:
+      ValueError, TypeError: for an argument out of range, a mask that does not fit the
+        parameters, no batches, or a loss that is no scalar.
+    """
+    if not isinstance(ascent, Ascent):
+        raise TypeError(
+            f"ascent={ascent!r} must be an Ascent, for example "
+            "zosam_jax.ascent.random_gradient_estimate()."
+        )
+    check_number("rho", rho, above=0.0, inclusive=False)
+    check_count("num_draws", num_draws)
+    rule, key = radii.get(radius).rule, keys.as_key(key)
+    floating, _ = trees.split_floating(params)
+    kept = masks.resolve(masks.unpack(mask), floating)
+    look = jax.jit(functools.partial(_look, loss_fn, ascent, rule, rho))
+    state, found = ascent.init(floating), list[_Look]()
+    for _ in range(num_draws):
+        for batch in batches:
+            seen, state = look(
+                params=params,
+                batch=batch,
+                kept=kept,
+                state=state,
+                key=jax.random.fold_in(key, len(found)),
+            )
+            found.append(jax.device_get(seen))
+    if not found:
+        raise ValueError("batches is empty: pass at least one batch.")
+    columns = _Look(*np.asarray(found, np.float64).T)
+    gain, gradient_gain = _spread(columns.gain), _spread(columns.gradient_gain)
+    return Quality(
+        cosine=_spread(columns.cosine),
+        gain=gain,
+        gradient_gain=gradient_gain,
+        relative_gain=gain.mean / gradient_gain.mean if gradient_gain.mean else math.nan,
+        relative_error=_spread(columns.relative_error),
+        dimension=int(masks.count_kept(floating, kept)),
+        looks=len(found),
+    )
+
+
+def compare(
+    loss_fn: LossFn,
+    params: PyTree,
+    batches: Iterable[Batch],
+    ascents: Mapping[Any, Ascent],
+    **options: Any,
+) -> dict[Any, Quality]:
+    """`quality` of several ascents on the same batches and from the same keys.
+
+    For the estimate against the number of directions m (or δ likewise):
+
+        compare(loss_fn, params, batches,
+                {m: random_gradient_estimate(m) for m in (1, 4, 16)}, rho=0.05)
+
+    and against sparsity, `quality(..., mask=masks)` for the masks of each.
+
+    Args:
+      loss_fn: (params, batch) → the batch's mean loss.
+      params: θ.
+      batches: of equal size, re-iterable.
+      ascents: label → ascent.
+      **options: the keyword arguments of `quality`.
+
+    Returns:
+      label → Quality, in the order of `ascents`.
+    """
+    return {
+        label: quality(loss_fn, params, batches, ascent, **options)
+        for label, ascent in ascents.items()
+    }
+
+
+class _Look(NamedTuple):
+    """One look's numbers, as in Quality: scalars, or a column of them."""
+
+    cosine: Any
+    gain: Any
+    gradient_gain: Any
+    relative_error: Any
+
+
+def _look(
+    loss_fn: LossFn,
+    ascent: Ascent,
+    rule: radii.Rule,
+    rho: float,
+    *,
+    params: PyTree,
+    batch: Batch,
+    kept: PyTree,
+    state: PyTree,
+    key: Array,
+) -> tuple[_Look, PyTree]:
+    """What one look finds, and what the ascent remembers after it."""
+    theta, merge = trees.split_floating(params)
+    objective = Objective(lambda p, b: loss_fn(merge(p), b), (batch,), name="loss_fn")
+
+    def epsilon(direction: PyTree) -> PyTree:
+        return radii.perturbation(rule, direction, theta, jnp.asarray(rho), kept)
+
+    clean = objective.value_and_grad(theta)
+    gradient = masks.restrict(clean.gradient, kept)
+    climb = ascent.direction(objective.with_perturbation(epsilon), theta, state, key=key, mask=kept)
+    direction = masks.restrict(climb.direction, kept)
+    # XLA drops the backward pass for ascents that do not remember its gradient.
+    landing = objective.value_and_grad(trees.displace(theta, epsilon(direction)))
+    highest = objective.probe(trees.displace(theta, epsilon(gradient)))
+    lengths = trees.norm(direction) * trees.norm(gradient)
+    error = trees.norm(trees.displace(direction, gradient, -1.0))
+    seen = _Look(
+        cosine=trees.ratio(trees.inner(direction, gradient), lengths),
+        gain=landing.value - clean.value,
+        gradient_gain=highest - clean.value,
+        relative_error=jnp.square(error / trees.norm(gradient)),
+    )
+    return seen, ascent.observe(state if climb.state is None else climb.state, landing.gradient)
+
+
+def _spread(values: np.ndarray) -> Spread:
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return Spread(float(np.mean(values)), sd)
