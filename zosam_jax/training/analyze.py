@@ -14,13 +14,13 @@ from rich.console import Console
 
 from zosam_jax import trees
 from zosam_jax.analysis import features, hessian, sharpness, surface, variance
-from zosam_jax.data.dataset import Images, Labels
+from zosam_jax.data.dataset import Images, Labels, Split
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.optimizers import ESTIMATORS
 from zosam_jax.training import pictures, step
 from zosam_jax.training.problem import Examples
 from zosam_jax.training.run_folder import RunFolder
-from zosam_jax.training.saved_run import SavedRun, open_run
+from zosam_jax.training.saved_run import SavedRun, complete_runs, open_run
 from zosam_jax.training.step import TrainState
 from zosam_jax.trees import Array, PyTree
 
@@ -36,7 +36,7 @@ class AnalyzeConfig:
     """Measure curvature, gradient variance and loss surfaces of finished runs, and draw them."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders."""
+    """Run folders, and folders that hold run folders (a sweep's)."""
 
     parts: tuple[Part, ...] = PARTS
     """What to measure. variance: of the minibatch gradient and how well the climb is aimed, at
@@ -109,7 +109,7 @@ def analyze(config: AnalyzeConfig, console: Console) -> None:
     Raises:
       FileNotFoundError, UnreadableRunError: for a folder without a run, or a damaged one.
     """
-    for path in config.runs:
+    for path in complete_runs(config.runs):
         folder = RunFolder(path, "train", may_hold_results=True)
         with open_run(path, data_dir=config.data_dir) as saved:
             saved.restore()
@@ -160,6 +160,9 @@ class _Analysis:
             "batch_size": self._config.batch_size,
             "split": "train",
             "statistics": self._config.statistics,
+            "train_accuracy": self._run.problem.accuracy_on(
+                self._run.network, Split(*self._images)
+            ),
         }
         for part, measure in parts.items():
             if part in self._config.parts:

@@ -19,7 +19,7 @@ from zosam_jax.errors import check_count, check_number
 from zosam_jax.training.config import ProblemConfig, TrainConfig
 from zosam_jax.training.problem import Network, Problem, load_whole
 from zosam_jax.training.run_folder import RunFolder
-from zosam_jax.training.saved_run import open_run, read_config
+from zosam_jax.training.saved_run import complete_runs, open_run, read_config
 
 # (corruption, severity) → the test images under it.
 Copies: TypeAlias = Callable[[str, int], Split]
@@ -32,7 +32,8 @@ class EvaluateConfig:
     """Measure trained networks on corrupted test images; print a table."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders of `zosam train`. Each gets a robustness.json, which replaces an older one."""
+    """Run folders, and folders that hold run folders (a sweep's). Each run gets a robustness.json,
+    which replaces an older one."""
 
     cifar10_c: Path | None = None
     """Folder of CIFAR-10-C's files, for runs on cifar10. Default: corrupt the data set's own test
@@ -115,6 +116,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> list[Robustness]:
       ValueError: for a run whose test images cannot be corrupted, or fewer of them than asked for.
       ModuleNotFoundError: if the library of corruptions is missing.
     """
+    config = dataclasses.replace(config, runs=complete_runs(config.runs))
     _check(config)
     subjects = _open(config)
     groups: dict[tuple[object, ...], list[_Subject]] = {}
@@ -154,7 +156,7 @@ def _open(config: EvaluateConfig) -> list[_Subject]:
     """The networks; runs that differ in nothing that a problem is made of share it."""
     problems: dict[ProblemConfig, Problem] = {}
     subjects = []
-    for path in dict.fromkeys(config.runs):
+    for path in config.runs:
         options = _problem_config(read_config(path))
         with open_run(path, data_dir=config.data_dir, problem=problems.get(options)) as saved:
             if config.checkpoint == "best" and saved.best is None:

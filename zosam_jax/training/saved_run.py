@@ -4,7 +4,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -83,6 +83,42 @@ def open_run(
         problem = Problem(config)
         sparse.check(problem)
     return SavedRun(RunFolder(path, "train", may_hold_results=True), config, problem)
+
+
+def run_folders(path: Path) -> list[Path]:
+    """A run folder, or all that a folder holds at any depth, in order.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    found = sorted(file.parent for file in path.rglob("config.json") if _is_of_run(file))
+    if not found:
+        raise FileNotFoundError(
+            f"{path} is neither a run folder (zosam train leaves config.json and summary.json "
+            "there) nor a folder of run folders."
+        )
+    return found
+
+
+def complete_runs(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """Run folders as they are named, and in other folders the runs that have ended, each once.
+
+    Raises:
+      FileNotFoundError: for a path without a run.
+    """
+    found = []
+    for path in paths:
+        folders = run_folders(path)
+        found += [f for f in folders if f == path or (f / "summary.json").is_file()]
+    return tuple(dict.fromkeys(found))
+
+
+def _is_of_run(file: Path) -> bool:
+    """zosam compare leaves a config.json without one optimizer."""
+    try:
+        return "optimizer" in json.loads(file.read_text())
+    except ValueError as error:
+        raise UnreadableRunError(f"{file} is damaged: {error}") from error
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -1,0 +1,35 @@
+"""Links of the README, where it is included: to the page that a file has here, or to none."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+
+ROOT = Path(__file__).parents[2]
+LINK = re.compile(r"\[([^\]]+)\]\((benchmarks/[^)#]+)\)")
+
+# Files of the repository that are pages of the site.
+PAGES = {
+    "benchmarks/results/family_study": "family_study.md",
+    "benchmarks/results/sparse_methods.md": "sparse_methods.md",
+}
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Rewrites what is included, before it is parsed."""
+    app.connect("include-read", rewrite)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def rewrite(app: Sphinx, path: Path, docname: str, content: list[str]) -> None:
+    """Changes links to files and folders that have a page, or cannot be downloaded, in place."""
+    del app, path, docname
+    content[0] = LINK.sub(_rewritten, content[0])
+
+
+def _rewritten(link: re.Match[str]) -> str:
+    text, target = link.groups()
+    if target in PAGES:
+        return f"[{text}](/{PAGES[target]})"
+    return text if (ROOT / target).is_dir() else link[0]

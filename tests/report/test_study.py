@@ -1,0 +1,125 @@
+"""How runs are grouped, named and put in order."""
+
+import pytest
+from report.folders import make_run
+
+from zosam_jax.report.runs import gather
+from zosam_jax.report.study import Study
+
+
+@pytest.fixture
+def study_of(tmp_path):
+    def study(*many):
+        for i, options in enumerate(many):
+            make_run(tmp_path / f"{i:03d}", **options)
+        return Study(gather([tmp_path])[0])
+
+    return study
+
+
+def labels(study):
+    return [row.label for row in study.rows]
+
+
+def test_seeds_share_a_cell_and_nothing_else_does(study_of):
+    study = study_of(
+        {"optimizer": "sgd", "seed": 4},
+        {"optimizer": "sgd", "seed": 1},
+        {"optimizer": "sgd", "seed": 1, "sparsity": 0.95},
+    )
+    assert labels(study) == ["rigl 90%", "rigl 95%"]
+    assert list(study.cell(study.rows[0], "sgd")) == [1, 4]
+    assert list(study.cell(study.rows[1], "sgd")) == [1]
+    assert study.seeds == [1, 4]
+
+
+def test_labels_say_what_varies_among_an_optimizers_runs(study_of):
+    study = study_of(
+        {"optimizer": "zo_sam", "rho": 0.5},
+        {"optimizer": "zo_sam", "rho": 0.25, "num_directions": 4},
+        {"optimizer": "sam", "rho": 0.05},
+        {"optimizer": "sgd"},
+    )
+    assert study.optimizers == [
+        "sgd",
+        "sam",
+        "zo_sam, ρ = 0.25, num_directions = 4",
+        "zo_sam, ρ = 0.5, num_directions = 1",
+    ]
+
+
+def test_the_default_radius_is_the_one_it_stands_for(study_of):
+    study = study_of({"optimizer": "sam", "seed": 0}, {"optimizer": "sam", "seed": 1, "rho": 0.02})
+    assert study.optimizers == ["sam"]
+    assert study.climbs["sam"]["rho"] == 0.02
+    assert study.climbs["sam"]["radius"] == "layerwise"
+
+
+def test_options_of_the_climb_do_not_split_plain_optimizers(study_of):
+    study = study_of(
+        {"optimizer": "sgd", "seed": 0, "rho": 0.1},
+        {"optimizer": "sgd", "seed": 1, "radius": "global", "num_directions": 3},
+    )
+    assert study.optimizers == ["sgd"]
+    assert len(study.cell(study.rows[0], "sgd")) == 2
+
+
+def test_rows_say_what_varies_among_the_problems(study_of):
+    study = study_of(
+        {"model": "resnet8", "optimizer": "sgd", "label_noise": 0.2, "sparse": "none"},
+        {"model": "resnet8", "optimizer": "sgd", "label_noise": 0.2, "sparse": "mest"},
+        {
+            "model": "resnet8",
+            "optimizer": "sgd",
+            "label_noise": 0.2,
+            "sparse": "mest",
+            "mest_soft_bound": True,
+        },
+        {"optimizer": "sgd"},
+    )
+    assert labels(study) == [
+        "resnet8, label_noise = 0.2, dense",
+        "resnet8, label_noise = 0.2, mest 90%, mest_soft_bound = False",
+        "resnet8, label_noise = 0.2, mest 90%, mest_soft_bound = True",
+        "lenet-300-100, label_noise = 0, rigl 90%",
+    ]
+
+
+def test_dense_networks_are_one_row_however_they_are_asked_for(study_of):
+    study = study_of(
+        {"sparse": "none", "sparsity": 0.9, "seed": 0, "optimizer": "sgd"},
+        {"sparse": "rigl", "sparsity": 0.0, "seed": 1, "optimizer": "sgd"},
+    )
+    assert labels(study) == ["dense"]
+
+
+def test_each_base_optimizer_has_its_rows(study_of):
+    study = study_of(
+        {"optimizer": "sgd"},
+        {"optimizer": "sam"},
+        {"optimizer": "sam", "base_optimizer": "adamw"},
+        {"optimizer": "adamw"},
+    )
+    assert [(row.label, row.base) for row in study.rows] == [
+        ("sgd, rigl 90%", "sgd"),
+        ("adamw, rigl 90%", "adamw"),
+    ]
+    assert study.compared_in(study.rows[1]) == ["adamw", "sam"]
+
+
+def test_where_a_run_took_place_does_not_matter(study_of, tmp_path):
+    study = study_of(
+        {"optimizer": "sgd", "output": tmp_path / "here", "seed": 0},
+        {"optimizer": "sgd", "mesh": "data=1", "keep_every": 2, "seed": 1},
+    )
+    assert len(study.cell(study.rows[0], "sgd")) == 2
+
+
+def test_a_run_made_twice_counts_once(study_of):
+    study = study_of(
+        {"accuracies": (0.7,), "optimizer": "sgd"}, {"accuracies": (0.8,), "optimizer": "sgd"}
+    )
+    assert study.values(study.rows[0], "sgd", "test_accuracy") == {0: 0.7}
+    assert [one.name for one in study.duplicates] == ["001"]
+    assert "seed of 000" in study.duplicates[0].reason
+    assert [run.name for run in study.runs] == ["000"]

@@ -1,0 +1,108 @@
+"""Tables: what their entries say, which of them stand out, and numbers as text."""
+
+import pytest
+from report.folders import make_run
+
+from zosam_jax.report.estimates import Estimate
+from zosam_jax.report.performance import convergence
+from zosam_jax.report.runs import gather
+from zosam_jax.report.study import Study
+from zosam_jax.report.tables import number, percent, spread, with_gains
+
+
+@pytest.fixture
+def study(tmp_path):
+    accuracies = {
+        ("sgd", 0.9): (0.80, 0.82, 0.84),
+        ("sam", 0.9): (0.83, 0.85, 0.88),
+        ("zo_sam", 0.9): (0.79, 0.86),
+        ("sgd", 0.95): (0.70, 0.70, 0.76),
+        ("sam", 0.95): (0.71, 0.70, 0.75),
+    }
+    for (optimizer, sparsity), values in accuracies.items():
+        for seed, accuracy in enumerate(values):
+            path = tmp_path / f"{optimizer}-{sparsity}-{seed}"
+            options = {"optimizer": optimizer, "sparsity": sparsity, "seed": seed}
+            make_run(path, (0.75, accuracy), **options)
+    return Study(gather([tmp_path])[0])
+
+
+def test_entries_are_means_with_spread_and_paired_gains(study):
+    table = with_gains(study, "test_accuracy", "caption")
+    assert table.head == ("", "seeds", "sgd", "sam", "zo_sam")
+    first, second, total = table.body
+    assert [cell.text for cell in first] == [
+        "rigl 90%",
+        "3",
+        "82.00 ± 2.00",
+        "85.33 ± 2.52",
+        "82.50 ± 4.95 (n = 2)",
+    ]
+    # Differences 3, 3, 4; and −1, 4 of the two seeds that zo_sam has.
+    assert [cell.note for cell in first[2:]] == ["", "+3.33 ± 0.33", "+1.50 ± 2.50"]
+    assert [cell.text for cell in second[3:]] == ["72.00 ± 2.65", "–"]
+    assert second[3].note == "+0.00 ± 0.58"
+    # Over both rows sam's seeds gain 2, 1.5 and 1.5; zo_sam was run in one of them.
+    assert [cell.text for cell in total] == [
+        "all cells, paired",
+        "3",
+        "–",
+        "+1.67 ± 0.17",
+        "+1.50 ± 2.50 (n = 2)",
+    ]
+    assert [cell.note for cell in total] == ["", "", "", "", "1 of 2 rows"]
+
+
+def test_the_best_is_bold_where_it_stands_out(study):
+    table = with_gains(study, "test_accuracy", "caption")
+    assert [[cell.bold for cell in line] for line in table.body] == [
+        [False, False, False, True, False],
+        [False] * 5,
+        [False, False, False, True, False],
+    ]
+
+
+def test_convergence_counts_those_that_arrive(study):
+    table = convergence(study, 0.84).tables[0]
+    assert table.head == (
+        "",
+        "optimizer",
+        "seeds",
+        "target (%)",
+        "epochs",
+        "dense SGD epochs",
+        "seconds",
+    )
+    sgd, sam, _, sparser, _ = ([cell.text for cell in line] for line in table.body)
+    # make_run knows no training cost.
+    assert sgd == ["rigl 90%", "sgd", "3", "84.00", "2.00 (n = 1)", "–", "4.00 (n = 1)"]
+    assert sam[4] == "2.00 ± 0.00 (n = 2)"
+    assert sparser == ["rigl 95%", "sgd", "3", "84.00", *["not reached"] * 3]
+
+
+def test_without_a_target_it_is_99_percent_of_the_base(study):
+    table = convergence(study, None).tables[0]
+    assert [line[3].text for line in table.body] == [percent(0.99 * 0.82)] * 3 + ["71.28"] * 2
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0.00"),
+        (3.14159, "3.14"),
+        (-31.4159, "−31.4"),
+        (31415.9, "31,416"),
+        (0.0031416, "0.00314"),
+        (0.00001234, "1.23 × 10⁻⁵"),
+        (-2.5e7, "−2.50 × 10⁷"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_numbers_have_three_digits(value, text):
+    assert number(value) == text
+
+
+def test_a_deviation_has_the_decimals_of_its_mean():
+    assert spread(Estimate(31.4159, 0.5772, 3), number) == "31.4 ± 0.6"
+    assert spread(Estimate(2.5e7, 1e6, 3), number) == "2.50 × 10⁷ ± 0.10 × 10⁷"
+    assert spread(Estimate(0.5, float("nan"), 1), percent, 3) == "50.00 (n = 1)"

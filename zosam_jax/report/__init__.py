@@ -1,0 +1,75 @@
+"""`zosam report`: any number of runs on one page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from zosam_jax.report import figures, geometry, performance
+from zosam_jax.report.config import ReportConfig
+from zosam_jax.report.header import header
+from zosam_jax.report.markdown import markdown
+from zosam_jax.report.page import page
+from zosam_jax.report.runs import gather
+from zosam_jax.report.section import Section
+from zosam_jax.report.spreadsheet import to_csv
+from zosam_jax.report.study import Study
+from zosam_jax.training.run_folder import RunFolder
+
+__all__ = ["ReportConfig", "report"]
+
+
+def report(
+    runs: Sequence[Path],
+    output: Path | None,
+    *,
+    title: str | None = None,
+    target: float | None = None,
+) -> Path:
+    """Gathers runs into report.html, report.md and runs.csv, and returns their folder.
+
+    The page needs no other file and no network; the Markdown has its tables, the CSV a line for
+    each run. Runs with the same options but the seed are averaged, and gains are paired by seed.
+
+    Args:
+      runs: run folders, and folders that hold run folders at any depth.
+      output: folder for the files, which are replaced if they exist; None for
+        runs/report-DATE-TIME.
+      title: heading of the page; by default the models and data sets.
+      target: test accuracy, as a fraction, to which epochs and seconds are counted; by default
+        99% of what the base optimizer ends at, row by row.
+
+    Raises:
+      ValueError: for a path without a run, a damaged file, or if no run is complete.
+      FileExistsError: if `output` is a file.
+    """
+    folder = RunFolder(output, "report", may_hold_results=True)
+    complete, omissions = gather(runs)
+    if not complete:
+        raise ValueError(
+            "runs: no run is complete; "
+            + "; ".join(f"{one.name}: {one.reason.rstrip('.')}" for one in omissions[:3])
+            + "."
+        )
+    study = Study(complete)
+    sections = _sections(study, target)
+    top = header(study, omissions, title)
+    folder.write_text("report.html", page(top, sections))
+    folder.write_text("report.md", markdown(top, sections))
+    folder.write_text("runs.csv", to_csv(study))
+    return folder.path
+
+
+def _sections(study: Study, target: float | None) -> list[Section]:
+    """Those of which any run has data."""
+    styles = figures.styles(study.optimizers, [row.base for row in study.rows])
+    made = [
+        performance.accuracy(study, styles),
+        performance.curves(study, styles),
+        performance.convergence(study, target),
+        performance.cost(study),
+        performance.robustness(study, styles),
+        geometry.sharpness(study),
+        geometry.flatness(study, styles),
+        geometry.variance(study, styles),
+        geometry.surfaces(study, styles),
+    ]
+    return [section for section in made if section is not None]

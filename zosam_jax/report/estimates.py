@@ -1,0 +1,98 @@
+"""Means with their uncertainty, paired gains and rank correlations."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+BySeed: TypeAlias = Mapping[int, float]
+
+
+class Estimate(NamedTuple):
+    """A mean.
+
+    Attributes:
+      mean: NaN of no value.
+      error: the sample standard deviation, or of a gain the standard error; NaN of one value.
+      num: how many values there are.
+    """
+
+    mean: float
+    error: float
+    num: int
+
+    @property
+    def stands_out(self) -> bool:
+        """Whether a gain is larger than two of its standard errors."""
+        return self.mean > 2.0 * self.error
+
+
+class Correlation(NamedTuple):
+    """How far two quantities rank the same runs alike, from −1 to 1.
+
+    Attributes:
+      spearman: Spearman's ρ; NaN for fewer than three pairs, or where one quantity is constant.
+      kendall: Kendall's τ_b, likewise.
+      num: how many pairs there are.
+    """
+
+    spearman: float
+    kendall: float
+    num: int
+
+
+def over_seeds(values: BySeed) -> Estimate:
+    """Mean and sample standard deviation, √(Σ (x − x̄)² / (n − 1)), of the values that are known."""
+    known = [value for value in values.values() if not math.isnan(value)]
+    if not known:
+        return Estimate(math.nan, math.nan, 0)
+    deviation = statistics.stdev(known) if len(known) > 1 else math.nan
+    return Estimate(statistics.fmean(known), deviation, len(known))
+
+
+def differences(values: BySeed, base: BySeed) -> dict[int, float]:
+    """value − base for the seeds that both have."""
+    return {seed: values[seed] - base[seed] for seed in sorted(values.keys() & base.keys())}
+
+
+def gain(values: BySeed, base: BySeed) -> Estimate:
+    """Mean of the differences that share a seed, and its standard error sd/√n."""
+    return _with_standard_error(differences(values, base))
+
+
+def gain_over_cells(cells: Sequence[tuple[BySeed, BySeed]]) -> Estimate:
+    """The gain averaged over cells for each seed; then mean and standard error over the seeds.
+
+    A seed stands for the same initial weights and data order in every cell, so its differences
+    are not independent and count once. Only seeds that every cell has count.
+
+    Args:
+      cells: (values, base) of each.
+    """
+    paired = [differences(values, base) for values, base in cells]
+    shared = set.intersection(*(set(d) for d in paired)) if paired else set()
+    return _with_standard_error(
+        {seed: statistics.fmean(d[seed] for d in paired) for seed in sorted(shared)}
+    )
+
+
+def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> Correlation:
+    """Spearman's ρ and Kendall's τ_b of the pairs of which both are known."""
+    # Here, since it takes a second to import and other commands do without.
+    from scipy import stats  # noqa: PLC0415
+
+    pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if not math.isnan(x + y)]
+    count = len(pairs)
+    if count < 3 or any(len(set(side)) == 1 for side in zip(*pairs, strict=True)):
+        return Correlation(math.nan, math.nan, count)
+    left, right = zip(*pairs, strict=True)
+    return Correlation(
+        float(stats.spearmanr(left, right).statistic),
+        float(stats.kendalltau(left, right).statistic),
+        count,
+    )
+
+
+def _with_standard_error(values: BySeed) -> Estimate:
+    mean, deviation, count = over_seeds(values)
+    return Estimate(mean, deviation / math.sqrt(count) if count else math.nan, count)

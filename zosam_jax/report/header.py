@@ -1,0 +1,87 @@
+"""What the report says first: what was compared, and what was left out."""
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import zosam_jax
+from zosam_jax.report.runs import Omission
+from zosam_jax.report.study import Options, Study, say
+from zosam_jax.training.config import TrainConfig
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+# Told whether or not they are the defaults.
+_ALWAYS = {
+    "dataset": "data set",
+    "model": "model",
+    "epochs": "epochs",
+    "batch_size": "batch size",
+    "learning_rate": "learning rate",
+    "weight_decay": "weight decay",
+}
+
+
+class Header(NamedTuple):
+    """The head of the report.
+
+    Attributes:
+      title: its heading.
+      lead: how much there is, and when it was gathered.
+      facts: what was compared: names and values.
+      omissions: the runs that are left out.
+    """
+
+    title: str
+    lead: str
+    facts: Sequence[tuple[str, str]]
+    omissions: Sequence[Omission]
+
+
+def header(study: Study, omissions: Sequence[Omission], title: str | None) -> Header:
+    """Describes a study."""
+    everything = [*omissions, *study.duplicates]
+    settings = study.settings
+    said = [(text, _joined(settings[name])) for name, text in _ALWAYS.items()]
+    others = [
+        say(name, value)
+        for name, values in settings.items()
+        for value in values
+        if name not in _ALWAYS and (len(values) > 1 or value != _DEFAULTS[name])
+    ]
+    facts = [
+        *said,
+        *([("other options", ", ".join(others))] if others else []),
+        ("sparsity", "; ".join(dict.fromkeys(row.label for row in study.rows))),
+        ("optimizers", "; ".join(_about(label, climb) for label, climb in study.climbs.items())),
+        ("seeds", _joined(study.seeds)),
+    ]
+    trained = f"{_joined(settings['model'])} on {_joined(settings['dataset'])}"
+    left_out = f" {len(everything)} left out." if everything else ""
+    lead = (
+        f"{_runs(len(study.runs))}, gathered on {datetime.date.today():%d %B %Y} by zosam_jax "
+        f"{zosam_jax.__version__}.{left_out}"
+    )
+    return Header(title or trained, lead, facts, everything)
+
+
+def _about(label: str, climb: Options) -> str:
+    """An optimizer with its radius and whatever else is not the default."""
+    if "radius" not in climb:
+        return label
+    told = [say("rho", climb["rho"]), str(climb["radius"])] if climb["rho"] else []
+    told += [
+        say(name, value)
+        for name, value in climb.items()
+        if name not in ("optimizer", "rho", "radius") and value != _DEFAULTS[name]
+    ]
+    told = [text for text in told if text not in label.split(", ")]
+    return f"{label} ({', '.join(told)})" if told else label
+
+
+def _joined(values: Sequence[Any]) -> str:
+    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"

@@ -1,0 +1,38 @@
+"""The report's tables as Markdown."""
+
+import re
+from collections.abc import Sequence
+
+from zosam_jax.report.header import Header
+from zosam_jax.report.section import Section
+from zosam_jax.report.tables import Cell, Table
+
+
+def markdown(header: Header, sections: Sequence[Section]) -> str:
+    """The head, the tables and what was left out; figures are in the page alone."""
+    parts = [f"# {_escape(header.title)}", _escape(header.lead)]
+    parts.append("\n".join(f"- {name}: {_escape(value)}" for name, value in header.facts))
+    for section in sections:
+        if section.tables:
+            parts += [f"## {_escape(section.title)}", _escape(section.text)]
+            parts += [text for table in section.tables for text in _table(table)]
+    if header.omissions:
+        left_out = [f"- {_escape(one.name)}: {_escape(one.reason)}" for one in header.omissions]
+        parts += ["## Left out", "\n".join(left_out)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(table: Table) -> tuple[str, str]:
+    rules = [":--" if i < table.labels else "--:" for i in range(len(table.head))]
+    rows = [map(_escape, table.head), rules, *(map(_cell, line) for line in table.body)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows), _escape(table.caption)
+
+
+def _cell(cell: Cell) -> str:
+    text = f"**{_escape(cell.text)}**" if cell.bold else _escape(cell.text)
+    return f"{text} ({_escape(cell.note)})" if cell.note else text
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown would take for its own signs."""
+    return re.sub(r"([\\`*|<>\[\]]|\b_|_\b)", r"\\\1", text)

@@ -1,0 +1,219 @@
+"""How good the networks are, and what they cost: accuracy, robustness, convergence, price."""
+
+import math
+from collections.abc import Callable, Mapping
+
+from zosam_jax.report import figures
+from zosam_jax.report.estimates import gain, over_seeds
+from zosam_jax.report.figures import Panel, Style
+from zosam_jax.report.section import BAND, SPREAD, Section, figure, in_percent, line_figure
+from zosam_jax.report.study import Row, Study
+from zosam_jax.report.tables import (
+    NOTHING,
+    Cell,
+    Column,
+    Table,
+    by_optimizer,
+    measured,
+    number,
+    percent,
+    spread,
+    whole,
+    with_gains,
+)
+
+_GAINS = (
+    "Gains are differences to the base optimizer's run from the same seed: the same initial "
+    "weights and the same order of the data."
+)
+# Without a target of the reader's own: this share of what the base optimizer reaches.
+_SHARE_OF_BASE = 0.99
+_FURTHER_ACCURACIES = {
+    "validation_accuracy": "Accuracy on the held-out training images after the last epoch",
+    "average_test_accuracy": "Accuracy of the averaged weights on the test images",
+}
+
+
+def accuracy(study: Study, styles: Mapping[str, Style]) -> Section | None:
+    """Test accuracy with paired gains; that on held-out images and of averaged weights too."""
+    section = _gains(
+        study,
+        styles,
+        "test_accuracy",
+        "Test accuracy",
+        "Accuracy on the test images after the last epoch",
+    )
+    if section is None:
+        return None
+    further = [
+        _gain_table(study, fact, what)
+        for fact, what in _FURTHER_ACCURACIES.items()
+        if study.knows(fact)
+    ]
+    return section._replace(tables=[*section.tables, *further])
+
+
+def robustness(study: Study, styles: Mapping[str, Style]) -> Section | None:
+    """Accuracy on corrupted images."""
+    section = _gains(
+        study,
+        styles,
+        "corrupted_accuracy",
+        "Robustness to corruptions",
+        "Mean accuracy on the test images under all corruptions and severities",
+    )
+    if section is None:
+        return None
+    columns = [
+        measured(study, "clean (%)", "clean_accuracy", percent),
+        measured(study, "corrupted (%)", "corrupted_accuracy", percent),
+        measured(study, "Δ (points)", "robustness_delta", percent),
+    ]
+    sources = sorted({run.corrupted_by for run in study.runs} - {""})
+    caption = (
+        "Accuracy on clean images, mean accuracy under corruptions, and Δ, their difference. "
+        f"Corrupted images: {'; '.join(sources) or 'of unknown origin'}. {SPREAD}"
+    )
+    by_severity = line_figure(
+        study,
+        styles,
+        lambda run: in_percent(run.severity_curve),
+        ("severity", "accuracy (%)"),
+        f"Accuracy by the severity of the corruption, a mean over all kinds. {BAND}",
+    )
+    return section._replace(
+        tables=[*section.tables, by_optimizer(study, columns, caption)],
+        figures=[*section.figures, *by_severity],
+    )
+
+
+def curves(study: Study, styles: Mapping[str, Style]) -> Section | None:
+    """Test accuracy over the epochs."""
+    shown = line_figure(
+        study,
+        styles,
+        lambda run: in_percent(run.test_curve),
+        ("epoch", "test accuracy (%)"),
+        f"Test accuracy after each evaluated epoch. {BAND}",
+    )
+    return (
+        Section("Learning curves", "How the accuracy got there.", figures=shown) if shown else None
+    )
+
+
+def convergence(study: Study, target: float | None) -> Section | None:
+    """Epochs and seconds until a target accuracy."""
+
+    def aim(row: Row) -> float:
+        if target is not None:
+            return target
+        return _SHARE_OF_BASE * over_seeds(study.values(row, row.base, "test_accuracy")).mean
+
+    def until(field: str) -> Callable[[Row, str], Cell]:
+        def cell(row: Row, optimizer: str) -> Cell:
+            runs = study.cell(row, optimizer)
+            if math.isnan(aim(row)):
+                return Cell(NOTHING)
+            reached = {seed: run.reached(aim(row)) for seed, run in runs.items()}
+            known = {seed: getattr(r, field) for seed, r in reached.items() if r is not None}
+            return Cell(spread(over_seeds(known), number, len(runs)) if known else "not reached")
+
+        return cell
+
+    def aimed(row: Row, optimizer: str) -> Cell:
+        del optimizer
+        return Cell(NOTHING if math.isnan(aim(row)) else percent(aim(row)))
+
+    columns = [
+        Column("target (%)", aimed),
+        Column("epochs", until("epoch")),
+        Column("dense SGD epochs", until("training_cost")),
+        Column("seconds", until("seconds")),
+    ]
+    whose = "given" if target is not None else "99% of what the base optimizer ends at, row by row"
+    table = by_optimizer(
+        study,
+        columns,
+        f"Epochs until the test accuracy is at the target ({whose}), as far as it was evaluated; "
+        "their multiply-adds in epochs of the dense network with plain SGD; and seconds, "
+        "compilation included. Mean ± sample standard deviation over the seeds that reach it, with "
+        "their number where not all do.",
+    )
+    if not table.body:
+        return None
+    return Section("Convergence", "How soon a run is nearly as good as it gets.", [table])
+
+
+def cost(study: Study) -> Section | None:
+    """What training takes."""
+
+    def slowdown(row: Row, optimizer: str) -> Cell:
+        base = study.values(row, row.base, "images_per_second")
+        own = study.values(row, optimizer, "images_per_second")
+        ratios = {s: base[s] / own[s] for s in sorted(own.keys() & base.keys()) if own[s]}
+        return Cell(spread(over_seeds(ratios), number))
+
+    columns = [
+        measured(study, "training (%)", "training_cost", percent),
+        measured(study, "inference (%)", "inference_cost", percent),
+        measured(study, "images/s", "images_per_second", whole),
+        Column("time / base", slowdown),
+        measured(study, "seconds", "seconds", number),
+    ]
+    table = by_optimizer(
+        study,
+        columns,
+        "Multiply-adds of the whole training relative to the dense network with plain SGD, and of "
+        "a forward pass relative to the dense one: what kernels that skip zeros would do. Images "
+        "a second are the median epoch's, without compilation and evaluation; time / base is the "
+        "base optimizer's speed over the own, paired by seed; seconds are the whole run's. "
+        f"{SPREAD}",
+    )
+    if not table.body:
+        return None
+    text = "Multiply-adds are exact; speeds depend on the machine and on what else it was doing."
+    return Section("Cost", text, [table])
+
+
+def _gains(
+    study: Study, styles: Mapping[str, Style], fact: str, title: str, what: str
+) -> Section | None:
+    if not study.knows(fact):
+        return None
+    panels = _gain_panels(study, styles, fact)
+    shown = figure(
+        styles,
+        panels,
+        "Paired gains over the base optimizer (the line at 0), with bars of two standard errors.",
+        without={row.base for row in study.rows},
+    )
+    return Section(title, _GAINS, [_gain_table(study, fact, what)], shown)
+
+
+def _gain_table(study: Study, fact: str, what: str) -> Table:
+    caption = (
+        f"{what}, in percent: mean ± sample standard deviation over seeds. Below it the gain over "
+        "the base optimizer in points, paired by seed, ± its standard error. Bold: the best of its "
+        "row, if its gain is larger than two standard errors."
+    )
+    return with_gains(study, fact, caption)
+
+
+def _gain_panels(study: Study, styles: Mapping[str, Style], fact: str) -> list[Panel]:
+    """A panel for each row, all on one scale: gain and two standard errors, in points."""
+    bars: dict[str, list[tuple[float, float, Style]]] = {}
+    for row in study.rows:
+        base = study.values(row, row.base, fact)
+        for name in study.compared_in(row):
+            over_base = gain(study.values(row, name, fact), base)
+            if name != row.base and over_base.num:
+                error = 0.0 if math.isnan(over_base.error) else 200 * over_base.error
+                bar = (100 * over_base.mean, error, styles[name])
+                bars.setdefault(row.label, []).append(bar)
+    ends = [m + sign * e for drawn in bars.values() for m, e, _ in drawn for sign in (-1, 1)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    margin = 0.05 * (high - low) or 1.0
+    limits = (low - margin, high + margin)
+    return [
+        figures.intervals(label, drawn, "gain (points)", limits) for label, drawn in bars.items()
+    ]
