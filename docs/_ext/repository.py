@@ -1,4 +1,4 @@
-"""Links of the README, where it is included: to the page that a file has here, or to none."""
+"""Links of benchmarks/README.md, included here: to the page that a file has here, or to none."""
 
 import re
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-ROOT = Path(__file__).parents[2]
-LINK = re.compile(r"\[([^\]]+)\]\((benchmarks/[^)#]+)\)")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+LINK = re.compile(r"\[([^\]]+)\]\((results[^)#]*)\)")
 
-# Files of the repository that are pages of the site.
+# Results that are pages of the site.
 PAGES = {
-    "benchmarks/results/family_study": "family_study.md",
-    "benchmarks/results/sparse_methods.md": "sparse_methods.md",
+    "results/family_study": "family_study.md",
+    "results/sparse_methods.md": "sparse_methods.md",
 }
 
 
@@ -25,11 +25,12 @@ def setup(app: Sphinx) -> dict[str, Any]:
 def rewrite(app: Sphinx, path: Path, docname: str, content: list[str]) -> None:
     """Changes links to files and folders that have a page, or cannot be downloaded, in place."""
     del app, path, docname
-    content[0] = LINK.sub(_rewritten, content[0])
+    # The notebooks are copied to where the pages are.
+    content[0] = LINK.sub(_rewritten, content[0].replace("](../notebooks/", "](notebooks/"))
 
 
 def _rewritten(link: re.Match[str]) -> str:
     text, target = link.groups()
     if target in PAGES:
         return f"[{text}](/{PAGES[target]})"
-    return text if (ROOT / target).is_dir() else link[0]
+    return text if (BENCHMARKS / target).is_dir() else link[0]
