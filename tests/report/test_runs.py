@@ -50,7 +50,7 @@ def test_incomplete_and_failed_runs_are_named(tmp_path):
 def test_a_path_without_runs_is_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=rf"runs: '.*{name}' is neither a run folder"):
+    with pytest.raises(ValueError, match=rf"runs: .*{name} is neither a run folder"):
         gather([tmp_path / name])
 
 

@@ -30,7 +30,7 @@ def trained(folder, *options):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("analyze") / "run"
-    trained(folder, "--sparse", "set", "--optimizer", "sam", "--model", "resnet8")
+    trained(folder, "--sparse", "set", "--optimizer", "sam")
     cli.main(["analyze", str(folder), *LOOK])
     return folder
 
@@ -42,8 +42,8 @@ def found(run):
 
 def test_it_leaves_numbers_and_pictures(run, found):
     assert set(found) >= {"checkpoints", "hessian", "sharpness", "surface", "images"}
-    for name in ("analysis.png", "features.png"):
-        assert (run / name).read_bytes().startswith(b"\x89PNG")
+    assert (run / "analysis.png").read_bytes().startswith(b"\x89PNG")
+    assert not (run / "features.png").exists()  # lenet-300-100 has no blocks
 
 
 def test_the_variance_is_that_of_the_steps_own_batches(run, found):
@@ -129,17 +129,25 @@ def test_a_dense_run_of_a_plain_optimizer(tmp_path):
     assert not (folder / "features.png").exists()
 
 
-def test_batch_statistics_are_the_training_loss(run):
-    cli.main(["analyze", str(run), *LOOK, "--parts", "surface", "--statistics", "batch"])
-    found = json.loads((run / "analysis.json").read_text())
+def test_a_residual_network_shows_three_blocks_and_takes_either_statistics(tmp_path):
+    run = trained(tmp_path / "run", "--optimizer", "sgd", "--model", "resnet8", "--epochs", "1")
+    look = [*LOOK, "--points", "3", "--plane-points", "0", "--lanczos-steps", "2"]
+    at = {}
+    for statistics in ("running", "batch"):
+        options = ("--parts", "surface", "features", "--statistics", statistics)
+        cli.main(["analyze", str(run), *look, *options])
+        at[statistics] = json.loads((run / "analysis.json").read_text())["surface"]["random"][1]
+    assert (run / "features.png").read_bytes().startswith(b"\x89PNG")
     with open_run(run) as saved:
         saved.restore()
-        loss = saved.run.problem.score_loss(saved.run.state.rest, training=True)
-        images, labels = map(jnp.asarray, saved.run.problem.feed.raw(0, 128))
-        parts = [
-            loss(saved.run.state.params, images[s], labels[s]) for s in (slice(64), slice(64, 128))
-        ]
-    assert found["surface"]["random"][2] == pytest.approx(float(sum(parts)) / 2, rel=1e-5)
+        state, problem = saved.run.state, saved.run.problem
+        images, labels = map(jnp.asarray, problem.feed.raw(0, 128))
+        for statistics, found in at.items():
+            loss = problem.score_loss(state.rest, training=statistics == "batch")
+            halves = (slice(64), slice(64, 128))
+            parts = [float(loss(state.params, images[s], labels[s])) for s in halves]
+            assert found == pytest.approx(sum(parts) / 2, rel=1e-5)
+    assert at["running"] != pytest.approx(at["batch"], rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ batch. (A compiled loop would be no faster, and on a CPU XLA's convolutions lose
 inside one.)
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import jax
@@ -22,11 +22,14 @@ def mean(evaluate: Callable[[Batch], PyTree], batches: Iterable[Batch]) -> PyTre
 
     Args:
       evaluate: batch → a pytree of arrays, compiled by the caller.
-      batches: of equal size; walked through once.
+      batches: of equal size; walked through once in this call, and again in others.
 
     Raises:
       ValueError: if there are no batches.
+      TypeError: for an iterator, of which nothing would be left for another walk.
     """
+    if isinstance(batches, Iterator):
+        raise TypeError(f"batches={batches!r} can be walked through only once: pass a list.")
     total, count = None, 0
     for batch in batches:
         result = evaluate(batch)

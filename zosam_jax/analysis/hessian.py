@@ -285,6 +285,7 @@ class _Hessian(NamedTuple):
     """P H P at a point.
 
     Attributes:
+      point: θ, the mask and the loss.
       times: its product with a tree like the point's parameters.
       dimension: the number of kept weights.
       take: the kept weights of such a tree, as one vector.

@@ -20,12 +20,15 @@ from zosam_jax.optimizers import ESTIMATORS
 from zosam_jax.training import pictures, step
 from zosam_jax.training.problem import Examples
 from zosam_jax.training.run_folder import RunFolder
-from zosam_jax.training.saved_run import SavedRun, complete_runs, open_run
+from zosam_jax.training.saved_run import SavedRun, complete_runs, open_runs
 from zosam_jax.training.step import TrainState
 from zosam_jax.trees import Array, PyTree
 
 Part: TypeAlias = Literal["variance", "hessian", "sharpness", "surface", "features"]
 PARTS: tuple[Part, ...] = get_args(Part)
+
+# Models of fewer blocks show the layers that are asked for only.
+_DEPTHS = 3
 
 # All runs are looked at on the same images and along the same random directions.
 _SEED = 0
@@ -86,7 +89,7 @@ class AnalyzeConfig:
 
     layers: str | None = None
     """features: regular expression for the layers' names. Default: a shallow, a middle and a deep
-    block."""
+    block, where the model has three."""
 
     data_dir: Path | None = None
     """Folder of the data set's files. Default: where the run found them."""
@@ -109,17 +112,18 @@ def analyze(config: AnalyzeConfig, console: Console) -> None:
     Raises:
       FileNotFoundError, UnreadableRunError: for a folder without a run, or a damaged one.
     """
-    for path in complete_runs(config.runs):
-        folder = RunFolder(path, "train", may_hold_results=True)
-        with open_run(path, data_dir=config.data_dir) as saved:
-            saved.restore()
-            if "features" in config.parts:
-                _draw_features(config, saved)
-            found = _before(folder) | _Analysis(config, saved).numbers()
+    for saved in open_runs(complete_runs(config.runs), data_dir=config.data_dir):
+        folder = saved.folder
+        saved.restore()
+        if "features" in config.parts and (
+            config.layers or len(getattr(saved.model, "blocks", ())) >= _DEPTHS
+        ):
+            _draw_features(config, saved)
+        found = _before(folder) | _Analysis(config, saved).numbers()
         folder.write_json("analysis.json", found)
         title = f"{saved.config.model}, {saved.config.dataset}, {saved.config.optimizer}"
         pictures.analysis(folder.path / "analysis.png", found, title)
-        console.print(f"{path}: {_in_words(found)}", markup=False)
+        console.print(f"{folder.path}: {_in_words(found)}", markup=False)
 
 
 def _before(folder: RunFolder) -> dict[str, Any]:
@@ -128,11 +132,10 @@ def _before(folder: RunFolder) -> dict[str, Any]:
 
 
 def _draw_features(config: AnalyzeConfig, saved: SavedRun) -> None:
-    problem, network = saved.run.problem, saved.run.network
-    model = problem.model(network)
-    layers = config.layers or features.shallow_middle_deep(model)
+    problem = saved.run.problem
+    layers = config.layers or features.shallow_middle_deep(saved.model)
     image, _ = problem.feed.raw(_SEED, 1)
-    maps = features.feature_maps(model, problem.pixels(jnp.asarray(image)), layers)
+    maps = features.feature_maps(saved.model, problem.pixels(jnp.asarray(image)), layers)
     pictures.features(saved.folder.path / "features.png", image[0], maps)
 
 

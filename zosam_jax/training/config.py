@@ -452,6 +452,11 @@ class TrainConfig(ProblemConfig):
         if self.coordinator is not None and self.output is None:
             raise ValueError("output=None: several processes need the same --output.")
 
+    @property
+    def problem(self) -> ProblemConfig:
+        """The options without the optimizer, its radius, the seed and the circumstances."""
+        return ProblemConfig(**_of_problem(self))
+
 
 # Options that say where and under whose eyes a run takes place, not what it computes: a resumed
 # run may have others.
@@ -567,12 +572,6 @@ class BenchConfig(ModelConfig, SparseConfig, ClimbConfig):
     @property
     def problem(self) -> ProblemConfig:
         """The same as `train` would have it, in a long run whose rates and radii stay constant."""
-        of_problem = {field.name for field in dataclasses.fields(ProblemConfig)}
-        shared = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name in of_problem
-        }
         constant: dict[str, Any] = {
             "epochs": 10_000,
             "learning_rate": 0.01,
@@ -582,7 +581,13 @@ class BenchConfig(ModelConfig, SparseConfig, ClimbConfig):
             "rho_warmup": 0.0,
             "mesh": "data=1",
         }
-        return ProblemConfig(**{**shared, **constant})
+        return ProblemConfig(**{**_of_problem(self), **constant})
+
+
+def _of_problem(config: Any) -> dict[str, Any]:
+    """What a configuration has of a problem's options."""
+    names = [field.name for field in dataclasses.fields(ProblemConfig)]
+    return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
 
 def check_fraction(name: str, value: Any) -> None:

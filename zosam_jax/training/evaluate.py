@@ -16,10 +16,10 @@ from rich.table import Table
 from zosam_jax.data import CORRUPTIONS, Dataset, Split, cifar10_c, corrupt, corruptions
 from zosam_jax.data import dataset as datasets
 from zosam_jax.errors import check_count, check_number
-from zosam_jax.training.config import ProblemConfig, TrainConfig
+from zosam_jax.training.config import ProblemConfig
 from zosam_jax.training.problem import Network, Problem, load_whole
 from zosam_jax.training.run_folder import RunFolder
-from zosam_jax.training.saved_run import complete_runs, open_run, read_config
+from zosam_jax.training.saved_run import complete_runs, open_runs, read_config
 
 # (corruption, severity) → the test images under it.
 Copies: TypeAlias = Callable[[str, int], Split]
@@ -153,18 +153,15 @@ def _check(config: EvaluateConfig) -> None:
 
 
 def _open(config: EvaluateConfig) -> list[_Subject]:
-    """The networks; runs that differ in nothing that a problem is made of share it."""
-    problems: dict[ProblemConfig, Problem] = {}
+    """The networks at the checkpoint asked for."""
     subjects = []
-    for path in config.runs:
-        options = _problem_config(read_config(path))
-        with open_run(path, data_dir=config.data_dir, problem=problems.get(options)) as saved:
-            if config.checkpoint == "best" and saved.best is None:
-                raise FileNotFoundError(f"{path} has no best checkpoint: pass --checkpoint newest.")
-            progress = saved.restore(saved.best if config.checkpoint == "best" else None)
-            problem, network = saved.run.problem, saved.run.network
-            subjects.append(_Subject(saved.folder, problem, network, progress.total_steps))
-        problems[options] = problem
+    for saved in open_runs(config.runs, data_dir=config.data_dir):
+        path = saved.folder.path
+        if config.checkpoint == "best" and saved.best is None:
+            raise FileNotFoundError(f"{path} has no best checkpoint: pass --checkpoint newest.")
+        progress = saved.restore(saved.best if config.checkpoint == "best" else None)
+        problem, network = saved.run.problem, saved.run.network
+        subjects.append(_Subject(saved.folder, problem, network, progress.total_steps))
     return subjects
 
 
@@ -248,11 +245,6 @@ def _first(split: Split, count: int | None) -> Split:
 
 def _cells(config: EvaluateConfig) -> list[tuple[str, int]]:
     return [(corruption, severity) for corruption in config.only for severity in config.severities]
-
-
-def _problem_config(config: TrainConfig) -> ProblemConfig:
-    names = (field.name for field in dataclasses.fields(ProblemConfig))
-    return ProblemConfig(**{name: getattr(config, name) for name in names})
 
 
 def _test_images(config: ProblemConfig) -> tuple[object, ...]:

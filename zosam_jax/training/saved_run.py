@@ -4,13 +4,15 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from flax import nnx
+
 from zosam_jax.training import devices, optimizers, sparse
 from zosam_jax.training.checkpoints import Checkpoints
-from zosam_jax.training.config import TrainConfig
+from zosam_jax.training.config import ProblemConfig, TrainConfig
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.progress import Progress
 from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
@@ -41,6 +43,11 @@ class SavedRun:
     def best(self) -> int | None:
         """The best checkpoint's number; None if none is known."""
         return self._checkpoints.best
+
+    @property
+    def model(self) -> nnx.Module:
+        """The network as it stands, in inference mode."""
+        return self.run.problem.model(self.run.network)
 
     def restore(self, number: int | None = None) -> Progress:
         """Puts the run where a checkpoint left it, the newest one by default.
@@ -83,6 +90,22 @@ def open_run(
         problem = Problem(config)
         sparse.check(problem)
     return SavedRun(RunFolder(path, "train", may_hold_results=True), config, problem)
+
+
+def open_runs(paths: Iterable[Path], *, data_dir: Path | None = None) -> Iterator[SavedRun]:
+    """Opens runs one after another, and closes each again.
+
+    Neighbours that differ in nothing that a problem is made of share it: its data, and what has
+    been compiled for it.
+    """
+    problem: Problem | None = None
+    options: ProblemConfig | None = None
+    for path in paths:
+        following = read_config(path).problem
+        shared = problem if following == options else None
+        with open_run(path, data_dir=data_dir, problem=shared) as saved:
+            problem, options = saved.run.problem, following
+            yield saved
 
 
 def run_folders(path: Path) -> list[Path]:
