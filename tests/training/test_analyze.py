@@ -10,7 +10,7 @@ import pytest
 
 from zosam_jax import cli
 from zosam_jax.analysis import hessian
-from zosam_jax.training import step
+from zosam_jax.training import pictures, step
 from zosam_jax.training.analyze import AnalyzeConfig
 from zosam_jax.training.saved_run import open_run
 
@@ -120,6 +120,45 @@ def test_other_parts_than_asked_for_stay(run, found):
     assert again["checkpoints"] == found["checkpoints"]
 
 
+def test_parts_that_looked_otherwise_go(run, found):
+    cli.main(["analyze", str(run), *LOOK, "--parts", "sharpness", "--statistics", "batch"])
+    again = json.loads((run / "analysis.json").read_text())
+    assert "hessian" not in again
+    (run / "analysis.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--images", "512", "--batch-size", "64"], "images=512 is more than the 256 training"),
+        (["--images", "64", "--batch-size", "64"], "images=64 must be at least two of the run's"),
+    ],
+)
+def test_more_or_fewer_images_than_can_be_looked_at(options, sentence, run, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["analyze", str(run), *options])
+    assert caught.value.code == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert sentence in said
+    assert str(run) in said
+
+
+def test_numbers_that_are_not_finite_can_be_drawn(tmp_path):
+    noise = {"variance": None}
+    found = {
+        "checkpoints": [{"round": 0, "epoch": 1, "gradient_variance": noise}],
+        "hessian": {"eigenvalues": [1.0, None], "trace": 2.0, "trace_error": None},
+        "surface": {
+            "distances": [-1.0, 0.0, 1.0],
+            "random": [None, 1.0, 2.0],
+            "hessian": [2.0, 1.0, 2.0],
+            "plane": {"xs": [0.0, 1.0], "ys": [0.0, 1.0], "losses": [[1.0, None], [2.0, 3.0]]},
+        },
+    }
+    pictures.analysis(tmp_path / "analysis.png", found, "title")
+    assert (tmp_path / "analysis.png").stat().st_size > 0
+
+
 def test_a_dense_run_of_a_plain_optimizer(tmp_path):
     folder = trained(tmp_path / "run", "--sparse", "none", "--optimizer", "sgd")
     cli.main(["analyze", str(folder), *LOOK, "--parts", "variance", "hessian", "surface"])
@@ -155,12 +194,17 @@ def test_a_residual_network_shows_three_blocks_and_takes_either_statistics(tmp_p
     [
         ({"images": 100, "batch_size": 64}, "batch_size=64 must divide images=100"),
         ({"rho": 0.0}, "rho=0.0 must be"),
-        ({"points": 0}, "points=0 must be at least 1"),
+        ({"points": 1}, "points=1 must be at least 2"),
+        ({"plane_points": -1}, "plane_points=-1 must be at least 2"),
+        ({"samples": 1}, "samples=1 must be at least 2"),
+        ({"eigenvalues": 5, "lanczos_steps": 4}, "eigenvalues=5 must be at most lanczos_steps=4"),
+        ({"layers": "("}, r"layers='\(' is not a regular expression"),
+        ({"runs": ()}, r"runs=\(\) must name at least one"),
     ],
 )
 def test_wrong_options(options, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence):
-        AnalyzeConfig(runs=(tmp_path,), **options)
+        AnalyzeConfig(**{"runs": (tmp_path,), **options})
 
 
 def test_a_folder_without_a_run(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """How much do the gradients of minibatches differ from each other?"""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -66,21 +67,20 @@ def gradient_variance(
     floating, _ = trees.split_floating(params)
     kept = masks.resolve(masks.unpack(mask), floating)
 
-    @jax.jit
-    def include(
-        mean: PyTree, count: Array, params: PyTree, batch: Batch, kept: PyTree
-    ) -> tuple[PyTree, Array]:
-        """The mean with one gradient more, and by how much Σ‖g_b − ḡ‖² grows."""
-        g = _gradient(loss_fn, perturbation, params, batch, kept)
-        deviation = trees.displace(g, mean, -1.0)
-        after = trees.displace(mean, deviation, 1.0 / count)
-        return after, trees.inner(deviation, trees.displace(g, after, -1.0))
-
-    mean = jax.tree.map(lambda p: jnp.zeros(p.shape, trees.wide_dtype(p)), floating)
+    # Like the parameters, on their devices too: the second batch then has the same program.
+    mean = jax.tree.map(lambda p: jnp.zeros_like(p, trees.wide_dtype(p)), floating)
     squares, count = 0.0, 0
     for batch in batches:
         count += 1
-        mean, growth = include(mean, jnp.asarray(count, jnp.float32), params, batch, kept)
+        mean, growth = _include(
+            mean,
+            jnp.asarray(count, jnp.float32),
+            loss_fn=loss_fn,
+            perturbation=perturbation,
+            params=params,
+            batch=batch,
+            kept=kept,
+        )
         squares += float(growth)
     if count < 2:
         raise ValueError(f"batches holds {count}: the variance of a gradient needs two or more.")
@@ -93,6 +93,24 @@ def gradient_variance(
         mean_squared_norm=norm**2 + squares / count,
         num_batches=count,
     )
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "perturbation"))
+def _include(
+    mean: PyTree,
+    count: Array,
+    *,
+    loss_fn: LossFn,
+    perturbation: Callable[[PyTree, Batch], PyTree] | None,
+    params: PyTree,
+    batch: Batch,
+    kept: PyTree,
+) -> tuple[PyTree, Array]:
+    """The mean with one gradient more, and by how much Σ‖g_b − ḡ‖² grows."""
+    g = _gradient(loss_fn, perturbation, params, batch, kept)
+    deviation = trees.displace(g, mean, -1.0)
+    after = trees.displace(mean, deviation, 1.0 / count)
+    return after, trees.inner(deviation, trees.displace(g, after, -1.0))
 
 
 def _gradient(

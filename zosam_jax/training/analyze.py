@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
@@ -19,7 +20,7 @@ from zosam_jax.errors import check_count, check_number
 from zosam_jax.optimizers import ESTIMATORS
 from zosam_jax.training import pictures, step
 from zosam_jax.training.problem import Examples
-from zosam_jax.training.run_folder import RunFolder
+from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
 from zosam_jax.training.saved_run import SavedRun, complete_runs, open_runs
 from zosam_jax.training.step import TrainState
 from zosam_jax.trees import Array, PyTree
@@ -96,39 +97,89 @@ class AnalyzeConfig:
 
     def __post_init__(self) -> None:
         """Checks what the types cannot say."""
-        for name in ("images", "batch_size", "eigenvalues", "lanczos_steps", "samples"):
+        if not self.runs:
+            raise ValueError("runs=() must name at least one run folder.")
+        for name in ("images", "batch_size", "eigenvalues", "lanczos_steps", "ascent_steps"):
             check_count(name, getattr(self, name))
-        for name in ("ascent_steps", "points"):
-            check_count(name, getattr(self, name))
+        for name in ("samples", "points", "plane_points"):
+            value = getattr(self, name)
+            if value < 2 and (name, value) != ("plane_points", 0):
+                raise ValueError(f"{name}={value} must be at least 2.")
         for name in ("rho", "adaptive_rho", "average_rho", "distance"):
             check_number(name, getattr(self, name), above=0.0, inclusive=False)
         if self.images % self.batch_size:
             raise ValueError(f"batch_size={self.batch_size} must divide images={self.images}.")
+        if self.eigenvalues > self.lanczos_steps:
+            raise ValueError(
+                f"eigenvalues={self.eigenvalues} must be at most "
+                f"lanczos_steps={self.lanczos_steps}."
+            )
+        try:
+            re.compile(self.layers or "")
+        except re.error as error:
+            raise ValueError(
+                f"layers={self.layers!r} is not a regular expression: {error}."
+            ) from error
 
 
 def analyze(config: AnalyzeConfig, console: Console) -> None:
-    """Writes analysis.json and pictures into every run folder; parts not asked for stay.
+    """Writes analysis.json and pictures into every run folder.
+
+    Parts of an earlier analysis that are not asked for stay, if they looked at the same checkpoint
+    in the same way.
 
     Raises:
       FileNotFoundError, UnreadableRunError: for a folder without a run, or a damaged one.
+      ValueError: if some runs cannot be looked at so, naming them; the others are done.
     """
+    refused = []
     for saved in open_runs(complete_runs(config.runs), data_dir=config.data_dir):
-        folder = saved.folder
-        saved.restore()
-        if "features" in config.parts and (
-            config.layers or len(getattr(saved.model, "blocks", ())) >= _DEPTHS
-        ):
-            _draw_features(config, saved)
-        found = _before(folder) | _Analysis(config, saved).numbers()
-        folder.write_json("analysis.json", found)
-        title = f"{saved.config.model}, {saved.config.dataset}, {saved.config.optimizer}"
-        pictures.analysis(folder.path / "analysis.png", found, title)
-        console.print(f"{folder.path}: {_in_words(found)}", markup=False)
+        path = saved.folder.path
+        try:
+            found = _look_at(config, saved)
+        except ValueError as error:
+            refused.append(f"{path}: {error}")
+        else:
+            console.print(f"{path}: {_in_words(found)}", markup=False)
+    if refused:
+        raise ValueError("\n".join(refused))
+
+
+def _look_at(config: AnalyzeConfig, saved: SavedRun) -> dict[str, Any]:
+    checkpoint = saved.restore().total_steps
+    analysis = _Analysis(config, saved)
+    if "features" in config.parts and (config.layers or _has_depths(saved.model)):
+        _draw_features(config, saved)
+    header = {
+        "checkpoint": checkpoint,
+        "images": config.images,
+        "batch_size": config.batch_size,
+        "split": "train",
+        "statistics": config.statistics,
+    }
+    before = _before(saved.folder)
+    stays = all(before.get(name) == value for name, value in header.items())
+    found = (before if stays else {}) | header | analysis.numbers()
+    saved.folder.write_json("analysis.json", found)
+    title = f"{saved.config.model}, {saved.config.dataset}, {saved.config.optimizer}"
+    pictures.analysis(
+        saved.folder.path / "analysis.png", saved.folder.read_json("analysis.json"), title
+    )
+    return found
 
 
 def _before(folder: RunFolder) -> dict[str, Any]:
-    exists = (folder.path / "analysis.json").is_file()
-    return dict(folder.read_json("analysis.json")) if exists else {}
+    file = folder.path / "analysis.json"
+    if not file.is_file():
+        return {}
+    try:
+        return dict(folder.read_json(file.name))
+    except (ValueError, TypeError) as error:
+        raise UnreadableRunError(f"{file} is damaged ({error}): move it away.") from error
+
+
+def _has_depths(model: Any) -> bool:
+    return len(getattr(model, "blocks", ())) >= _DEPTHS
 
 
 def _draw_features(config: AnalyzeConfig, saved: SavedRun) -> None:
@@ -143,12 +194,22 @@ class _Analysis:
     """One run's numbers.
 
     What differs from one checkpoint to the next goes into the compiled programs as part of the
-    batch, so that all checkpoints, and all runs of one kind, share them.
+    batch, so that all checkpoints share them (and runs of one kind, by the cache on the disk).
     """
 
     def __init__(self, config: AnalyzeConfig, saved: SavedRun) -> None:
         self._config, self._saved, self._run = config, saved, saved.run
-        self._images = saved.run.problem.feed.raw(_SEED, config.images)
+        feed, batch_size = saved.run.problem.feed, saved.config.batch_size
+        if config.images > feed.train_images:
+            raise ValueError(
+                f"images={config.images} is more than the {feed.train_images} training images."
+            )
+        if "variance" in config.parts and config.images < 2 * batch_size:
+            raise ValueError(
+                f"images={config.images} must be at least two of the run's batches of "
+                f"{batch_size}: the variance is one over batches."
+            )
+        self._images = feed.raw(_SEED, config.images)
 
     def numbers(self) -> dict[str, Any]:
         """What goes into analysis.json; see `zosam_jax.report.runs`, which reads it."""
@@ -158,15 +219,9 @@ class _Analysis:
             "sharpness": self._sharpness,
             "surface": self._surface,
         }
-        found: dict[str, Any] = {
-            "images": self._config.images,
-            "batch_size": self._config.batch_size,
-            "split": "train",
-            "statistics": self._config.statistics,
-            "train_accuracy": self._run.problem.accuracy_on(
-                self._run.network, Split(*self._images)
-            ),
-        }
+        images = Split(*self._images)
+        accuracy = self._run.problem.accuracy_on(self._run.network, images)
+        found: dict[str, Any] = {"train_accuracy": accuracy}
         for part, measure in parts.items():
             if part in self._config.parts:
                 found |= measure()
@@ -177,7 +232,8 @@ class _Analysis:
         looks = []
         for number in self._saved.checkpoints:
             progress = self._saved.restore(number)
-            looks.append({"step": number, "epoch": progress.epoch} | self._noise())
+            place = {"step": number, "round": progress.round, "epoch": progress.epoch}
+            looks.append(place | self._noise())
         self._saved.restore(newest)
         return {"checkpoints": looks}
 

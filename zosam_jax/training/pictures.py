@@ -69,8 +69,9 @@ def analysis(path: Path, found: Mapping[str, Any], title: str) -> None:
 
 def _noise(axes: Any, checkpoints: Sequence[Mapping[str, Any]]) -> None:
     labels = {"gradient_variance": "at θ", "perturbed_gradient_variance": "at θ+ε"}
+    last_round = [c for c in checkpoints if c["round"] == checkpoints[-1]["round"]]
     for name, label in labels.items():
-        known = [(c["epoch"], c[name]["variance"]) for c in checkpoints if c.get(name)]
+        known = [(c["epoch"], _number(c[name]["variance"])) for c in last_round if c.get(name)]
         if known:
             axes.plot(*zip(*known, strict=True), marker="o", label=label)
     axes.set(xlabel="epoch", ylabel="variance of the minibatch gradient", yscale="log")
@@ -78,21 +79,28 @@ def _noise(axes: Any, checkpoints: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _eigenvalues(axes: Any, curvature: Mapping[str, Any]) -> None:
-    values = curvature["eigenvalues"]
+    values = list(map(_number, curvature["eigenvalues"]))
     axes.bar(range(1, len(values) + 1), values)
     axes.set(xlabel="largest eigenvalues of the Hessian", ylabel="curvature")
-    axes.set_title(f"trace {curvature['trace']:.3g} ± {curvature['trace_error']:.2g}", fontsize=9)
+    trace, error = _number(curvature["trace"]), _number(curvature["trace_error"])
+    axes.set_title(f"trace {trace:.3g} ± {error:.2g}", fontsize=9)
 
 
 def _lines(axes: Any, surface: Mapping[str, Any]) -> None:
     for name, label in (("random", "random direction"), ("hessian", "largest curvature")):
-        axes.plot(surface["distances"], surface[name], label=label)
+        axes.plot(surface["distances"], list(map(_number, surface[name])), label=label)
     axes.set(xlabel="distance, in lengths of each filter", ylabel="loss", yscale="log")
     axes.legend(frameon=False)
 
 
+def _number(value: float | None) -> float:
+    """What JSON has as null was not finite."""
+    return math.nan if value is None else value
+
+
 def _plane(axes: Any, plane: Mapping[str, Any]) -> None:
-    losses = np.log10(np.maximum(plane["losses"], np.finfo(np.float32).tiny))
+    losses = np.ma.masked_invalid(np.array(plane["losses"], float))  # null becomes NaN
+    losses = np.ma.log10(np.ma.maximum(losses, np.finfo(np.float32).tiny))
     filled = axes.contourf(plane["xs"], plane["ys"], losses, levels=15)
     axes.figure.colorbar(filled, ax=axes, label="log₁₀ loss")
     axes.plot(0, 0, "w+")

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from flax import nnx
 
+from zosam_jax.errors import check_one_of
 from zosam_jax.training import devices, optimizers, sparse
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import ProblemConfig, TrainConfig
@@ -66,6 +67,7 @@ class SavedRun:
     def __exit__(self, *exception: object) -> None:
         """Stops the background threads."""
         self._checkpoints.__exit__(*exception)
+        self.run.problem.feed.close()
 
 
 def open_run(
@@ -127,21 +129,25 @@ def complete_runs(paths: Iterable[Path]) -> tuple[Path, ...]:
     """Run folders as they are named, and in other folders the runs that have ended, each once.
 
     Raises:
-      FileNotFoundError: for a path without a run.
+      FileNotFoundError: for a path without a run, or without one that has ended.
     """
     found = []
     for path in paths:
         folders = run_folders(path)
-        found += [f for f in folders if f == path or (f / "summary.json").is_file()]
+        ended = [f for f in folders if f == path or (f / "summary.json").is_file()]
+        if not ended:
+            raise FileNotFoundError(f"{path}: none of its {len(folders)} runs has ended.")
+        found += ended
     return tuple(dict.fromkeys(found))
 
 
 def _is_of_run(file: Path) -> bool:
     """zosam compare leaves a config.json without one optimizer."""
     try:
-        return "optimizer" in json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except ValueError as error:
         raise UnreadableRunError(f"{file} is damaged: {error}") from error
+    return isinstance(content, dict) and "optimizer" in content
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -167,11 +173,26 @@ def typed(values: Mapping[str, Any]) -> dict[str, Any]:
     for name in values:
         if name not in kinds:
             raise TypeError(f"{name} is no option of zosam train.")
-    return {name: _typed(kinds[name], value) for name, value in values.items()}
+    return {name: _typed(name, kinds[name], value) for name, value in values.items()}
 
 
-def _typed(kind: Any, value: Any) -> Any:
+def _typed(name: str, kind: Any, value: Any) -> Any:
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if isinstance(value, str) and Path in kinds:
         return Path(value)
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(value)
+    choices = [
+        c for k in kinds if typing.get_origin(k) is typing.Literal for c in typing.get_args(k)
+    ]
+    if choices:
+        check_one_of(name, value, tuple(choices))
+    elif not any(_is_of(k, value) for k in kinds):
+        raise TypeError(f"{name}={value!r} must be of the type {kind}.")
+    return value
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else typing.get_origin(kind) or kind)
