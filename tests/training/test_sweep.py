@@ -100,6 +100,12 @@ def test_recipes_and_seeds_are_axes():
         ('[train]\nrecipe = "nothing"\n', "recipe='nothing' is not known"),
         ("[grid]\nsparsity = [0.5, 0.5]\n", "has sparsity=0.5 twice"),
         ('[train]\noutput = "here"\n', "output is no option of a sweep's runs"),
+        ('[train]\nmodel = "resnet99"\n', "model='resnet99' is not known"),
+        ("[train]\nseed = 1.5\n", "seed=1.5 must be of the type"),
+        ("[train]\nstream = 1\n", "stream=1 must be of the type"),
+        ("case = [1, 2]\n", "case must be one of [train], [grid] and [[case]]"),
+        ("case = []\n", "case must be one of [train], [grid] and [[case]]"),
+        (f'[grid]\nsparse_layers = ["{"x" * 300}"]\n', "is too long for a folder"),
     ],
 )
 def test_what_a_file_gets_wrong(text, sentence, tmp_path):
@@ -140,12 +146,57 @@ def test_finished_and_hopeless_runs_are_not_made_again(tmp_path):
     assert times == [path.stat().st_mtime_ns for path in (summary, failure)]
 
 
+def test_other_options_are_no_finished_run(tmp_path):
+    text = ONE_CELL.format(epochs=1)
+    config = SweepConfig(file=written(tmp_path, text), output=tmp_path / "out", workers=1)
+    assert sweep(config, QUIET)
+    assert sweep(config, QUIET)
+    written(tmp_path, text.replace("256", "128"))
+    with pytest.raises(ValueError, match="train_images=128 contradicts the run in"):
+        sweep(config, QUIET)
+
+
+def test_a_mended_cell_is_tried_again(tmp_path, monkeypatch):
+    config = SweepConfig(
+        file=written(tmp_path, ONE_CELL.format(epochs=1)), output=tmp_path / "out", workers=1
+    )
+    (cell,) = cells(config)
+    told = {"status": 2, "reason": "", "options": dict(cell.options)}
+    failure = sweeps._failure(config.output, cell.name)
+    failure.write_text(json.dumps(told))
+    assert sweeps._is_settled(config, cell)
+    failure.write_text(json.dumps({**told, "options": {**cell.options, "learning_rate": 9}}))
+    assert not sweeps._is_settled(config, cell)
+
+
+def test_names_with_a_slash_make_no_folders(tmp_path):
+    text = '[grid]\ndataset = ["hub:a/b", "digits"]\n'
+    names = [cell.name for cell in cells(SweepConfig(file=written(tmp_path, text)))]
+    assert names == ["dataset=hub:a-b", "dataset=digits"]
+
+
+def test_a_run_keeps_its_claim_when_its_sweep_is_killed(tmp_path):
+    file, output = written(tmp_path, ONE_CELL.format(epochs=100_000)), tmp_path / "out"
+    command = [sys.executable, "-m", "zosam_jax", "sweep", str(file), "--output", str(output)]
+    process = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not (output / "optimizer=sgd" / "metrics.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    try:
+        with sweeps._claimed(output, "optimizer=sgd") as claim:
+            assert claim is None
+    finally:
+        subprocess.run(["pkill", "-f", str(output / "optimizer=sgd")], check=True)
+
+
 def test_a_run_that_another_sweep_has_is_left_to_it(tmp_path):
     config = SweepConfig(
         file=written(tmp_path, ONE_CELL.format(epochs=1)), output=tmp_path / "out", workers=1
     )
-    with sweeps._claimed(config.output, "optimizer=sgd") as mine:
-        assert mine
+    with sweeps._claimed(config.output, "optimizer=sgd") as claim:
+        assert claim is not None
         assert not sweep(config, QUIET)
     assert not (config.output / "optimizer=sgd" / "config.json").exists()
 
@@ -173,7 +224,15 @@ def test_shares_split_the_cores(monkeypatch):
     assert len(sweeps._shares(None)) == 5
 
 
+def test_only_the_visible_gpus_are_used(monkeypatch):
+    monkeypatch.setattr(sweeps, "_accelerators", lambda: ("gpu", 2))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    shares = sweeps._shares(None)
+    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares] == ["2", "5"]
+
+
 def test_each_gpu_has_its_run(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(sweeps, "_accelerators", lambda: ("gpu", 2))
     shares = sweeps._shares(None)
     assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares] == ["0", "1"]
@@ -193,7 +252,7 @@ def test_dry_run_prints_commands_and_makes_nothing(tmp_path, capsys):
 
 def test_options_become_words():
     options = {"stream": False, "milestones": [0.1, 0.2], "sparse_layers": "conv|head"}
-    command = Cell("x", options).command(Path("o"))
+    command = Cell("x", options, TrainConfig()).command(Path("o"))
     assert command == [
         *("train", "--no-stream", "--milestones", "0.1", "0.2"),
         *("--sparse-layers", "conv|head", "--output", "o/x"),

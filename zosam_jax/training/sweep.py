@@ -7,7 +7,6 @@ failed, if it did.
 
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 import os
@@ -28,6 +27,7 @@ from rich.console import Console
 
 from zosam_jax import recipes
 from zosam_jax.errors import check_count
+from zosam_jax.training import run_folder
 from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.saved_run import typed
 
@@ -35,6 +35,7 @@ _TABLES = ("train", "grid", "case")
 # What `zosam train` ends with where the same command would end so again: options that it refuses,
 # and losses that are not finite.
 _REFUSED = 2
+_LONGEST_NAME = 240  # of a folder, with room for endings of files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,10 +60,11 @@ class SweepConfig:
     """Folder of the data set's files, for all runs."""
 
     workers: int | None = None
-    """Runs at a time. Default: one for each GPU, else one for each CPU core; 1 on a TPU."""
+    """Runs at a time. Default: one for each GPU, else one for each CPU core, which is also the most
+    there; 1 on a TPU."""
 
     retry: bool = False
-    """Run those again that diverged or were refused."""
+    """Run those again that diverged or were refused, with the options that they have now."""
 
     dry_run: bool = False
     """Only print the commands."""
@@ -81,14 +83,16 @@ class Cell(NamedTuple):
 
     Attributes:
       name: of its folder: what is its own among its options.
-      options: of `zosam train`.
+      options: of `zosam train`, as the file has them.
+      config: what they come to.
     """
 
     name: str
     options: Mapping[str, Any]
+    config: TrainConfig
 
     def command(self, output: Path) -> list[str]:
-        """The command that makes this run."""
+        """The arguments of `zosam` that make this run."""
         words = itertools.chain.from_iterable(itertools.starmap(_words, self.options.items()))
         return ["train", *words, "--output", str(output / self.name)]
 
@@ -116,9 +120,10 @@ def cells(config: SweepConfig) -> list[Cell]:
         for case in cases:
             own = {**dict(zip(ordered, values, strict=True)), **case}
             named = sorted(own.items(), key=lambda item: item[0] == "seed")
-            cell = Cell(",".join(f"{k}={v}" for k, v in named) or "run", {**common, **own})
-            _check(cell)
-            found.append(cell)
+            # Data sets may have a slash in their name.
+            name = ",".join(f"{k}={v}" for k, v in named).replace("/", "-") or "run"
+            options = {**common, **own}
+            found.append(Cell(name, options, _configured(name, options)))
     names = [cell.name for cell in found]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
@@ -129,10 +134,13 @@ def cells(config: SweepConfig) -> list[Cell]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         tables = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ValueError(f"file={str(file)!r} cannot be read: {error}.") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{file} is no TOML: {error}.") from error
     for name, table in tables.items():
-        if name not in _TABLES or not isinstance(table, list if name == "case" else dict):
+        rows = table if name == "case" and isinstance(table, list) and table else [table]
+        if name not in _TABLES or not all(isinstance(row, dict) for row in rows):
             raise ValueError(f"{file}: {name} must be one of [train], [grid] and [[case]].")
     for name, values in tables.get("grid", {}).items():
         if not isinstance(values, list) or not values:
@@ -140,20 +148,23 @@ def _read(file: Path) -> dict[str, Any]:
     return tables
 
 
-def _check(cell: Cell) -> None:
-    """Raises unless `zosam train` would take these options."""
-    options = dict(cell.options)
+def _configured(name: str, options: Mapping[str, Any]) -> TrainConfig:
+    """What `zosam train` would make of these options.
+
+    Raises:
+      ValueError: if it would refuse them, or the name is too long for a folder.
+    """
+    if len(name.encode()) > _LONGEST_NAME:
+        raise ValueError(f"{name} is too long for a folder: put what all runs share in [train].")
     known = {field.name for field in dataclasses.fields(TrainConfig)} - {"output", "resume"}
-    for name in options:
-        if name not in known:
-            raise ValueError(f"{cell.name}: {name} is no option of a sweep's runs.")
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name}: {option} is no option of a sweep's runs.")
     try:
-        if "recipe" in options:
-            dataclasses.replace(recipes.get(options["recipe"]).config, **typed(options))
-        else:
-            TrainConfig(**typed(options))
+        start = recipes.get(options["recipe"]).config if "recipe" in options else TrainConfig()
+        return dataclasses.replace(start, **typed(options))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{cell.name}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _words(name: str, value: Any) -> list[str]:
@@ -167,13 +178,20 @@ def _words(name: str, value: Any) -> list[str]:
 def sweep(config: SweepConfig, console: Console) -> bool:
     """Runs all cells that are not finished; returns whether all are now.
 
-    SIGINT and SIGTERM are handed on to the runs, which leave checkpoints to go on from.
+    SIGINT, SIGTERM and SIGHUP end the runs, which leave checkpoints to go on from.
+
+    Raises:
+      ValueError, FileNotFoundError: as `cells`; or if the folder has a run of the same name with
+        other options.
+      FileExistsError: if the output is a file.
     """
     found = cells(config)
     if config.dry_run:
         for cell in found:
             console.print(shlex.join(["zosam", *cell.command(config.output)]), markup=False)
         return False
+    if config.output.is_file():
+        raise FileExistsError(f"output={str(config.output)!r} is a file: choose a folder.")
     todo = [cell for cell in found if not _is_settled(config, cell)]
     shares = _shares(config.workers)
     console.print(
@@ -183,14 +201,21 @@ def sweep(config: SweepConfig, console: Console) -> bool:
     work = _Work(config, console, shares, total=len(todo))
     with work.interruptible(), ThreadPoolExecutor(len(shares)) as pool:
         list(pool.map(work.run, todo))
-    failed = [cell.name for cell in found if not _is_finished(config, cell)]
-    for name in failed:
-        console.print(f"not finished: {name} ({_log(config.output, name)})", markup=False)
-    return not failed
+    missing = [cell.name for cell in found if not _is_finished(config, cell)]
+    for name in missing:
+        where = (
+            "under way in another sweep" if name in work.elsewhere else _log(config.output, name)
+        )
+        console.print(f"not finished: {name} ({where})", markup=False)
+    return not missing
 
 
 class _Work:
-    """The runs of a sweep that are under way."""
+    """The runs of a sweep that are under way.
+
+    Attributes:
+      elsewhere: the names of those that another sweep has.
+    """
 
     def __init__(
         self, config: SweepConfig, console: Console, shares: Sequence["_Share"], total: int
@@ -200,24 +225,29 @@ class _Work:
         for share in shares:
             self._free.put(share)
         self._children: set[subprocess.Popen[bytes]] = set()
-        self._lock, self._stopping, self._done = threading.Lock(), False, 0
+        self.elsewhere: set[str] = set()
+        self._lock, self._stopping, self._done = threading.Lock(), threading.Event(), 0
 
     def run(self, cell: Cell) -> None:
         """Runs one cell on a free share of the machine, unless another sweep has it."""
         share = self._free.get()
         try:
-            with _claimed(self._config.output, cell.name) as mine:
-                if mine and not self._stopping and not _is_settled(self._config, cell):
-                    self._report(cell, self._train(cell, share))
+            with _claimed(self._config.output, cell.name) as claim:
+                if claim is None:
+                    self.elsewhere.add(cell.name)
+                elif not self._stopping.is_set() and not _is_settled(self._config, cell):
+                    self._report(cell, self._train(cell, share, claim))
+        except OSError as error:  # a full disk, say: the other runs may still go well
+            self._console.print(f"{cell.name}: {error}", markup=False)
         finally:
             self._free.put(share)
 
-    def _train(self, cell: Cell, share: "_Share") -> int:
+    def _train(self, cell: Cell, share: "_Share", claim: int) -> int:
         command = [sys.executable, "-m", "zosam_jax", *cell.command(self._config.output)]
         failure = _failure(self._config.output, cell.name)
         failure.unlink(missing_ok=True)
         with _log(self._config.output, cell.name).open("ab") as log, self._lock:
-            if self._stopping:
+            if self._stopping.is_set():
                 return -signal.SIGTERM
             # In a group of its own: a terminal's Ctrl-C comes through us, once.
             child = subprocess.Popen(
@@ -226,23 +256,26 @@ class _Work:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **share.environment},
                 start_new_session=True,
+                # The claim lasts as long as the run, should we be killed before it.
+                pass_fds=[claim],
             )
             self._children.add(child)
-        if share.cores:
-            with contextlib.suppress(ProcessLookupError):  # over already
-                os.sched_setaffinity(child.pid, share.cores)
+        if self._stopping.is_set():  # the signal came while the child was not yet among them
+            child.terminate()
+        _keep_to(child.pid, share.cores)
         status = child.wait()
         with self._lock:
             self._children.remove(child)
         if status == _REFUSED:
-            failure.write_text(json.dumps({"status": status, "reason": self._last_line(cell)}))
+            told = {"status": status, "reason": self._last_line(cell), "options": cell.options}
+            failure.write_text(json.dumps(told, indent=2) + "\n")
         return status
 
     def _report(self, cell: Cell, status: int) -> None:
         with self._lock:
             self._done += 1
             place = f"{self._done}/{self._total} {cell.name}: "
-            if status == 0:
+            if _is_finished(self._config, cell):
                 summary = json.loads((self._config.output / cell.name / "summary.json").read_text())
                 outcome = f"{summary['test_accuracy']:.2%} in {summary['seconds']:.0f} s"
             else:
@@ -255,15 +288,16 @@ class _Work:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Hands SIGINT and SIGTERM on to the runs and starts no others."""
+        """Lets SIGINT, SIGTERM and SIGHUP end the runs, and starts no others."""
 
         def stop(number: int, frame: Any) -> None:
             del number, frame
-            self._stopping = True
+            self._stopping.set()
             for child in list(self._children):
                 child.send_signal(signal.SIGTERM)
 
-        before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, stop) for number in signals}
         try:
             yield
         finally:
@@ -281,38 +315,69 @@ class _Share(NamedTuple):
 def _shares(workers: int | None) -> list[_Share]:
     """The machine in as many shares as runs go side by side."""
     platform, devices = _accelerators()
-    cores = sorted(os.sched_getaffinity(0))
     if platform == "cpu":
+        cores = _cores()
         count = min(workers or len(cores), len(cores))
         return [_Share({}, frozenset(cores[i::count])) for i in range(count)]
     if platform != "gpu":
         return [_Share({}, frozenset())] * (workers or 1)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(devices)]
     count = workers or devices
     memory = {} if count <= devices else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     return [
-        _Share({"CUDA_VISIBLE_DEVICES": str(i % devices), **memory}, frozenset())
+        _Share({"CUDA_VISIBLE_DEVICES": names[i % devices], **memory}, frozenset())
         for i in range(count)
     ]
+
+
+def _cores() -> list[int]:
+    """The cores that this process may use, where the system says so; else all."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _keep_to(process: int, cores: frozenset[int]) -> None:
+    if cores and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(ProcessLookupError):  # over already
+            os.sched_setaffinity(process, cores)
 
 
 def _accelerators() -> tuple[str, int]:
     """The kind and number of devices, asked for in a process of its own, which lets go of them."""
     program = "import jax; print(jax.default_backend(), jax.local_device_count())"
     asked = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
     )
+    if asked.returncode:
+        raise OSError(f"jax finds no devices: {asked.stderr.strip()}")
     platform, count = asked.stdout.split()[-2:]
     return platform, int(count)
 
 
 def _is_finished(config: SweepConfig, cell: Cell) -> bool:
-    return (config.output / cell.name / "summary.json").is_file()
+    """Whether its run has ended.
+
+    Raises:
+      ValueError: if it was one with other options.
+    """
+    folder = config.output / cell.name
+    finished = (folder / "summary.json").is_file()
+    if finished:
+        run_folder.for_training(dataclasses.replace(cell.config, output=folder))
+    return finished
 
 
 def _is_settled(config: SweepConfig, cell: Cell) -> bool:
     """Whether it is finished, or would fail again."""
-    failed = _failure(config.output, cell.name).is_file() and not config.retry
-    return failed or _is_finished(config, cell)
+    if _is_finished(config, cell):
+        return True
+    failure = _failure(config.output, cell.name)
+    if config.retry or not failure.is_file():
+        return False
+    options: Mapping[str, Any] = json.loads(failure.read_text())["options"]
+    return bool(options == json.loads(json.dumps(cell.options)))
 
 
 def _failure(output: Path, name: str) -> Path:
@@ -330,12 +395,16 @@ def _about(output: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _claimed(output: Path, name: str) -> Iterator[bool]:
-    """Whether this process has the cell to itself; the claim ends with it, however it ends."""
+def _claimed(output: Path, name: str) -> Iterator[int | None]:
+    """A file descriptor that claims the cell as long as any process has it; None if one has."""
+    try:
+        import fcntl  # noqa: PLC0415 (Windows has none)
+    except ModuleNotFoundError as error:
+        raise OSError("zosam sweep needs a POSIX system: Linux, macOS or WSL.") from error
     with (_about(output) / f"{name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
         else:
-            yield True
+            yield file.fileno()
