@@ -3,7 +3,7 @@
 #
 #     benchmarks/evidence/run.sh DATA_DIR RUNS [CONTINUE WITH: tune sweep look report]
 #
-# DATA_DIR holds Fashion-MNIST's four IDX files, RUNS gets the run folders. About two hours of two
+# DATA_DIR holds Fashion-MNIST's four IDX files, RUNS gets the run folders. About four hours of two
 # cores. The radii in clean.toml and noisy.toml are those that the reports of tune.toml and
 # tune_noisy.toml show to be best on the held-out images.
 set -euo pipefail

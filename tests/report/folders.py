@@ -97,11 +97,11 @@ def make_analysis(sharpness=1.0, *, perturbs=True, plane=True):
         },
         "sharpness": {
             "rho": 0.1,
+            "average_rho": 0.2,
             "average_rise": 0.1 * sharpness,
             "average_rise_error": 0.01,
             "worst_rise": 0.5 * sharpness,
             "adaptive_rho": 0.5,
-            "adaptive_average_rise": 0.2 * sharpness,
             "adaptive_worst_rise": 0.7 * sharpness,
         },
         "surface": {

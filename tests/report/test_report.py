@@ -10,10 +10,10 @@ import pytest
 from report.folders import make_analysis, make_robustness, make_run, write, write_config
 
 from zosam_jax import cli
-from zosam_jax.report import ReportConfig, report
+from zosam_jax.report import ReportConfig, figures, report
 from zosam_jax.report.estimates import rank_correlation
 
-VOID = ("meta", "br", "hr", "img", "input", "link")
+VOID = ("meta", "br", "wbr", "hr", "img", "input", "link")
 
 
 class Reader(HTMLParser):
@@ -91,9 +91,9 @@ def test_a_full_report(full):
     links = [value[1:] for name, value in page.attributes if name == "href" and len(value) < 40]
     assert set(links) <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
-    # Gains, curves, two of robustness, six measures against two outcomes, variance, two lines, and
+    # Gains, curves, two of robustness, five measures against two outcomes, variance, two lines, and
     # the planes of two optimizers.
-    assert page.tags.count("svg") == 1 + 1 + 2 + 6 * 2 + 1 + 2 + 2
+    assert page.tags.count("svg") == 1 + 1 + 2 + 5 * 2 + 1 + 2 + 2
 
 
 def test_the_page_needs_nothing_but_itself(full):
@@ -160,6 +160,10 @@ def test_markdown_tables_are_rectangular(full):
     blocks = (full / "report.md").read_text().split("\n\n")
     tables = [block.split("\n") for block in blocks if block.startswith("|")]
     assert len(tables) == 1 + 1 + 1 + 2 + 1 + 2 + 1
+    caption = next(block for block in blocks if block.startswith("λ_max and trace"))
+    assert "the Euclidean distance ρ = 0.1." in caption
+    assert "length ρ = 0.2, a fraction of each filter's norm." in caption
+    assert "within ρ = 0.5, in units of each weight's own size." in caption
     for lines in tables:
         assert len({line.count(" | ") for line in lines}) == 1
     assert tables[0][2] == (
@@ -189,8 +193,36 @@ def test_flatness_is_correlated_as_it_was_made(full):
     assert rank_correlation(sharpness, accuracy) == pytest.approx((-1.0, -1.0, 6))
     markdown = (full / "report.md").read_text()
     section = markdown.split("## Does flatter")[1].split("\n## ")[0]
-    assert section.count("−1.00 (τ −1.00)") == 6
-    assert section.count("+1.00 (τ +1.00)") == 6
+    assert section.count("−1.00 (τ −1.00)") == 5
+    assert section.count("+1.00 (τ +1.00)") == 5
+
+
+def test_learning_curves_begin_where_their_second_half_does():
+    line = figures.Line([1, 2, 3, 4], [10.0, 70.0, 80.0, 81.0], [0.0] * 4, figures.Style(1, False))
+    whole, late = (
+        figures.lines("curve", [line], "epoch", "accuracy", settled=settled).svg
+        for settled in (False, True)
+    )
+    assert ">20<" in whole
+    assert ">20<" not in late
+    assert ">80" in late
+
+
+def test_headings_break_between_options_alone(tmp_path):
+    for rho in (0.1, 0.2):
+        make_run(tmp_path / str(rho), optimizer="zo_sam", rho=rho)
+    report([tmp_path], tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert ">zo_<wbr>sam, ρ&nbsp;=&nbsp;0.2</th>" in text
+
+
+def test_rows_that_were_not_analysed_have_no_line_of_correlations(tmp_path):
+    make_runs(tmp_path / "runs")
+    make_run(tmp_path / "runs" / "other", optimizer="sgd", sparsity=0.5, train=None)
+    report([tmp_path / "runs"], tmp_path / "out")
+    section = (tmp_path / "out" / "report.md").read_text().split("## Does flatter")[1]
+    assert section.split("\n## ")[0].count("| rigl 90% |") == 2
+    assert "rigl 50%" not in section.split("\n## ")[0]
 
 
 def test_what_is_left_out_is_listed(tmp_path):

@@ -5,10 +5,24 @@ import math
 
 import numpy as np
 import pytest
-from report.folders import make_analysis, make_robustness, make_run, record, write, write_config
+from report.folders import (
+    make_analysis,
+    make_robustness,
+    make_run,
+    record,
+    variance_of,
+    write,
+    write_config,
+)
 
 from zosam_jax.report.runs import gather
 from zosam_jax.training.run_folder import UnreadableRunError
+
+PLANE = {"xs": [0, 1], "ys": [0, 1], "losses": [[1.0, 2.0]] * 2, "directions": "random"}
+
+
+def without(content, name):
+    return {key: value for key, value in content.items() if key != name}
 
 
 def only_run(path):
@@ -72,6 +86,54 @@ def test_damaged_files_are_named(tmp_path, file, content):
         gather([path])
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("analysis.json", {"hessian": 3}),
+        ("analysis.json", {"hessian": 0}),
+        ("analysis.json", {"hessian": {"eigenvalues": 3.0}}),
+        ("analysis.json", {"hessian": {"trace": "large"}}),
+        ("analysis.json", {"checkpoints": {"step": 3}}),
+        ("analysis.json", {"checkpoints": [3]}),
+        ("analysis.json", {"checkpoints": [{"gradient_variance": variance_of(1.0)}]}),
+        ("analysis.json", {"train_accuracy": "high"}),
+        ("analysis.json", {"surface": {"plane": {"xs": [0, 1], "ys": [0, 1]}}}),
+        ("analysis.json", {"surface": {"plane": {**PLANE, "losses": [[1.0, 2.0]]}}}),
+        ("analysis.json", {"surface": {"plane": {**PLANE, "xs": [[0], [1]]}}}),
+        ("analysis.json", {"surface": {"plane": without(PLANE, "directions")}}),
+        ("analysis.json", {"surface": {"distances": [0, 1], "random": [1.0]}}),
+        ("robustness.json", {"corruptions": {"fog": [None]}}),
+        ("robustness.json", {"corruptions": {"fog": []}}),
+        ("robustness.json", {"corruptions": {"fog": 0.5}}),
+        ("robustness.json", {"corruptions": {"fog": [0.5], "snow": [0.5, 0.4]}}),
+        ("robustness.json", {"mean_accuracy": "high"}),
+        ("metrics.jsonl", [1]),
+        ("metrics.jsonl", {"test_accuracy": "high"}),
+    ],
+)
+def test_files_that_say_something_else_are_named(tmp_path, file, content):
+    path = make_run(tmp_path / "run")
+    write(path, file, content)
+    with pytest.raises(UnreadableRunError, match=rf"run/{file} is damaged: .") as caught:
+        gather([path])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_accuracy_on_the_training_images_is_the_records(tmp_path):
+    run = only_run(make_run(tmp_path / "a", train=0.97, analysis={"train_accuracy": None}))
+    assert run.fact("train_accuracy") == 0.97
+    run = only_run(make_run(tmp_path / "b", train=0.97, analysis={"train_accuracy": 0.5}))
+    assert run.fact("train_accuracy") == 0.5
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1)])
+def test_a_plane_too_narrow_for_contours_is_left_out(tmp_path, shape):
+    ys, xs = (list(range(size)) for size in shape)
+    plane = {**PLANE, "xs": xs, "ys": ys, "losses": [[0.5] * len(xs)] * len(ys)}
+    run = only_run(make_run(tmp_path / "run", analysis={"surface": {"plane": plane}}))
+    assert run.analysis.plane is None
+
+
 def test_facts_have_every_number(tmp_path):
     run = only_run(
         make_run(
@@ -109,11 +171,11 @@ def test_facts_have_every_number(tmp_path):
 def test_curves_leave_out_what_is_not_known(tmp_path):
     run = only_run(make_run(tmp_path / "run", (0.5, None, 0.9), analysis=make_analysis(3.0)))
     assert run.test_curve == ((1, 3), (0.5, 0.9))
-    assert run.variance_curve == ((1, 2), (3.0, 1.5))
-    assert run.line("hessian").ys == pytest.approx((6.2, 1.7, 0.2, 1.7, 6.2))
-    assert run.severity_curve == ((), ())
-    assert run.plane.losses[0][0] == pytest.approx(0.1 + 3.0 * 1.75)
-    assert run.plane.xs[0] != run.plane.ys[0]
+    assert run.analysis.variance_curve == ((1, 2), (3.0, 1.5))
+    assert run.analysis.lines["hessian"].ys == pytest.approx((6.2, 1.7, 0.2, 1.7, 6.2))
+    assert run.robustness.severity_curve == ((), ())
+    assert run.analysis.plane.losses[0][0] == pytest.approx(0.1 + 3.0 * 1.75)
+    assert run.analysis.plane.xs[0] != run.analysis.plane.ys[0]
 
 
 def test_losses_that_are_not_finite_are_masked(tmp_path):
@@ -121,21 +183,21 @@ def test_losses_that_are_not_finite_are_masked(tmp_path):
     analysis["surface"]["random"][0] = None
     analysis["surface"]["plane"]["losses"][1][2] = None
     run = only_run(make_run(tmp_path / "run", analysis=analysis))
-    assert run.line("random").xs == (-0.5, 0.0, 0.5, 1.0)
-    assert [tuple(place) for place in np.argwhere(run.plane.losses.mask)] == [(1, 2)]
+    assert run.analysis.lines["random"].xs == (-0.5, 0.0, 0.5, 1.0)
+    assert [tuple(place) for place in np.argwhere(run.analysis.plane.losses.mask)] == [(1, 2)]
     analysis["surface"]["plane"]["losses"] = [[None] * 5] * 4
-    assert only_run(make_run(tmp_path / "none", analysis=analysis)).plane is None
+    assert only_run(make_run(tmp_path / "none", analysis=analysis)).analysis.plane is None
 
 
 def test_severities_are_those_that_were_measured(tmp_path):
     some = {**make_robustness(), "severities": [1, 3], "corruptions": {"fog": [0.8, 0.4]}}
-    assert only_run(make_run(tmp_path / "a", robustness=some)).severity_curve == (
+    assert only_run(make_run(tmp_path / "a", robustness=some)).robustness.severity_curve == (
         (1, 3),
         (0.8, 0.4),
     )
     all_five = only_run(make_run(tmp_path / "b", robustness=make_robustness(0.9, 0.7)))
-    assert all_five.severity_curve.xs == (1, 2, 3, 4, 5)
-    assert all_five.severity_curve.ys == pytest.approx((0.85, 0.8, 0.7, 0.6, 0.55))
+    assert all_five.robustness.severity_curve.xs == (1, 2, 3, 4, 5)
+    assert all_five.robustness.severity_curve.ys == pytest.approx((0.85, 0.8, 0.7, 0.6, 0.55))
 
 
 @pytest.mark.parametrize("part", ["checkpoints", "hessian", "sharpness", "surface"])
@@ -154,7 +216,7 @@ def test_any_part_of_an_analysis_may_be_missing(tmp_path, part, missing):
     }
     for other, fact in facts.items():
         assert (fact in run.facts) is (other != part)
-    assert (run.plane is None) is (part == "surface")
+    assert (run.analysis.plane is None) is (part == "surface")
 
 
 def test_of_a_lottery_ticket_the_last_round_is_shown(tmp_path):
@@ -166,3 +228,20 @@ def test_of_a_lottery_ticket_the_last_round_is_shown(tmp_path):
     assert run.test_curve == ((1, 2), (0.4, 0.8))
     assert run.reached(0.8) == (2, 9.0, 3.0)
     assert run.reached(0.9) is None
+
+
+def test_of_a_lottery_ticket_the_last_rounds_checkpoints_are_shown(tmp_path):
+    def look(round_, epoch, value):
+        noise = {"gradient_variance": variance_of(value), "estimator": {"cosine": value / 10}}
+        return {"step": 10 * epoch, "epoch": epoch, "round": round_} | noise
+
+    looks = [look(0, 1, 8.0), look(0, 2, 7.0), look(1, 1, 4.0), look(1, 2, 2.0)]
+    run = only_run(make_run(tmp_path / "a", sparse="lth", analysis={"checkpoints": looks}))
+    assert run.analysis.variance_curve == ((1, 2), (4.0, 2.0))
+    assert run.fact("gradient_variance") == 2.0
+    assert run.fact("estimator_cosine") == pytest.approx(0.3)
+    first = [without(one, "round") for one in looks[:2]]
+    run = only_run(make_run(tmp_path / "b", sparse="lth", analysis={"checkpoints": first + looks}))
+    assert run.analysis.variance_curve == ((1, 2), (4.0, 2.0))
+    run = only_run(make_run(tmp_path / "c", analysis={"checkpoints": first}))
+    assert run.analysis.variance_curve == ((1, 2), (8.0, 7.0))

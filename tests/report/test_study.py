@@ -3,6 +3,7 @@
 import pytest
 from report.folders import make_run
 
+from zosam_jax.report.header import header
 from zosam_jax.report.runs import gather
 from zosam_jax.report.study import Study
 
@@ -78,11 +79,21 @@ def test_rows_say_what_varies_among_the_problems(study_of):
         {"optimizer": "sgd"},
     )
     assert labels(study) == [
-        "resnet8, label_noise = 0.2, dense",
-        "resnet8, label_noise = 0.2, mest 90%, mest_soft_bound = False",
-        "resnet8, label_noise = 0.2, mest 90%, mest_soft_bound = True",
-        "lenet-300-100, label_noise = 0, rigl 90%",
+        "resnet8, dense, label_noise = 0.2",
+        "resnet8, mest 90%, label_noise = 0.2, mest_soft_bound = False",
+        "resnet8, mest 90%, label_noise = 0.2, mest_soft_bound = True",
+        "lenet-300-100, rigl 90%, label_noise = 0",
     ]
+
+
+def test_two_sweeps_in_one_report_are_told_apart(tmp_path):
+    for sweep, noise in (("clean", 0.0), ("noisy", 0.2)):
+        for optimizer in ("sgd", "sam"):
+            make_run(tmp_path / sweep / optimizer, optimizer=optimizer, label_noise=noise)
+    study = Study(gather([tmp_path / "clean", tmp_path / "noisy"])[0])
+    assert labels(study) == ["rigl 90%, label_noise = 0", "rigl 90%, label_noise = 0.2"]
+    assert study.duplicates == []
+    assert ("other options", "label_noise = 0 or 0.2") in header(study, [], None).facts
 
 
 def test_dense_networks_are_one_row_however_they_are_asked_for(study_of):

@@ -123,9 +123,15 @@ def averaged(curves: Sequence[Curve], style: Style) -> Line | None:
 
 
 def lines(
-    name: str, drawn: Sequence[Line], xlabel: str, ylabel: str, *, log: bool = False
+    name: str,
+    drawn: Sequence[Line],
+    xlabel: str,
+    ylabel: str,
+    *,
+    log: bool = False,
+    settled: bool = False,
 ) -> Panel:
-    """Lines with their bands."""
+    """Lines with their bands; if `settled`, only as low as they are in their second half."""
     figure, axes = _axes(xlabel, ylabel)
     for line in drawn:
         short = len(line.xs) < 12
@@ -143,10 +149,24 @@ def lines(
         axes.fill_between(line.xs, low, high, color=line.style.light, alpha=0.16, linewidth=0)
     if all(float(x).is_integer() for line in drawn for x in line.xs):
         axes.xaxis.get_major_locator().set_params(integer=True)
+    if settled:
+        axes.set_ylim(bottom=_settled_low(drawn))
     means = [mean for line in drawn for mean in line.means]
     if log and min(means) > 0:
         _make_logarithmic(axes, "y")
     return Panel(name, _svg(figure, f"{ylabel} over {xlabel}: {name}"))
+
+
+def _settled_low(drawn: Sequence[Line]) -> float:
+    """A little below the lines in their second half, so that their ends can be told apart."""
+    late = [
+        mean
+        for line in drawn
+        for x, mean in zip(line.xs, line.means, strict=True)
+        if 2 * x >= line.xs[-1]
+    ]
+    low, high = min(late), max(late)
+    return low - 0.1 * ((high - low) or 1.0)
 
 
 def scatter(name: str, drawn: Sequence[Points], xlabel: str, ylabel: str) -> Panel:

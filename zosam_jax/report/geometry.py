@@ -12,7 +12,7 @@ import numpy.typing as npt
 from zosam_jax.report import figures
 from zosam_jax.report.estimates import rank_correlation
 from zosam_jax.report.figures import Figure, Panel, Style
-from zosam_jax.report.runs import Plane
+from zosam_jax.report.runs import NO_CURVE, Plane
 from zosam_jax.report.section import BAND, SPREAD, Section, figure, line_figure
 from zosam_jax.report.study import Study
 from zosam_jax.report.tables import NOTHING, Cell, Table, by_optimizer, measured, signed
@@ -23,7 +23,6 @@ _SHARPNESS = {
     "sharpness_worst_rise": "worst rise",
     "sharpness_average_rise": "average rise",
     "sharpness_adaptive_worst_rise": "adaptive worst rise",
-    "sharpness_adaptive_average_rise": "adaptive average rise",
 }
 _AGAINST = {"test_accuracy": "test accuracy", "generalization_gap": "generalisation gap"}
 
@@ -37,22 +36,21 @@ def sharpness(study: Study) -> Section | None:
         study,
         [measured(study, title, fact) for fact, title in known.items()],
         "λ_max and trace are of the Hessian of the training loss at the last checkpoint, on the "
-        "weights that are kept. Rises are of the loss: the worst that gradient ascent finds within "
-        "a distance ρ, and the average over random displacements; adaptive ones measure each "
-        "weight in units of its own size."
-        f"{_rhos(study)} {SPREAD}",
+        "weights that are kept. Rises are of the loss. Worst: the highest point that gradient "
+        f"ascent finds within the Euclidean distance {_radius(study, 'rho')}. Average: over random "
+        f"displacements of length {_radius(study, 'average_rho')}, a fraction of each filter's "
+        f"norm. Adaptive worst: within {_radius(study, 'adaptive_rho')}, in units of each weight's "
+        f"own size. {SPREAD}",
     )
     return Section("Sharpness", "How flat the minima are: smaller is flatter.", [table])
 
 
-def _rhos(study: Study) -> str:
-    said = []
-    for kind in ("", "average ", "adaptive "):
-        name, what = f"sharpness_{kind.replace(' ', '_')}rho", f"{kind}ρ"
-        values = sorted({run.facts[name] for run in study.runs if name in run.facts})
-        if values:
-            said.append(f"{what} = {', '.join(f'{v:g}' for v in values)}")
-    return f" {'; '.join(said)}." if said else ""
+def _radius(study: Study, name: str) -> str:
+    """The radius, or all that the runs were analysed with."""
+    fact = f"sharpness_{name}"
+    known = {run.facts[fact] for run in study.runs if fact in run.facts}
+    said = " or ".join(f"{value:g}" for value in sorted(known))
+    return f"ρ = {said}" if said else "ρ"
 
 
 def flatness(study: Study, styles: Mapping[str, Style]) -> Section | None:
@@ -92,6 +90,8 @@ def _correlations(study: Study, known: Mapping[str, str], outcome: str) -> Table
             rank_correlation([r.fact(f) for r in runs], [r.fact(outcome) for r in runs])
             for f in known
         ]
+        if not any(correlation.num for correlation in found):
+            continue
         cells = [
             Cell(NOTHING)
             if math.isnan(c.spearman)
@@ -163,7 +163,7 @@ def variance(study: Study, styles: Mapping[str, Style]) -> Section | None:
     shown = line_figure(
         study,
         styles,
-        lambda run: run.variance_curve,
+        lambda run: run.analysis.variance_curve,
         ("epoch", "gradient variance"),
         f"Variance of the minibatch gradient at the weights, along training. {BAND}",
         log=True,
@@ -184,9 +184,10 @@ def surfaces(study: Study, styles: Mapping[str, Style]) -> Section | None:
         shown += line_figure(
             study,
             styles,
-            lambda run, direction=direction: run.line(direction),  # type: ignore[misc]
+            lambda run, direction=direction: run.analysis.lines.get(direction, NO_CURVE),  # type: ignore[misc]
             ("distance", "loss"),
             f"Training loss along {said}, from the last weights at 0. {BAND}",
+            log=True,
         )
     shown += _planes(study)
     if not shown:
@@ -200,7 +201,9 @@ def _planes(study: Study) -> list[Figure]:
     for row in study.rows:
         planes: dict[str, Plane] = {}
         for optimizer in study.compared_in(row):
-            found = [(s, p) for s, run in study.cell(row, optimizer).items() if (p := run.plane)]
+            found = [
+                (s, p) for s, run in study.cell(row, optimizer).items() if (p := run.analysis.plane)
+            ]
             planes |= {f"{row.label}: {optimizer}, seed {seed}": plane for seed, plane in found[:1]}
         if planes:
             levels = _levels(np.concatenate([p.losses.compressed() for p in planes.values()]))

@@ -44,15 +44,14 @@ def header(study: Study, omissions: Sequence[Omission], title: str | None) -> He
     settings = study.settings
     said = [(text, _joined(settings[name])) for name, text in _ALWAYS.items()]
     others = [
-        say(name, value)
+        say(name, *values)
         for name, values in settings.items()
-        for value in values
-        if name not in _ALWAYS and (len(values) > 1 or value != _DEFAULTS[name])
+        if name not in _ALWAYS and values != [_DEFAULTS[name]]
     ]
     facts = [
         *said,
         *([("other options", ", ".join(others))] if others else []),
-        ("sparsity", "; ".join(dict.fromkeys(row.label for row in study.rows))),
+        ("rows", "; ".join(dict.fromkeys(row.label for row in study.rows))),
         ("optimizers", "; ".join(_about(label, climb) for label, climb in study.climbs.items())),
         ("seeds", _joined(study.seeds)),
     ]

@@ -34,10 +34,11 @@ nav{border-block:1px solid var(--rule);padding:.8rem 0;font-size:.92rem;display:
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;
  line-height:1.4;min-width:min(100%,30rem)}
-th,td{padding:.34rem .9rem;text-align:right;white-space:nowrap;vertical-align:top;font-weight:400}
+th,td{padding:.34rem .7rem;text-align:right;white-space:nowrap;vertical-align:top;font-weight:400}
 th:first-child{padding-left:.2rem;position:sticky;left:0;background:var(--paper)}
 .name{text-align:left}
-thead th{font-weight:600;border-bottom:1.5px solid var(--ink);vertical-align:bottom}
+thead th{font-weight:600;white-space:normal;border-bottom:1.5px solid var(--ink);
+ vertical-align:bottom}
 tbody{border-bottom:1.5px solid var(--ink)}
 tbody tr.begins>*{border-top:1px solid var(--rule)}
 tbody tr.total>*{border-top:1px solid var(--ink-soft)}
@@ -51,7 +52,7 @@ figcaption{font-size:.85rem;line-height:1.5;margin-top:.8rem;max-width:46rem}
 .in-pairs{grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));max-width:56rem}
 svg{display:block;width:100%;height:auto;max-width:26rem}
 svg text{font-family:inherit!important}
-.legend{display:flex;flex-wrap:wrap;gap:.2rem 1.3rem;list-style:none;margin:0 0 1rem;padding:0;
+.legend{display:flex;flex-wrap:wrap;gap:.2rem 1.3rem;list-style:none;margin:0 0 .6rem;padding:0;
  font-size:.85rem}
 .swatch{display:inline-block;width:1.5em;margin-right:.5em;vertical-align:.25em;
  border-top:3px solid}
@@ -113,7 +114,7 @@ def _section(section: Section) -> str:
 
 def _table(table: Table) -> str:
     head = "".join(
-        f'<th scope="col"{_class("name", i < table.labels)}>{escape(title)}</th>'
+        f'<th scope="col"{_class("name", i < table.labels)}>{_breakable(title)}</th>'
         for i, title in enumerate(table.head)
     )
     lines = [
@@ -124,6 +125,11 @@ def _table(table: Table) -> str:
         + "\n".join(lines)
         + f"\n</tbody></table></div><figcaption>{escape(table.caption)}</figcaption></figure>"
     )
+
+
+def _breakable(title: str) -> str:
+    """A heading that breaks after underscores and commas, not around an equals sign."""
+    return escape(title).replace("_", "_<wbr>").replace(" = ", "&nbsp;=&nbsp;")
 
 
 def _line(cells: Sequence[Cell], labels: int, is_total: bool) -> str:
@@ -159,8 +165,9 @@ def _figure(figure: Figure) -> str:
 
 def _legend(figure: Figure) -> str:
     entries = [f"<li>{_swatch(style)}{escape(name)}</li>" for name, style in figure.legend.items()]
-    entries += [f"<li>{glyph} {escape(label)}</li>" for label, glyph in figure.markers.items()]
-    return f'<ul class="legend">{"".join(entries)}</ul>' if entries else ""
+    shapes = [f"<li>{glyph} {escape(label)}</li>" for label, glyph in figure.markers.items()]
+    lists = ("".join(items) for items in (entries, shapes) if items)
+    return "".join(f'<ul class="legend">{items}</ul>' for items in lists)
 
 
 def _swatch(style: Style) -> str:

@@ -69,7 +69,7 @@ def robustness(study: Study, styles: Mapping[str, Style]) -> Section | None:
         measured(study, "corrupted (%)", "corrupted_accuracy", percent),
         measured(study, "Δ (points)", "robustness_delta", percent),
     ]
-    sources = sorted({run.corrupted_by for run in study.runs} - {""})
+    sources = sorted({run.robustness.source for run in study.runs} - {""})
     caption = (
         "Accuracy on clean images, mean accuracy under corruptions, and Δ, their difference. "
         f"Corrupted images: {'; '.join(sources) or 'of unknown origin'}. {SPREAD}"
@@ -77,7 +77,7 @@ def robustness(study: Study, styles: Mapping[str, Style]) -> Section | None:
     by_severity = line_figure(
         study,
         styles,
-        lambda run: in_percent(run.severity_curve),
+        lambda run: in_percent(run.robustness.severity_curve),
         ("severity", "accuracy (%)"),
         f"Accuracy by the severity of the corruption, a mean over all kinds. {BAND}",
     )
@@ -94,7 +94,9 @@ def curves(study: Study, styles: Mapping[str, Style]) -> Section | None:
         styles,
         lambda run: in_percent(run.test_curve),
         ("epoch", "test accuracy (%)"),
-        f"Test accuracy after each evaluated epoch. {BAND}",
+        "Test accuracy after each evaluated epoch; the axis begins at what the second half of the "
+        f"training shows. {BAND}",
+        settled=True,
     )
     return (
         Section("Learning curves", "How the accuracy got there.", figures=shown) if shown else None

@@ -1,14 +1,13 @@
 """Run folders as the report reads them; the one place that knows what their files are called."""
 
 import dataclasses
-import functools
 import json
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,6 +16,8 @@ from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.progress import EpochRecord
 from zosam_jax.training.run_folder import UnreadableRunError
 from zosam_jax.training.saved_run import read_config, run_folders
+
+_Content = TypeVar("_Content")
 
 # Where `zosam sweep` says which of its runs failed.
 _SWEEP, _FAILED = ".sweep", ".failed.json"
@@ -56,6 +57,41 @@ class Curve(NamedTuple):
     ys: tuple[float, ...]
 
 
+NO_CURVE = Curve((), ())
+
+
+class Analysis(NamedTuple):
+    """What analysis.json says; of a missing file nothing.
+
+    Attributes:
+      train_accuracy: on the images that were analysed.
+      facts: its numbers by name.
+      variance_curve: the gradient's variance at the analysed checkpoints, over epochs.
+      lines: direction, "random" or "hessian" → the loss over the distance.
+      plane: the loss on a plane; None if it was not computed, or is nowhere finite.
+    """
+
+    train_accuracy: float
+    facts: dict[str, float]
+    variance_curve: Curve
+    lines: Mapping[str, Curve]
+    plane: Plane | None
+
+
+class Robustness(NamedTuple):
+    """What robustness.json says; of a missing file nothing.
+
+    Attributes:
+      facts: its numbers by name.
+      severity_curve: accuracy over severity, each a mean over the corruptions.
+      source: where the corrupted images come from, and how many they are; empty if not known.
+    """
+
+    facts: dict[str, float]
+    severity_curve: Curve
+    source: str
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """A complete run.
@@ -63,34 +99,22 @@ class Run:
     Attributes:
       name: its folder, seen from the folder that holds all runs of the report.
       config: its options.
-      summary: of summary.json.
       records: of metrics.jsonl, a line for each epoch.
-      analysis, robustness: of the files of these names; empty without one.
+      facts: every number that it came to, by name; those that are not known are left out.
+      analysis, robustness: what was found in it afterwards.
     """
 
     name: str
     config: TrainConfig
-    summary: Mapping[str, Any]
     records: Sequence[EpochRecord]
-    analysis: Mapping[str, Any]
-    robustness: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    analysis: Analysis
+    robustness: Robustness
 
     def fact(self, name: str) -> float:
         """One number of `facts`; NaN if the run has none of that name."""
         value = self.facts.get(name, math.nan)
         return float(value) if isinstance(value, int | float) else math.nan
-
-    @functools.cached_property
-    def facts(self) -> dict[str, Any]:
-        """Every number that the run came to, by name; those that are not known are left out."""
-        named = {
-            **_from_summary(self.summary),
-            **_accuracies(self.records[-1], self.analysis),
-            **_means(self.records),
-            **_from_analysis(self.analysis),
-            **_from_robustness(self.robustness),
-        }
-        return {name: value for name, value in named.items() if _is_known(value)}
 
     @property
     def last_training(self) -> Sequence[EpochRecord]:
@@ -100,48 +124,11 @@ class Run:
     @property
     def test_curve(self) -> Curve:
         """Test accuracy after each epoch that was evaluated."""
-        return _curve((r.epoch, r.test_accuracy) for r in self.last_training)
+        return _curve([(r.epoch, r.test_accuracy) for r in self.last_training])
 
     def reached(self, target: float) -> Reached | None:
         """When the test accuracy of the last training first was at `target`; None if never."""
         return reach([record._asdict() for record in self.last_training], target)
-
-    @property
-    def variance_curve(self) -> Curve:
-        """The gradient's variance at the analysed checkpoints, over epochs."""
-        return _curve(
-            (c["epoch"], _entry(c, "gradient_variance", "variance"))
-            for c in self.analysis.get("checkpoints") or ()
-        )
-
-    def line(self, direction: str) -> Curve:
-        """The loss along a direction, "random" or "hessian", over the distance."""
-        surface = _part(self.analysis, "surface")
-        return _curve(
-            zip(surface.get("distances") or (), surface.get(direction) or (), strict=False)
-        )
-
-    @property
-    def plane(self) -> Plane | None:
-        """The loss on a plane; None if it was not computed, or is nowhere finite."""
-        plane = _part(self.analysis, "surface").get("plane")
-        if not plane:
-            return None
-        losses = np.ma.masked_invalid(np.array(plane["losses"], float))
-        return Plane(**{**plane, "losses": losses}) if losses.count() else None
-
-    @property
-    def severity_curve(self) -> Curve:
-        """Accuracy over severity, each a mean over the corruptions."""
-        by_severity = list(zip(*_part(self.robustness, "corruptions").values(), strict=True))
-        severities = self.robustness.get("severities") or range(1, len(by_severity) + 1)
-        return _curve(zip(severities, map(statistics.fmean, by_severity), strict=True))
-
-    @property
-    def corrupted_by(self) -> str:
-        """Where the corrupted images come from, and how many they are; empty if not known."""
-        known = [self.robustness.get(name) for name in ("source", "images")]
-        return "{}, {} images".format(*known) if None not in known else ""
 
 
 def gather(paths: Sequence[Path]) -> tuple[list[Run], list[Omission]]:
@@ -181,49 +168,56 @@ def _folders(path: Path) -> list[Path]:
 def _why_incomplete(folder: Path) -> str:
     failure = folder.parent / _SWEEP / f"{folder.name}{_FAILED}"
     if failure.is_file():
-        reason = str(_json(failure).get("reason", "for no recorded reason"))
+        reason = str(_understood(failure, _json).get("reason", "for no recorded reason"))
         return f"failed: {reason.removeprefix('zosam: ')}"
     return "incomplete: it has no summary.json"
 
 
 def _read(folder: Path, name: str) -> Run:
-    records = [_record(line) for line in _json_lines(folder / "metrics.jsonl")]
-    if not records:
-        raise UnreadableRunError(f"{folder / 'metrics.jsonl'} has no line.")
-    return Run(
-        name,
-        read_config(folder),
-        _json(folder / "summary.json"),
-        records,
-        *(
-            _json(folder / file) if (folder / file).is_file() else {}
-            for file in ("analysis.json", "robustness.json")
-        ),
-    )
+    records = _understood(folder / "metrics.jsonl", _records)
+    summary = _understood(folder / "summary.json", lambda path: _from_summary(_json(path)))
+    analysis = _understood(folder / "analysis.json", _analysis)
+    robustness = _understood(folder / "robustness.json", _robustness)
+    facts = {
+        **summary,
+        **_accuracies(records[-1], analysis),
+        **_means(records),
+        **analysis.facts,
+        **robustness.facts,
+    }
+    known = {fact: value for fact, value in facts.items() if _is_known(value)}
+    return Run(name, read_config(folder), records, known, analysis, robustness)
+
+
+def _understood(path: Path, read: Callable[[Path], _Content]) -> _Content:
+    """What a file says.
+
+    Raises:
+      UnreadableRunError: if it is damaged, or says something else than zosam does.
+    """
+    try:
+        return read(path)
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        kind = "it lacks " if isinstance(error, KeyError) else ""
+        raise UnreadableRunError(f"{path} is damaged: {kind}{error}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UnreadableRunError(f"{path} is damaged: {error}") from error
+    content = json.loads(path.read_text())
     if not isinstance(content, dict):
-        raise UnreadableRunError(f"{path} is damaged: it must hold a JSON object.")
+        raise TypeError("it must hold a JSON object.")
     return content
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise UnreadableRunError(f"{path} is missing or damaged: {error}") from error
-
-
-def _record(values: Mapping[str, Any]) -> EpochRecord:
-    """A line of metrics.jsonl, as another version may have written it: without some fields."""
-    known = {name: values.get(name) for name in EpochRecord._fields}
-    finite: dict[str, Any] = {k: math.nan if v is None else v for k, v in known.items()}
-    return EpochRecord(**finite)
+def _records(path: Path) -> list[EpochRecord]:
+    """The lines of metrics.jsonl; another version may have written them without some fields."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    if not lines:
+        raise ValueError("it has no line.")
+    known: list[dict[str, Any]] = [
+        {name: _entry(line, name) for name in EpochRecord._fields} for line in lines
+    ]
+    return [EpochRecord(**values) for values in known]
 
 
 def _from_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,68 +229,142 @@ def _from_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _accuracies(last: EpochRecord, analysis: Mapping[str, Any]) -> dict[str, float]:
+def _accuracies(last: EpochRecord, analysis: Analysis) -> dict[str, float]:
     """On the training images: those that the analysis looked at, else as the steps saw them."""
-    train = analysis.get("train_accuracy", last.train_accuracy)
+    known = _is_known(analysis.train_accuracy)
+    train = analysis.train_accuracy if known else last.train_accuracy
     return {"train_accuracy": train, "generalization_gap": train - last.test_accuracy}
 
 
 def _means(records: Sequence[EpochRecord]) -> dict[str, float]:
     """What the optimizer's own passes told, averaged over the epochs that know it."""
-    means = {}
-    for name in ("rho_used", "epsilon_norm", "slope", "ascent_gain"):
-        known = [v for r in records if _is_known(v := getattr(r, name))]
-        means[f"mean_{name}"] = statistics.fmean(known) if known else math.nan
-    return means
+    names = ("rho_used", "epsilon_norm", "slope", "ascent_gain")
+    return {f"mean_{name}": _mean(getattr(r, name) for r in records) for name in names}
 
 
-def _from_analysis(analysis: Mapping[str, Any]) -> dict[str, Any]:
-    checkpoints = analysis.get("checkpoints") or [{}]
-    last = checkpoints[-1]
-    eigenvalues = _part(analysis, "hessian").get("eigenvalues") or [math.nan]
-    residuals = _part(analysis, "hessian").get("residuals") or [math.nan]
+def _analysis(path: Path) -> Analysis:
+    content = _json(path) if path.is_file() else {}
+    looks = _last_round(_part(content, "checkpoints", list))
+    variances = [_part(look, "gradient_variance") for look in looks]
+    surface = _part(content, "surface")
+    distances = _part(surface, "distances", list)
+    return Analysis(
+        _entry(content, "train_accuracy"),
+        _along_the_run(looks) | _at_the_end(content),
+        _curve(
+            [(look["epoch"], v.get("variance")) for look, v in zip(looks, variances, strict=True)]
+        ),
+        {
+            direction: _curve(zip(distances, _part(surface, direction, list), strict=True))
+            for direction in ("random", "hessian")
+            if surface.get(direction) is not None
+        },
+        _plane(_part(surface, "plane")),
+    )
+
+
+def _last_round(looks: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The analysed checkpoints without those of the earlier rounds of lth."""
+    return [look for look in looks if look.get("round", 0) == looks[-1].get("round", 0)]
+
+
+def _along_the_run(looks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    last = looks[-1] if looks else {}
+    noise, estimators = _part(last, "gradient_variance"), [_part(c, "estimator") for c in looks]
     return {
-        "gradient_variance": _entry(last, "gradient_variance", "variance"),
-        "relative_gradient_variance": _entry(last, "gradient_variance", "relative"),
-        "gradient_norm": _entry(last, "gradient_variance", "gradient_norm"),
-        "perturbed_gradient_variance": _entry(last, "perturbed_gradient_variance", "variance"),
-        "estimator_cosine": _mean_entry(checkpoints, "estimator", "cosine"),
-        "estimator_ascent_gain": _mean_entry(checkpoints, "estimator", "ascent_gain"),
-        "lambda_max": eigenvalues[0],
-        "lambda_max_residual": residuals[0],
-        "trace": _entry(analysis, "hessian", "trace"),
-        "trace_error": _entry(analysis, "hessian", "trace_error"),
-        **{f"sharpness_{k}": v for k, v in _part(analysis, "sharpness").items()},
+        "gradient_variance": _entry(noise, "variance"),
+        "relative_gradient_variance": _entry(noise, "relative"),
+        "gradient_norm": _entry(noise, "gradient_norm"),
+        "perturbed_gradient_variance": _entry(
+            _part(last, "perturbed_gradient_variance"), "variance"
+        ),
+        "estimator_cosine": _mean(_entry(e, "cosine") for e in estimators),
+        "estimator_ascent_gain": _mean(_entry(e, "ascent_gain") for e in estimators),
     }
 
 
-def _from_robustness(robustness: Mapping[str, Any]) -> dict[str, Any]:
-    corruptions = _part(robustness, "corruptions")
+def _at_the_end(content: Mapping[str, Any]) -> dict[str, float]:
+    hessian, sharpness = _part(content, "hessian"), _part(content, "sharpness")
     return {
-        "clean_accuracy": robustness.get("clean_accuracy"),
-        "corrupted_accuracy": robustness.get("mean_accuracy"),
-        "robustness_delta": robustness.get("delta"),
+        "lambda_max": _number("eigenvalues", *_part(hessian, "eigenvalues", list)[:1]),
+        "lambda_max_residual": _number("residuals", *_part(hessian, "residuals", list)[:1]),
+        "trace": _entry(hessian, "trace"),
+        "trace_error": _entry(hessian, "trace_error"),
+        **{f"sharpness_{name}": _entry(sharpness, name) for name in sharpness},
+    }
+
+
+def _plane(plane: Mapping[str, Any]) -> Plane | None:
+    if not plane:
+        return None
+    xs, ys = (_numbers(name, plane[name]) for name in ("xs", "ys"))
+    losses = np.ma.masked_invalid(np.array(plane["losses"], float))
+    if losses.shape != (len(ys), len(xs)):
+        raise ValueError(f"losses of the shape {losses.shape} must be {(len(ys), len(xs))}.")
+    has_contours = min(losses.shape) > 1 and losses.count()
+    return Plane(xs, ys, losses, plane["directions"]) if has_contours else None
+
+
+def _robustness(path: Path) -> Robustness:
+    content = _json(path) if path.is_file() else {}
+    corruptions = {
+        name: _numbers(name, values) for name, values in _part(content, "corruptions").items()
+    }
+    by_severity = [statistics.fmean(column) for column in zip(*corruptions.values(), strict=True)]
+    severities = content.get("severities") or range(1, len(by_severity) + 1)
+    facts = {
+        "clean_accuracy": _entry(content, "clean_accuracy"),
+        "corrupted_accuracy": _entry(content, "mean_accuracy"),
+        "robustness_delta": _entry(content, "delta"),
         **{f"accuracy_under_{name}": statistics.fmean(a) for name, a in corruptions.items()},
     }
+    known = [content.get(name) for name in ("source", "images")]
+    source = "{}, {} images".format(*known) if None not in known else ""
+    return Robustness(facts, _curve(zip(severities, by_severity, strict=True)), source)
 
 
-def _part(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a file; empty where it is missing or null."""
-    return mapping.get(name) or {}
+def _part(content: Mapping[str, Any], name: str, kind: type = dict) -> Any:
+    """An object or a list of a file; empty where it is missing or null."""
+    value = content.get(name)
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {'a list' if kind is list else 'an object'}.")
+    return value
 
 
-def _entry(mapping: Mapping[str, Any], part: str, name: str) -> float:
-    value = _part(mapping, part).get(name)
-    return math.nan if value is None else value
+def _entry(content: Mapping[str, Any], name: str) -> float:
+    return _number(name, content.get(name))
 
 
-def _mean_entry(checkpoints: Sequence[Mapping[str, Any]], part: str, name: str) -> float:
-    known = [v for c in checkpoints if _is_known(v := _entry(c, part, name))]
+def _number(name: str, value: Any = None) -> float:
+    """A number of a file; NaN where it is missing or null."""
+    if value is None:
+        return math.nan
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r} must be a number.")
+    return value
+
+
+def _numbers(name: str, values: Any) -> list[float]:
+    is_list = isinstance(values, list) and len(values) > 0
+    if not is_list or not all(isinstance(value, int | float) for value in values):
+        raise TypeError(f"{name}={values!r} must be a list of numbers.")
+    return list(values)
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Of those that are known."""
+    known = [value for value in values if _is_known(value)]
     return statistics.fmean(known) if known else math.nan
 
 
-def _curve(points: Any) -> Curve:
-    known = [(x, y) for x, y in points if _is_known(y)]
+def _curve(points: Iterable[tuple[Any, Any]]) -> Curve:
+    known = [
+        (_number("an abscissa", x), value)
+        for x, y in points
+        if _is_known(value := _number("an ordinate", y))
+    ]
     return Curve(tuple(x for x, _ in known), tuple(y for _, y in known))
 
 

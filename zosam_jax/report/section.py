@@ -36,6 +36,7 @@ def line_figure(
     caption: str,
     *,
     log: bool = False,
+    settled: bool = False,
 ) -> list[Figure]:
     """A panel for each row, a line for each optimizer; no figure without a line."""
     panels = []
@@ -50,7 +51,7 @@ def line_figure(
             )
         ]
         if drawn:
-            panels.append(figures.lines(row.label, drawn, *axes, log=log))
+            panels.append(figures.lines(row.label, drawn, *axes, log=log, settled=settled))
     return figure(styles, panels, caption)
 
 

@@ -99,7 +99,7 @@ class Study:
 
     def knows(self, *facts: str) -> bool:
         """Whether any run has any of these numbers."""
-        return any(name in run.facts for run in self.runs for name in facts)
+        return any(not math.isnan(run.fact(name)) for run in self.runs for name in facts)
 
     @property
     def seeds(self) -> list[int]:
@@ -173,7 +173,12 @@ def _row_namer(described: Sequence[_Described]) -> Callable[[_Described], Row]:
         method = one.budget["sparse"]
         name = "dense" if method == "none" else f"{method} {100 * one.budget['sparsity']:g}%"
         others = [option for option in in_budget[method] if option != "sparsity"]
-        parts = (*_said(one.setting, in_setting), name, *_said(one.budget, others))
+        parts = (
+            *_said(one.setting, [option for option in in_setting if option in _SPEAKING]),
+            name,
+            *_said(one.setting, [option for option in in_setting if option not in _SPEAKING]),
+            *_said(one.budget, others),
+        )
         return Row(", ".join(parts), one.setting["base_optimizer"])
 
     return row_of
@@ -196,11 +201,13 @@ def _said(options: Options, names: Iterable[str]) -> list[str]:
     return [say(name, options[name]) for name in names]
 
 
-def say(name: str, value: Any) -> str:
-    """An option and its value, in short."""
-    shown = "default" if value is None else f"{value:g}" if _is_float(value) else str(value)
+def say(name: str, *values: Any) -> str:
+    """An option and its value, or all that it takes, in short."""
+    shown = " or ".join(map(_shown, values))
     return shown if name in _SPEAKING else f"{_SYMBOLS.get(name, name)} = {shown}"
 
 
-def _is_float(value: Any) -> bool:
-    return isinstance(value, float)
+def _shown(value: Any) -> str:
+    if value is None:
+        return "default"
+    return f"{value:g}" if isinstance(value, float) else str(value)
