@@ -4,10 +4,11 @@ import pytest
 from report.folders import make_run
 
 from zosam_jax.report.estimates import Estimate
-from zosam_jax.report.performance import convergence
+from zosam_jax.report.figures import styles
+from zosam_jax.report.performance import accuracy, convergence
 from zosam_jax.report.runs import gather
 from zosam_jax.report.study import Study
-from zosam_jax.report.tables import number, percent, spread, with_gains
+from zosam_jax.report.tables import against, number, percent, spread, with_gains
 
 
 @pytest.fixture
@@ -51,6 +52,26 @@ def test_entries_are_means_with_spread_and_paired_gains(study):
         "+1.50 ± 2.50 (n = 2)",
     ]
     assert [cell.note for cell in total] == ["", "", "", "", "1 of 2 rows"]
+
+
+def test_gains_over_another_than_the_base(study):
+    table = against(study, "sam", "test_accuracy", "caption")
+    assert table.head == ("", "seeds", "sgd", "zo_sam")
+    assert [[cell.text for cell in line] for line in table.body] == [
+        ["rigl 90%", "3", "−3.33 ± 0.33", "−1.50 ± 2.50"],
+        ["rigl 95%", "3", "+0.00 ± 0.58", "–"],
+        ["all cells, paired", "3", "−1.67 ± 0.17", "−1.50 ± 2.50"],
+    ]
+    assert not any(cell.bold for line in table.body for cell in line)
+
+
+def test_a_study_with_the_control_is_compared_with_it(study, tmp_path):
+    assert len(accuracy(study, styles(study.optimizers, ["sgd"])).tables) == 1
+    control = {"optimizer": "random_weight_perturbation", "sparsity": 0.9, "seed": 0}
+    make_run(tmp_path / "control", (0.75, 0.81), **control)
+    more = Study(gather([tmp_path])[0])
+    tables = accuracy(more, styles(more.optimizers, ["sgd"])).tables
+    assert [cell.text for cell in tables[1].body[0]] == ["rigl 90%", "1", "−1.00", "+2.00", "−2.00"]
 
 
 def test_the_best_is_bold_where_it_stands_out(study):

@@ -177,7 +177,7 @@ def surfaces(study: Study, styles: Mapping[str, Style]) -> Section | None:
     """The loss around the weights, on lines and planes."""
     along = {
         "random": "a random direction, each filter as long as the weights'",
-        "hessian": "the Hessian's leading eigenvector, as long as that random direction",
+        "hessian": "the Hessian's leading eigenvector, 3% as long as that random direction",
     }
     shown: list[Figure] = []
     for direction, said in along.items():

@@ -13,6 +13,7 @@ from zosam_jax.report.tables import (
     Cell,
     Column,
     Table,
+    against,
     by_optimizer,
     measured,
     number,
@@ -26,6 +27,7 @@ _GAINS = (
     "Gains are differences to the base optimizer's run from the same seed: the same initial "
     "weights and the same order of the data."
 )
+_CONTROL = "random_weight_perturbation"
 # Without a target of the reader's own: this share of what the base optimizer reaches.
 _SHARE_OF_BASE = 0.99
 _FURTHER_ACCURACIES = {
@@ -50,7 +52,20 @@ def accuracy(study: Study, styles: Mapping[str, Style]) -> Section | None:
         for fact, what in _FURTHER_ACCURACIES.items()
         if study.knows(fact)
     ]
-    return section._replace(tables=[*section.tables, *further])
+    return section._replace(tables=[*section.tables, *_over_control(study), *further])
+
+
+def _over_control(study: Study) -> list[Table]:
+    """What is left of the gains over a random perturbation, where the study has one."""
+    controls = [name for name in study.optimizers if name.split(",")[0] == _CONTROL]
+    if len(controls) != 1:
+        return []
+    caption = (
+        f"The same test accuracy less that of {_CONTROL}, the control: gains in points, paired by "
+        "seed, ± standard errors. What is not larger than zero here is no more than a random "
+        "perturbation gives. Bold: larger than two standard errors."
+    )
+    return [against(study, controls[0], "test_accuracy", caption)]
 
 
 def robustness(study: Study, styles: Mapping[str, Style]) -> Section | None:

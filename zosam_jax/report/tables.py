@@ -122,6 +122,28 @@ def with_gains(study: Study, fact: str, caption: str) -> Table:
     return Table(head, body, caption, total=len(rows) > 1)
 
 
+def against(study: Study, rival: str, fact: str, caption: str) -> Table:
+    """Paired gains of the other optimizers over one of them, in points ± standard errors."""
+    others = [name for name in study.optimizers if name != rival]
+    rows = [row for row in study.rows if study.values(row, rival, fact)]
+    body = []
+    for label, some in [*((row.label, [row]) for row in rows), ("all cells, paired", rows)]:
+        gains = [_gain_over(study, name, rival, fact, some) for name in others]
+        most = max(g.num for g in gains)
+        cells = [Cell(gained(g) or NOTHING, bold=g.stands_out) for g in gains]
+        body.append([Cell(label), Cell(str(most)), *cells])
+    if len(rows) == 1:
+        body.pop()
+    return Table(("", "seeds", *others), body, caption, total=len(rows) > 1)
+
+
+def _gain_over(study: Study, name: str, rival: str, fact: str, rows: Sequence[Row]) -> Estimate:
+    pairs = [(study.values(row, name, fact), study.values(row, rival, fact)) for row in rows]
+    return gain_over_cells(
+        [(values, base) for values, base in pairs if values.keys() & base.keys()]
+    )
+
+
 def _line_of_gains(study: Study, row: Row, fact: str) -> list[Cell]:
     columns = [study.values(row, optimizer, fact) for optimizer in study.optimizers]
     base = study.values(row, row.base, fact)

@@ -31,6 +31,9 @@ PARTS: tuple[Part, ...] = get_args(Part)
 # Models of fewer blocks show the layers that are asked for only.
 _DEPTHS = 3
 
+# The length of the line along the Hessian's leading direction, as a fraction of the random one's.
+_STEEP = 0.03
+
 # All runs are looked at on the same images and along the same random directions.
 _SEED = 0
 
@@ -80,7 +83,8 @@ class AnalyzeConfig:
     """sharpness: steps of gradient ascent to the worst point."""
 
     distance: float = 1.0
-    """surface: how far to go from the weights, in lengths of each filter."""
+    """surface: how far to go from the weights, in lengths of each filter; along the Hessian's
+    leading direction 3% of that."""
 
     points: int = 21
     """surface: points on the line."""
@@ -338,8 +342,9 @@ class _Analysis:
     def _surface(self) -> dict[str, Any]:
         config = self._config
         u, v = surface.random_plane(self._run.state.params, _SEED, mask=self._run.masks)
-        # As long as the random direction, so that both lines go equally far.
-        steepest = trees.scale(self._spectrum.eigenvectors[0], trees.norm(u))
+        # Where the loss curves most, the random direction's length leads out of every picture.
+        length = _STEEP * trees.norm(u)
+        steepest = trees.scale(self._spectrum.eigenvectors[0], length)
         distances = np.linspace(-config.distance, config.distance, config.points)
         sides = np.linspace(-config.distance, config.distance, config.plane_points)
         grid = None
