@@ -21,10 +21,10 @@ def study(tmp_path):
         ("sam", 0.95): (0.71, 0.70, 0.75),
     }
     for (optimizer, sparsity), values in accuracies.items():
-        for seed, accuracy in enumerate(values):
+        for seed, reached in enumerate(values):
             path = tmp_path / f"{optimizer}-{sparsity}-{seed}"
             options = {"optimizer": optimizer, "sparsity": sparsity, "seed": seed}
-            make_run(path, (0.75, accuracy), **options)
+            make_run(path, (0.75, reached), **options)
     return Study(gather([tmp_path])[0])
 
 
