@@ -20,8 +20,10 @@ for part in "${@:-tune sweep look report}"; do
             done
             ;;
         look)
-            zosam evaluate "$runs/clean" "$runs/noisy" --images 1000
-            zosam analyze "$runs/clean" "$runs/noisy"
+            zosam evaluate "$runs"/clean/*sparse=rigl* --images 1000
+            zosam analyze "$runs"/clean/*sparse=rigl* --parts variance hessian sharpness surface \
+                --images 768 --batch-size 256 --eigenvalues 3 --lanczos-steps 20 --samples 5 \
+                --ascent-steps 5 --points 15 --plane-points 9
             ;;
         report)
             for study in tune tune_noisy clean noisy; do
