@@ -62,7 +62,7 @@ napoleon_custom_sections = [
     ("Extra arguments of update", "params_style"),
 ]
 
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the tests run them
 

@@ -7,10 +7,13 @@ from typing import Any
 from sphinx.application import Sphinx
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-LINK = re.compile(r"\[([^\]]+)\]\((results[^)#]*)\)")
+LINK = re.compile(r"\[([^\]]+)\]\((?:\.\./)?((?:results|evidence)[^)#]*)\)")
 
 # Results that are pages of the site.
 PAGES = {
+    "evidence/README.md": "evidence_study.md",
+    "results/evidence/clean/report.md": "evidence_clean.md",
+    "results/evidence/noisy/report.md": "evidence_noisy.md",
     "results/family_study": "family_study.md",
     "results/sparse_methods.md": "sparse_methods.md",
 }

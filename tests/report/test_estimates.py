@@ -68,14 +68,15 @@ def test_over_cells_counts_seeds_that_all_cells_have():
 @pytest.mark.parametrize(
     ("estimate", "stands_out"),
     [
-        (Estimate(1.0, 0.4, 3), True),
-        (Estimate(1.0, 0.6, 3), False),
+        (Estimate(1.0, 0.2, 3), True),  # t is 4.30 for three seeds
+        (Estimate(1.0, 0.3, 3), False),
+        (Estimate(1.0, 0.3, 30), True),
         (Estimate(-1.0, 0.1, 3), False),
         (Estimate(0.0, 0.0, 3), False),
         (Estimate(1.0, math.nan, 1), False),
     ],
 )
-def test_a_gain_stands_out_above_two_standard_errors(estimate, stands_out):
+def test_a_gain_stands_out_where_its_interval_is_above_zero(estimate, stands_out):
     assert estimate.stands_out is stands_out
 
 

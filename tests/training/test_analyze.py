@@ -211,4 +211,4 @@ def test_a_folder_without_a_run(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["analyze", str(tmp_path)])
     assert caught.value.code == 2
-    assert "is no run folder" in capsys.readouterr().out
+    assert "is neither a run folder" in capsys.readouterr().out

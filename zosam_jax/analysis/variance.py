@@ -55,7 +55,8 @@ def gradient_variance(
       perturbation: (params, batch) → ε_b, a pytree like `params`, each batch's own climb, for the
         gradients that sharpness-aware steps take; compiled along, and nothing is differentiated
         through it. None for ε = 0. With `grad = zosam_jax.value_and_grad(loss_fn, ...)` and its
-        state it is `lambda params, batch: grad.perturbation(params, state, batch)`.
+        state it is `lambda params, batch: grad.perturbation(params, state, batch)`; random
+        directions are then the same for all batches, unless each brings a state of its own.
 
     Raises:
       ValueError, TypeError: for fewer than two batches, a mask that does not fit the parameters,

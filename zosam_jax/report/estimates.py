@@ -23,8 +23,11 @@ class Estimate(NamedTuple):
 
     @property
     def stands_out(self) -> bool:
-        """Whether a gain is larger than two of its standard errors."""
-        return self.mean > 2.0 * self.error
+        """Whether the 95% interval of a gain, by Student's t, lies above 0."""
+        # scipy takes a second to import.
+        from scipy.stats import t  # noqa: PLC0415
+
+        return bool(self.num > 1 and self.mean > t.ppf(0.975, self.num - 1) * self.error)
 
 
 class Correlation(NamedTuple):

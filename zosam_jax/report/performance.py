@@ -63,7 +63,7 @@ def _over_control(study: Study) -> list[Table]:
     caption = (
         f"The same test accuracy less that of {_CONTROL}, the control: gains in points, paired by "
         "seed, ± standard errors. What is not larger than zero here is no more than a random "
-        "perturbation gives. Bold: larger than two standard errors."
+        "perturbation gives. Bold: the 95% interval (Student's t over seeds) lies above 0."
     )
     return [against(study, controls[0], "test_accuracy", caption)]
 
@@ -209,9 +209,9 @@ def _gains(
 
 def _gain_table(study: Study, fact: str, what: str) -> Table:
     caption = (
-        f"{what}, in percent: mean ± sample standard deviation over seeds. Below it the gain over "
+        f"{what}, in percent: mean ± sample standard deviation over seeds. With it the gain over "
         "the base optimizer in points, paired by seed, ± its standard error. Bold: the best of its "
-        "row, if its gain is larger than two standard errors."
+        "row, if the 95% interval of its gain (Student's t over seeds) lies above 0."
     )
     return with_gains(study, fact, caption)
 
