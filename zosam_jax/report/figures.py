@@ -283,6 +283,8 @@ def _svg(figure: Any, description: str) -> str:
     text = text.replace(_INK, "var(--ink-soft)").replace(_RULE, "var(--rule)")
     for i, (light, _) in enumerate(PALETTE):
         text = text.replace(light, f"var(--c{i})")
+    # Matplotlib writes six decimals of a point; what cannot be seen is most of the page.
+    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
     # Ids must differ among all drawings of a page, and their uses with them.
     prefix = hashlib.sha256(text.encode()).hexdigest()[:8]
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
