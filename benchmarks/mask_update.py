@@ -29,7 +29,7 @@ from flax import nnx
 import zosam_jax
 from zosam_jax import models, sparsity
 from zosam_jax.integrations.nnx import functional_loss, split
-from zosam_jax.integrations.step import apply_loss
+from zosam_jax.integrations.plain import apply_loss
 from zosam_jax.sparsity.selection import largest_in_each
 
 LEVEL = 0.9
@@ -56,22 +56,22 @@ FIRSTS = {"sgd": lambda: None, "zo_sam": lambda: zosam_jax.zo_sam(1.0)}
 def network() -> tuple[Callable[[Any], jax.Array], Any]:
     model = models.cifar_resnet(10, depth=14, width=24, rngs=nnx.Rngs(0))
     model.train()
-    graphdef, params, rest = split(model)
+    graphdef, params, model_state = split(model)
     images = jax.random.normal(jax.random.key(1), (64, 32, 32, 3))
     labels = jnp.arange(64) % 10
 
     def cross_entropy(model: Any) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
 
-    functional = functional_loss(cross_entropy, graphdef, rest)
+    functional = functional_loss(cross_entropy, graphdef, model_state)
     return lambda p: functional(p)[0], params
 
 
 def compiled_step(first: Any, wrap: Wrap) -> tuple[Any, Any, float]:
     """(step, its first state, seconds to compile)."""
     loss, params = network()
-    rest = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(1e-3, momentum=0.9))
-    tx = wrap(rest if first is None else optax.chain(first, rest))
+    model_state = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(1e-3, momentum=0.9))
+    tx = wrap(model_state if first is None else optax.chain(first, model_state))
     state = (params, tx.init(params))
     state = jax.tree.map(jnp.copy, state)
 

@@ -4,7 +4,7 @@
 
 Test accuracy after the last epoch in percent, mean ± standard deviation over seeds; the paired
 difference to SGD with its standard error, over the seeds that both have; training cost in
-multiply-adds of dense SGD; median images per second.
+MACs of dense SGD; median images per second.
 """
 
 import argparse

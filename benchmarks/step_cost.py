@@ -94,7 +94,7 @@ def cases() -> dict[str, Callable[[], Case]]:
 
 def _case(name: str, model: nnx.Module, shape: tuple[int, ...]) -> Case:
     model.train()
-    graphdef, params, rest = split(model)
+    graphdef, params, model_state = split(model)
     images = jax.random.normal(jax.random.key(1), shape)
     labels = jnp.arange(shape[0]) % 10
 
@@ -102,7 +102,7 @@ def _case(name: str, model: nnx.Module, shape: tuple[int, ...]) -> Case:
         logits = model(images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    functional = functional_loss(cross_entropy, graphdef, rest)
+    functional = functional_loss(cross_entropy, graphdef, model_state)
     return Case(name, lambda p: functional(p, images, labels)[0], params)
 
 

@@ -28,7 +28,7 @@ from zosam_jax.training.problem import Problem
 from zosam_jax.training.progress import EpochRecord
 from zosam_jax.training.run_folder import RunFolder
 from zosam_jax.training.trainer import Run
-from zosam_jax.training.watch import Watcher
+from zosam_jax.training.callbacks import ProgressLogger
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Options:
     """JSON file to write."""
 
 
-class TakingTurns(Watcher):
+class TakingTurns(ProgressLogger):
     """After each epoch of the trainer, as many bare steps."""
 
     def __init__(self, problem: Problem, folder: RunFolder) -> None:

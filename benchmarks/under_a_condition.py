@@ -30,14 +30,14 @@ BATCH = 64
 def loss_and_params() -> tuple[Callable[[Any], jax.Array], Any]:
     model = models.cifar_resnet(10, depth=14, width=24, rngs=nnx.Rngs(0))
     model.train()
-    graphdef, params, rest = split(model)
+    graphdef, params, model_state = split(model)
     images = jax.random.normal(jax.random.key(1), (BATCH, 32, 32, 3))
     labels = jnp.arange(BATCH) % 10
 
     def cross_entropy(model: Any) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
 
-    functional = functional_loss(cross_entropy, graphdef, rest)
+    functional = functional_loss(cross_entropy, graphdef, model_state)
     return lambda p: functional(p)[0], params
 
 

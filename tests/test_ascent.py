@@ -22,7 +22,7 @@ from problems import (
 
 import zosam_jax
 from zosam_jax import ascent, directions
-from zosam_jax.sparsity import masks
+from zosam_jax import masks
 
 SIZE, KEPT = 12, 7
 KEY = jax.random.key(3)
@@ -285,7 +285,7 @@ def test_an_ascent_may_learn_from_the_gradients_it_is_shown():
     """A previous-gradient ascent (S2-SAM), written here: ε_t ∝ ∇L(θ+ε) of the step before."""
     previous = ascent.Ascent(
         init=lambda params: jax.tree.map(jnp.zeros_like, params),
-        direction=lambda objective, params, state, *, key, mask: ascent.Climb(state),
+        direction=lambda objective, params, state, *, key, mask: ascent.AscentResult(state),
         observe=lambda state, gradient: gradient,
     )
     params, grad = uneven_params(), zosam_jax.value_and_grad(wavy, ascent=previous, rho=0.5)

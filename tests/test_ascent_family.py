@@ -26,7 +26,7 @@ from test_oracles import NumpyMLP, PassCounter, length, move, to_numpy
 
 import zosam_jax
 from zosam_jax import ascent, directions, objective, radius
-from zosam_jax.sparsity import masks
+from zosam_jax import masks
 
 KEY = jax.random.key(3)
 every_mask = pytest.mark.parametrize("mask", [None, uneven_mask()], ids=["dense", "masked"])
@@ -365,7 +365,9 @@ def test_parts_of_a_mixture_draw_with_keys_of_their_own():
 
 def test_a_part_that_finds_nothing_is_left_out():
     nothing = ascent.stateless(
-        lambda problem, params, **_: ascent.Climb(jax.tree.map(lambda p: jnp.nan * p, params))
+        lambda problem, params, **_: ascent.AscentResult(
+            jax.tree.map(lambda p: jnp.nan * p, params)
+        )
     )
     up = ascent.mixture((nothing, 5.0), (ascent.previous_gradient(), 1.0), (ascent.backprop(), 1.0))
     found = climb(up, quadratic, uneven_params()).direction
@@ -467,7 +469,7 @@ def test_a_direction_is_kept_until_the_ascent_is_asked_again():
     asked = []
 
     def direction(problem, params, state, *, key, mask):
-        return ascent.Climb(jax.tree.map(lambda p: p + state, params), state=state + 10)
+        return ascent.AscentResult(jax.tree.map(lambda p: p + state, params), state=state + 10)
 
     def observe(state, gradient):
         asked.append(gradient)

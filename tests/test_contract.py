@@ -41,7 +41,7 @@ def sgd():
 
 
 # They evaluate parts of the batch, which they find among the arguments of the loss.
-SPLITTING = (zosam_jax.esam, zosam_jax.m_sharpness)
+SPLITTING = (zosam_jax.esam, zosam_jax.msam)
 
 
 def injected(factory):
@@ -210,7 +210,7 @@ def test_has_aux_round_trip_leaves_the_state_as_it_was(factory):
     params, state = mlp_params(), tx.init(mlp_params())
     for _ in range(3):
         params, state, aux = step(params, state)
-    examples = 4 if factory is zosam_jax.m_sharpness else 8  # the mean over two parts
+    examples = 4 if factory is zosam_jax.msam else 8  # the mean over two parts
     assert aux["logits"].shape == (examples, 2)
     assert step._cache_size() == 1
     assert_close((params, state), plainly_trained(factory))
@@ -571,9 +571,7 @@ def test_rho_zero_equals_the_base_optimizer_bit_for_bit(factory, zero, base):
     params, _ = train(optax.chain(ZEROS[zero](factory), BASES[base]()), steps=5)
     # A mean over parts of the batch is rounded otherwise than the mean over all of it; and a ρ
     # that the compiler does not know leaves GSAM's two gradients, which it rounds as it likes.
-    is_rounded = factory is zosam_jax.m_sharpness or (
-        factory is zosam_jax.gsam and zero == "injected"
-    )
+    is_rounded = factory is zosam_jax.msam or (factory is zosam_jax.gsam and zero == "injected")
     (assert_close if is_rounded else assert_equal)(params, trained_without(base))
 
 

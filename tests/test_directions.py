@@ -7,7 +7,7 @@ import pytest
 from problems import assert_equal, flatten, keys, uneven_mask, uneven_params
 
 from zosam_jax import directions, trees
-from zosam_jax.sparsity import masks
+from zosam_jax import masks
 
 every_distribution = pytest.mark.parametrize("name", directions.DISTRIBUTIONS)
 SIZE, KEPT = 12, 7

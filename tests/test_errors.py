@@ -56,9 +56,13 @@ AT_CONSTRUCTION = [
     (lambda: zosam_jax.esam(0.1, beta=0), ValueError, "beta=0 .*greater than 0"),
     (lambda: zosam_jax.esam(0.1, beta=1.5), ValueError, r"beta=1\.5 must be at most 1"),
     (lambda: zosam_jax.esam(0.1, gamma=1.5), ValueError, r"gamma=1\.5 must be at most 1"),
-    (lambda: descent.hardest_examples(0), ValueError, "fraction=0 .*greater than 0"),
-    (lambda: ascent.random_arrays(ascent.backprop(), 2), ValueError, "keep=2 must be at most 1"),
-    (lambda: zosam_jax.m_sharpness(0.1, microbatches=0), ValueError, "microbatches=0 must be"),
+    (lambda: descent.sharpness_sensitive_selection(0), ValueError, "fraction=0 .*greater than 0"),
+    (
+        lambda: ascent.stochastic_weight_perturbation(ascent.backprop(), 2),
+        ValueError,
+        "keep=2 must be at most 1",
+    ),
+    (lambda: zosam_jax.msam(0.1, microbatches=0), ValueError, "microbatches=0 must be"),
     (lambda: zosam_jax.s2_sam(0.1, decay=1), ValueError, "decay=1 must be below 1"),
     (lambda: zosam_jax.guided_zo_sam(0.1, history=0), ValueError, "history=0 must be at least 1"),
     (lambda: zosam_jax.antithetic_sam(-1), ValueError, "rho=-1 "),
@@ -215,11 +219,11 @@ RGE, BACKPROP = ascent.random_gradient_estimate(), ascent.backprop()
 # An ascent, a radius and a descent that do not go together.
 WHILE_TRACING = [
     (RGE, 0.1, descent.surrogate_gap(0.1), TypeError, r"surrogate_gap needs .*ascent\.backprop"),
-    (RGE, 0.1, descent.look(), TypeError, r"look needs the gradient at θ.*ascent\.backprop"),
+    (RGE, 0.1, descent.looksam(), TypeError, r"look needs the gradient at θ.*ascent\.backprop"),
     (
         ascent.backprop(0.5),
         0.1,
-        descent.look(),
+        descent.looksam(),
         TypeError,
         "look needs the gradient at θ.*on the whole batch",
     ),

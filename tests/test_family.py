@@ -25,7 +25,7 @@ from problems import (
 
 import zosam_jax
 from zosam_jax import ascent, descent, directions, objective
-from zosam_jax.sparsity import masks
+from zosam_jax import masks
 
 SEED, ALPHA = 11, 0.7
 
@@ -161,7 +161,7 @@ METHODS = {
         functools.partial(zosam_jax.look_sam, RHO, interval=2, alpha=ALPHA, per_array=True),
     ),
     "s2_sam": (S2Sam, functools.partial(zosam_jax.s2_sam, RHO)),
-    "m_sharpness": (MSharpness, functools.partial(zosam_jax.m_sharpness, RHO)),
+    "msam": (MSharpness, functools.partial(zosam_jax.msam, RHO)),
     "guided_zo_sam": (GuidedZoSam, functools.partial(zosam_jax.guided_zo_sam, RHO, key=SEED)),
     "antithetic_sam": (AntitheticSam, functools.partial(zosam_jax.antithetic_sam, RHO, key=SEED)),
     "mezo": (ForwardGradient, functools.partial(zosam_jax.mezo, 2, key=SEED)),
@@ -173,7 +173,7 @@ METHODS = {
 WITH_ANGLES = ("gsam",)
 
 # Long to compile, and tested piece by piece elsewhere.
-SLOW = ("guided_zo_sam", "look_sam by array", "m_sharpness", "mezo")
+SLOW = ("guided_zo_sam", "look_sam by array", "msam", "mezo")
 
 # An array all of whose weights are pruned has no length to compare with.
 PARTLY_KEPT = mlp_mask() | {"out": {"bias": jnp.array([True, False]), "kernel": None}}
@@ -241,7 +241,7 @@ SAM_AGAIN = {
     "gsam": lambda: zosam_jax.gsam(RHO, alpha=0.0),
     "look_sam": lambda: zosam_jax.look_sam(RHO, interval=1),
     "esam": lambda: zosam_jax.esam(RHO, beta=1.0, gamma=1.0),
-    "m_sharpness": lambda: zosam_jax.m_sharpness(RHO, microbatches=1),
+    "msam": lambda: zosam_jax.msam(RHO, microbatches=1),
 }
 
 
@@ -306,7 +306,7 @@ def test_no_convolution_is_put_under_a_condition_on_a_cpu(loss, conditions):
 def test_computing_every_look_gives_the_same_numbers(monkeypatch):
     tx = optax.chain(zosam_jax.look_sam(RHO, interval=2), optax.sgd(0.1))
     skipped = six_steps(tx)
-    module = importlib.import_module("zosam_jax.descent.look")  # the function hides it
+    module = importlib.import_module("zosam_jax.descent.looksam")  # the function hides it
     monkeypatch.setattr(module, "_is_slow_under_a_condition", lambda *_: True)
     assert_close(six_steps(tx), skipped)
 
@@ -322,17 +322,17 @@ def test_the_hardest_examples_are_those_that_lose_most_and_the_first_of_equals()
 
     problem = objective.Objective(loss, (jnp.arange(6),), name="loss")
     w, epsilon = jnp.zeros(6), jnp.array([1.0, 3.0, 2.0, 3.0, 3.0, -4.0])
-    summit = descent.Summit(problem, w, epsilon, ascent.Climb(None), mask=None)
-    landing = descent.hardest_examples(0.5).gradient(summit, ())
+    summit = descent.PerturbedPoint(problem, w, epsilon, ascent.AscentResult(None), mask=None)
+    landing = descent.sharpness_sensitive_selection(0.5).gradient(summit, ())
     np.testing.assert_allclose(landing.gradient, np.array([0, 1, 0, 1, 1, 0]) / 3)
-    landing = descent.hardest_examples(0.01).gradient(summit, ())
+    landing = descent.sharpness_sensitive_selection(0.01).gradient(summit, ())
     np.testing.assert_allclose(landing.gradient, [0, 1, 0, 0, 0, 0])
 
 
 def test_arrays_are_kept_with_their_probability_each():
     tree = {str(i): jnp.ones(2) for i in range(100)}
-    constant = ascent.stateless(lambda objective, params, *, key, mask: ascent.Climb(params))
-    kept = ascent.random_arrays(constant, keep=0.3)
+    constant = ascent.stateless(lambda objective, params, *, key, mask: ascent.AscentResult(params))
+    kept = ascent.stochastic_weight_perturbation(constant, keep=0.3)
     drawn = [
         kept.direction(None, tree, (), key=jax.random.key(i), mask=None).direction for i in (0, 1)
     ]
@@ -466,7 +466,7 @@ needs_devices = pytest.mark.skipif(jax.device_count() < 4, reason="needs four de
     [
         "look_sam",
         "antithetic_sam",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gsam", "m_sharpness", "mezo")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gsam", "msam", "mezo")),
     ],
 )
 def test_devices_that_share_a_batch_take_one_step(name):

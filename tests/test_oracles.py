@@ -23,7 +23,7 @@ from problems import (
 
 import zosam_jax
 from zosam_jax import ascent, directions
-from zosam_jax.sparsity import masks
+from zosam_jax import masks
 
 # SAM against optax.
 
@@ -265,7 +265,7 @@ class PassCounter:
         (zosam_jax.look_sam, 0, 1 + 1 / 5),
         (zosam_jax.esam, 1, 1.5),
         (zosam_jax.s2_sam, 0, 1),
-        (zosam_jax.m_sharpness, 0, 2),
+        (zosam_jax.msam, 0, 2),
         (zosam_jax.guided_zo_sam, 4, 1),
         (lambda rho: zosam_jax.mezo(3), 6, 0),
         (lambda rho: zosam_jax.mezo(fraction=0.5), 2, 0),

@@ -1,38 +1,38 @@
 """Sharpness-aware and sparse training for JAX; the tour starts at `zosam_jax.zo_sam`."""
 
 from zosam_jax import ascent, descent, directions, probes, radius, sparsity
+from zosam_jax.gradient import (
+    Diagnostics,
+    SharpnessAwareGradient,
+    SharpnessAwareState,
+    value_and_grad,
+)
 from zosam_jax.optimizers import (
     ESTIMATORS,
+    RECORDS,
     REGISTRY,
     antithetic_sam,
     asam,
     esam,
-    fast_sam,
     forward_gradient,
     gsam,
     gsam_rho,
-    guided_zo_sam,
     look_sam,
-    m_sharpness,
     mezo,
+    msam,
     random_weight_perturbation,
     s2_sam,
     sam,
+    subbatch_sam,
     zo_sam,
 )
-from zosam_jax.transform import (
-    Diagnostics,
-    SharpnessAwareGradient,
-    SharpnessAwareState,
-    pop_aux,
-    sharpness_aware,
-    value_and_grad,
-)
+from zosam_jax.transform import diagnostics, pop_aux, sharpness_aware, value
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ESTIMATORS",
+    "RECORDS",
     "REGISTRY",
     "Diagnostics",
     "SharpnessAwareGradient",
@@ -41,16 +41,15 @@ __all__ = [
     "asam",
     "ascent",
     "descent",
+    "diagnostics",
     "directions",
     "esam",
-    "fast_sam",
     "forward_gradient",
     "gsam",
     "gsam_rho",
-    "guided_zo_sam",
     "look_sam",
-    "m_sharpness",
     "mezo",
+    "msam",
     "pop_aux",
     "probes",
     "radius",
@@ -59,6 +58,8 @@ __all__ = [
     "sam",
     "sharpness_aware",
     "sparsity",
+    "subbatch_sam",
+    "value",
     "value_and_grad",
     "zo_sam",
 ]

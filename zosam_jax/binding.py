@@ -1,8 +1,9 @@
 """Closing a loss over its own arguments, taken by name from an update's extra arguments."""
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 # Names that belong to optax or to this library, not to a loss that takes **kwargs.
 _RESERVED = frozenset(
@@ -21,9 +22,23 @@ _RESERVED = frozenset(
 )
 
 
+class Call(NamedTuple):
+    """A function of the parameters with its further arguments.
+
+    Attributes:
+      function: (θ, *args, **kwargs) → anything.
+      args, kwargs: the further arguments. Where only a part of the batch is evaluated, all arrays
+        among them with an axis count as the batch, examples along the first axis.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = MappingProxyType({})
+
+
 def bind(
     extra_args: dict[str, Any], **functions: Callable[..., Any] | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> dict[str, Call | None]:
     """Finds the arguments of some functions of the parameters among an update's extra arguments.
 
     Args:
@@ -32,18 +47,17 @@ def bind(
         are looked up by name; one with **kwargs gets every extra argument that is not reserved.
 
     Returns:
-      The functions as functions of (params, **arguments), each taking what is its own, and the
-      arguments.
+      The functions by the same names, each with the arguments that are its own.
 
     Raises:
-      TypeError: if one is no function, or one of its required arguments was not given.
+      TypeError: if one is not a function, or one of its required arguments was not given.
     """
-    bound, arguments = {}, {}
-    for name, function in functions.items():
-        own = {} if function is None else own_arguments(function, name, extra_args)
-        bound[name] = None if function is None else _taking(function, tuple(own))
-        arguments.update(own)
-    return bound, arguments
+    return {
+        name: None
+        if function is None
+        else Call(function, kwargs=own_arguments(function, name, extra_args))
+        for name, function in functions.items()
+    }
 
 
 def own_arguments(
@@ -64,10 +78,6 @@ def own_arguments(
             f"pass {', '.join(f'{m}=...' for m in missing)} along with {name}."
         )
     return own
-
-
-def _taking(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
-    return lambda params, **arguments: function(params, **{n: arguments[n] for n in names})
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:

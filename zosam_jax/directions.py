@@ -20,9 +20,8 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from zosam_jax import trees
+from zosam_jax import masks, trees
 from zosam_jax.errors import choose
-from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
 Distribution: TypeAlias = Callable[..., PyTree]

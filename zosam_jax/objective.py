@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax import trees
+from zosam_jax.binding import Call
 from zosam_jax.trees import Array, PyTree
 
 AxisName: TypeAlias = str | tuple[str, ...]
 
 
-class Pass(NamedTuple):
+class ValueAndGrad(NamedTuple):
     """What one forward and backward pass gives.
 
     Attributes:
@@ -32,37 +33,35 @@ class Objective:
     """What an ascent or a descent may ask about the loss L of this step's minibatch.
 
     Args:
-      loss: (θ, *args, **kwargs) → scalar, or → (scalar, aux) with `has_aux`.
-      args, kwargs: the loss's further arguments. Where only a part of the batch is evaluated, all
-        arrays among them with an axis count as the batch, examples along the first axis.
+      loss: θ → scalar, or → (scalar, aux) with `has_aux`.
       name: what the caller calls `loss`, for error messages.
-      probe: a stand-in for the loss at probes, (θ, *args, **kwargs) → scalar; by default the loss.
-      losses: (θ, *args, **kwargs) → the losses of the examples, of shape [batch]; by default the
-        loss of each example as a batch of its own.
+      probe: a stand-in for the loss at probes, θ → scalar; by default the loss.
+      losses: θ → the losses of the examples, of shape [batch]; by default the loss of each example
+        as a batch of its own.
       has_aux: whether `loss` returns auxiliary output.
       axis_name: the device axis to average over, inside shard_map or pmap.
+      merge: puts back the leaves of the parameters that θ does not have, those that are not
+        floating point.
     """
 
     def __init__(
         self,
-        loss: Callable[..., Any],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        loss: Call,
         *,
         name: str,
-        probe: Callable[..., Any] | None = None,
-        losses: Callable[..., Any] | None = None,
+        probe: Call | None = None,
+        losses: Call | None = None,
         has_aux: bool = False,
         axis_name: AxisName | None = None,
+        merge: Callable[[PyTree], PyTree] = lambda params: params,
     ) -> None:
         self._loss, self._name = loss, name
         self._probe, self._losses = probe, losses
-        self._args, self._kwargs = args, {} if kwargs is None else kwargs
         self.has_aux = has_aux
         self._axis_name = axis_name
-        self._perturbation: Callable[[PyTree], PyTree] | None = None
+        self._merge = merge
 
-    def value_and_grad(self, params: PyTree) -> Pass:
+    def value_and_grad(self, params: PyTree) -> ValueAndGrad:
         """L(θ), its auxiliary output and ∇L(θ), averaged over the device axis: one forward and one
         backward pass.
 
@@ -73,25 +72,25 @@ class Objective:
             params = _as_varying(params, self._axis_name)
         (value, aux), gradient = jax.value_and_grad(self.value_and_aux, has_aux=True)(params)
         value, gradient = self.across_devices((value, gradient))
-        return Pass(value, aux, gradient)
+        return ValueAndGrad(value, aux, gradient)
 
     def value_and_aux(self, params: PyTree) -> tuple[Array, Any]:
         """L(θ) and its auxiliary output on this device's part of the batch: one forward pass."""
-        result = self._loss(params, *self._args, **self._kwargs)
+        result = self._evaluate(self._loss, params)
         if not self.has_aux:
-            return _scalar(result, self._name), None
+            return self._scalar(result, self._name, params), None
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(
                 f"{self._name} must return (loss, aux) with has_aux=True; it returned "
                 f"{_shown(result)}."
             )
-        return _scalar(result[0], self._name), result[1]
+        return self._scalar(result[0], self._name, params), result[1]
 
     def probe(self, params: PyTree) -> Array:
         """L(θ), or its stand-in, on this device's part of the batch: one forward pass."""
         if self._probe is None:
             return self.value_and_aux(params)[0]
-        return _scalar(self._probe(params, *self._args, **self._kwargs), "probe_fn")
+        return self._scalar(self._evaluate(self._probe, params), "probe_fn", params)
 
     def losses(self, params: PyTree) -> Array:
         """The losses of the examples, of shape [batch]: one forward pass.
@@ -103,7 +102,7 @@ class Objective:
             return jax.vmap(lambda i: self.on(lambda x: x[i][None]).value_and_aux(params)[0])(
                 jnp.arange(self.batch_size)
             )
-        found = jnp.asarray(self._losses(params, *self._args, **self._kwargs))
+        found = jnp.asarray(self._evaluate(self._losses, params))
         if found.shape != (self.batch_size,):
             raise TypeError(
                 f"losses_fn returned an array of shape {found.shape}; it must return one loss for "
@@ -111,7 +110,7 @@ class Objective:
             )
         return found.astype(trees.wide_dtype(found))
 
-    def losses_and_grad(self, params: PyTree) -> tuple[Array, Pass]:
+    def losses_and_grad(self, params: PyTree) -> tuple[Array, ValueAndGrad]:
         """The losses of the examples, of shape [batch], and the pass of their mean: one forward
         and one backward pass, and a forward pass of the loss itself for its auxiliary output.
         """
@@ -125,9 +124,9 @@ class Objective:
         (value, losses), gradient = jax.value_and_grad(mean, has_aux=True)(params)
         value, gradient = self.across_devices((value, gradient))
         aux = self.value_and_aux(params)[1] if self.has_aux else None
-        return losses, Pass(value, aux, gradient)
+        return losses, ValueAndGrad(value, aux, gradient)
 
-    def value_and_grad_of_worse(self, one: PyTree, other: PyTree) -> Pass:
+    def value_and_grad_of_worse(self, one: PyTree, other: PyTree) -> ValueAndGrad:
         """The pass at the point of two that has the larger loss, `one` in a tie: a forward pass at
         both and one backward pass.
 
@@ -153,7 +152,7 @@ class Objective:
         structure = jax.tree.structure((mean, aux, backward))
         mean, aux, backward = jax.tree.unflatten(structure, chosen)
         (gradient,) = backward(jnp.ones_like(value))
-        return Pass(mean, aux, self.across_devices(gradient))
+        return ValueAndGrad(mean, aux, self.across_devices(gradient))
 
     def across_devices(self, tree: PyTree) -> PyTree:
         """Averages over the device axis, where there is one."""
@@ -164,23 +163,21 @@ class Objective:
         """Whether probes evaluate the loss, not a stand-in."""
         return self._probe is None
 
-    def with_perturbation(self, perturbation: Callable[[PyTree], PyTree]) -> "Objective":
-        """The same, knowing how this step's radius turns a direction into ε."""
-        aware = copy.copy(self)
-        aware._perturbation = perturbation
-        return aware
+    def _evaluate(self, call: Call, params: PyTree) -> Any:
+        return call.function(self._merge(params), *call.args, **call.kwargs)
 
-    def perturbation(self, direction: PyTree) -> PyTree:
-        """The ε that this step's radius would make of a direction."""
-        assert self._perturbation is not None, "only an ascent inside a step may ask for this"
-        return self._perturbation(direction)
+    def _scalar(self, value: Any, name: str, params: PyTree) -> Array:
+        scalar = _scalar(value, name)
+        if self._axis_name is None:
+            _check_replicated(scalar, params, name)
+        return scalar
 
     @property
     def batch_size(self) -> int:
         """How many examples the loss's arguments hold, on this device."""
-        sizes = {
-            jnp.shape(x)[0] for x in jax.tree.leaves((self._args, self._kwargs)) if _is_batch(x)
-        }
+        calls = [call for call in self._calls() if call is not None]
+        arguments = [(call.args, dict(call.kwargs)) for call in calls]
+        sizes = {jnp.shape(x)[0] for x in jax.tree.leaves(arguments) if _is_batch(x)}
         if len(sizes) != 1:
             found = f"have first axes of {sorted(sizes)}" if sizes else "hold no array"
             raise ValueError(
@@ -192,13 +189,22 @@ class Objective:
 
     def on(self, select: Callable[[Array], Array]) -> "Objective":
         """The loss of a part of the batch; `select` picks it from an array of examples."""
-        _ = self.batch_size
-        args, kwargs = jax.tree.map(
-            lambda x: select(x) if _is_batch(x) else x, (self._args, self._kwargs)
-        )
+        _ = self.batch_size  # which raises for arguments that hold no batch
+
+        def selected(call: Call | None) -> Call | None:
+            if call is None:
+                return None
+            args, kwargs = jax.tree.map(
+                lambda x: select(x) if _is_batch(x) else x, (call.args, dict(call.kwargs))
+            )
+            return Call(call.function, args, kwargs)
+
         part = copy.copy(self)
-        part._args, part._kwargs = args, kwargs
+        part._loss, part._probe, part._losses = map(selected, self._calls())
         return part
+
+    def _calls(self) -> tuple[Call, Call | None, Call | None]:
+        return self._loss, self._probe, self._losses
 
     def on_fraction(self, fraction: float) -> "Objective":
         """The loss of the given fraction of the batch, at least one example; itself for 1.
@@ -238,6 +244,22 @@ def _as_varying(params: PyTree, axis_name: AxisName) -> PyTree:
         return varying
 
     return jax.tree.map(leaf, params)
+
+
+def _check_replicated(value: Array, params: PyTree, name: str) -> None:
+    """Raises for a loss that differs between devices where the parameters do not."""
+
+    def axes(x: Any) -> frozenset[str]:
+        return frozenset(getattr(jax.typeof(x), "vma", ()))
+
+    apart = axes(value).difference(*map(axes, jax.tree.leaves(params)))
+    if apart:
+        shown = repr(min(apart)) if len(apart) == 1 else repr(tuple(sorted(apart)))
+        raise ValueError(
+            f"{name} differs between the devices of the mesh axis {shown}, on which each has its "
+            f"own part of the batch: pass axis_name={shown}, over which losses and gradients are "
+            "then averaged."
+        )
 
 
 def _shown(value: Any) -> str:

@@ -1,19 +1,27 @@
 """The ready-made transformations: short compositions of an ascent, a radius and a descent.
 
-Each is the first link of an optax.chain and documents its rule; the arguments they share are
-explained at `zosam_jax.sharpness_aware`.
+Each is the first transformation of an optax.chain and documents its rule; the arguments they share
+are explained at `zosam_jax.sharpness_aware`. `RECORDS`, at the end, is the one list of them: the
+command line, the benchmark, the documentation and the tests are derived from it.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
 
 from zosam_jax import ascent, descent, directions, radius
 from zosam_jax.errors import check_number, check_part, check_positive_fraction
+from zosam_jax.gradient import Mask, Rho
 from zosam_jax.objective import AxisName
-from zosam_jax.transform import Mask, Rho, sharpness_aware
+from zosam_jax.transform import sharpness_aware
 from zosam_jax.trees import Array
+
+# The part of the batch that subbatch_sam's ascent sees.
+_SUBBATCH = 0.125
 
 
 def zo_sam(
@@ -30,7 +38,7 @@ def zo_sam(
     axis_name: AxisName | None = None,
     key: int | Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Zero-order sharpness-aware minimization: the climb from forward passes alone.
+    """Zero-order sharpness-aware minimization: the ascent direction from forward passes alone.
 
         ĝ = (1/m) Σᵢ [L(θ+δuᵢ) − L(θ−δuᵢ)] / (2δ) · uᵢ,   ε = ρ ĝ / ‖ĝ‖,   emits ∇L(θ+ε)
 
@@ -73,7 +81,7 @@ def sam(
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Sharpness-aware minimization: the climb from a second backpropagation.
+    """Sharpness-aware minimization: the ascent direction from a second backpropagation.
 
         g = ∇L(θ),   ε = ρ g / ‖g‖,   emits ∇L(θ+ε)
 
@@ -82,7 +90,7 @@ def sam(
     Args:
       rho: ρ ≥ 0 or an optax schedule; 0.05 is the paper's for CIFAR.
       radius: "global", "layerwise", "filterwise" or "adaptive" (`zosam_jax.radius`).
-      fraction: how much of the batch the climb sees, in (0, 1]; None for all of it.
+      fraction: how much of the batch the ascent sees, in (0, 1]; None for all of it.
       mask: which weights to perturb.
       axis_name: the device axis of the batch inside shard_map or pmap.
 
@@ -92,7 +100,7 @@ def sam(
     return sharpness_aware(gradient, rho, radius=radius, mask=mask, axis_name=axis_name)
 
 
-def fast_sam(
+def subbatch_sam(
     rho: Rho = 0.06,
     *,
     fraction: float | None = None,
@@ -100,7 +108,7 @@ def fast_sam(
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """SAM whose climb sees a part of the batch: its accuracy at close to plain SGD's cost.
+    """SAM whose ascent sees a part of the batch: close to its accuracy, at close to SGD's cost.
 
         g = ∇L_part(θ),   ε_l = ρ ‖θ_l‖ T_l g_l / ‖T_l g_l‖ with T = |θ|,   emits ∇L(θ+ε)
 
@@ -115,10 +123,10 @@ def fast_sam(
       mask: which weights to perturb.
       axis_name: the device axis of the batch inside shard_map or pmap.
 
-    Reference: for a climb on a part of the batch, Bahri et al., https://arxiv.org/abs/2110.08529
+    Reference: for an ascent on a part of the batch, Bahri et al., https://arxiv.org/abs/2110.08529
     """
-    climb = ascent.backprop(0.125 if fraction is None else fraction)
-    return sharpness_aware(climb, rho, radius=radius, mask=mask, axis_name=axis_name)
+    gradient = ascent.backprop(_SUBBATCH if fraction is None else fraction)
+    return sharpness_aware(gradient, rho, radius=radius, mask=mask, axis_name=axis_name)
 
 
 def random_weight_perturbation(
@@ -214,7 +222,7 @@ def gsam(
 def gsam_rho(
     learning_rate: optax.Schedule, rho_max: float, rho_min: float, lr_max: float, lr_min: float
 ) -> optax.Schedule:
-    """GSAM's radius, which follows the learning rate λ between two ends.
+    """GSAM's radius, which follows the learning rate λ between two bounds.
 
         ρ_t = ρ_min + (ρ_max − ρ_min) (λ_t − λ_min) / (λ_max − λ_min), within [ρ_min, ρ_max]
 
@@ -262,7 +270,7 @@ def look_sam(
         else:          emits g + α (‖g‖ / ‖gᵥ‖) gᵥ
 
     1 + 1/k forward and backward passes a step, and one array of memory for each parameter; on a
-    CPU, losses with convolutions cost as much as SAM (`descent.look`). interval=1 is SAM.
+    CPU, losses with convolutions cost as much as SAM (`descent.looksam`). interval=1 is SAM.
 
     Args:
       rho: ρ ≥ 0 or an optax schedule.
@@ -280,7 +288,7 @@ def look_sam(
         ascent.backprop(),
         rho,
         radius=radius,
-        descent=descent.look(interval, alpha, per_array),
+        descent=descent.looksam(interval, alpha, per_array),
         mask=mask,
         axis_name=axis_name,
     )
@@ -296,7 +304,7 @@ def esam(
     axis_name: AxisName | None = None,
     key: int | Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Efficient SAM: climbs with some of the arrays, comes down on the examples it hurts most.
+    """Efficient SAM: perturbs some of the arrays, descends on the examples whose loss rises most.
 
         ε = (ρ/β) g / ‖g‖,   g = ∇L(θ) on each array with probability β, 0 on the others
         emits ∇L(θ+ε) on the γB examples with the largest ℓᵢ(θ+ε) − ℓᵢ(θ)
@@ -323,9 +331,9 @@ def esam(
         check_number("rho", rho, above=0.0, inclusive=True)
     check_positive_fraction("beta", beta)
     check_part("gamma", gamma)
-    examples = descent.hardest_examples(gamma)
+    examples = descent.sharpness_sensitive_selection(gamma)
     return sharpness_aware(
-        ascent.random_arrays(ascent.backprop(losses=gamma < 1), keep=beta),
+        ascent.stochastic_weight_perturbation(ascent.backprop(losses=gamma < 1), keep=beta),
         (lambda count: rho(count) / beta) if callable(rho) else rho / beta,
         radius=radius,
         descent=examples,
@@ -343,7 +351,7 @@ def s2_sam(
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Single-step SAM: climbs along the gradient of the step before, at plain SGD's cost.
+    """Single-step SAM: perturbs along the gradient of the step before, at plain SGD's cost.
 
         ε = ρ G / ‖G‖ with the last step's G,   emits G = ∇L(θ+ε)
 
@@ -365,7 +373,7 @@ def s2_sam(
     )
 
 
-def m_sharpness(
+def msam(
     rho: Rho,
     *,
     microbatches: int = 2,
@@ -397,50 +405,6 @@ def m_sharpness(
         mask=mask,
         axis_name=axis_name,
     )
-
-
-def guided_zo_sam(
-    rho: Rho,
-    *,
-    history: int = 1,
-    num_directions: int = 1,
-    delta: float = 1e-3,
-    distribution: str | directions.Distribution = "normal",
-    radius: radius.RadiusLike = "global",
-    batching: str = "auto",
-    fraction: float | None = None,
-    mask: Mask = None,
-    axis_name: AxisName | None = None,
-    key: int | Array = 0,
-) -> optax.GradientTransformationExtraArgs:
-    """ZO-SAM whose probes look where the gradient is likely to be.
-
-        b₁, …, b_{k+m} an orthonormal basis of the last k gradients and m random directions
-        ĝ = Σᵢ [L(θ+hbᵢ) − L(θ−hbᵢ)] / (2h) · bᵢ,   h = δ√d,   ε = ρ ĝ / ‖ĝ‖,   emits ∇L(θ+ε)
-
-    2(k + m) + 1 forward passes and one backward pass a step, and k arrays of memory for each
-    parameter.
-
-    Args:
-      rho: ρ ≥ 0 or an optax schedule, in the units of `radius`.
-      history: k ≥ 1, the past gradients.
-      num_directions: m ≥ 1, the random directions.
-      delta: δ > 0, the step of the central differences, per coordinate, as in `zo_sam`.
-      distribution: "normal", "rademacher" or "sphere" (`zosam_jax.directions`).
-      radius: "global", "layerwise", "filterwise" or "adaptive" (`zosam_jax.radius`).
-      batching: how to run the probes, "auto", "unroll", "vmap" or "map" (`zosam_jax.probes`).
-      fraction: how much of the batch the probes see, in (0, 1]; None for all of it.
-      mask: which weights to perturb.
-      axis_name: the device axis of the batch inside shard_map or pmap.
-      key: a seed or a random key.
-
-    Reference: the search space is that of Maheswaranathan et al., Guided Evolutionary Strategies,
-      https://arxiv.org/abs/1806.10230
-    """
-    estimate = ascent.guided_gradient_estimate(
-        history, num_directions, delta, distribution, batching, fraction=_number(fraction)
-    )
-    return sharpness_aware(estimate, rho, radius=radius, mask=mask, axis_name=axis_name, key=key)
 
 
 def antithetic_sam(
@@ -577,25 +541,162 @@ def _number(fraction: float | None) -> float:
     return 1.0 if fraction is None else fraction
 
 
-#: Every ready-made transformation that perturbs, by name; the command line offers them, and the
-#: contract tests hold each of them to the same acceptance list. The first argument of each is ρ.
-REGISTRY: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
-    "sam": sam,
-    "fast_sam": fast_sam,
-    "zo_sam": zo_sam,
-    "random_weight_perturbation": random_weight_perturbation,
-    "asam": asam,
-    "gsam": gsam,
-    "look_sam": look_sam,
-    "esam": esam,
-    "s2_sam": s2_sam,
-    "m_sharpness": m_sharpness,
-    "guided_zo_sam": guided_zo_sam,
-    "antithetic_sam": antithetic_sam,
+class Passes(NamedTuple):
+    """How often a step runs the network, in batches: 0.25 is one pass on a quarter of one.
+
+    Attributes:
+      forward: forward passes; a forward-mode derivative counts as one more, that of the tangents.
+      backward: backward passes.
+    """
+
+    forward: float
+    backward: float
+
+    @property
+    def work(self) -> float:
+        """In forward passes, a backward one being twice the work."""
+        return self.forward + 2 * self.backward
+
+
+Grids = Mapping[str, tuple[float, ...]]
+
+
+class Record(NamedTuple):
+    """What there is to know of a ready-made transformation.
+
+    Attributes:
+      make: the factory, (rho, **options) → transformation, or (**options) → … without ρ.
+      passes: the factory's options, by name, and "has_aux" → the passes of a step, averaged over
+        steps.
+      options: those of its options that a command line should offer.
+      grids: radius rule → values of ρ to choose from, rising; empty for one without ρ.
+    """
+
+    make: Callable[..., optax.GradientTransformationExtraArgs]
+    passes: Callable[[Mapping[str, Any]], Passes]
+    options: tuple[str, ...] = ()
+    grids: Grids = MappingProxyType({})
+
+    @property
+    def has_rho(self) -> bool:
+        """Whether it perturbs; the others estimate the gradient at θ."""
+        return bool(self.grids)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Its options' own defaults, by name; not of those that have none."""
+        parameters = inspect.signature(self.make).parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+    @property
+    def radius(self) -> str | None:
+        """The radius rule to use by default; None for one that has no choice."""
+        default = self.defaults.get("radius")
+        return "layerwise" if default == "global" else default
+
+    def rho_grid(self, radius: str | None = None) -> tuple[float, ...]:
+        """Values of ρ to choose from under a radius rule, by default the one to use; (0,) if none.
+
+        The middle one is the default: in benchmarks/README.md's study of the family the one that
+        loses least on its worst problem, where ρ warms up.
+        """
+        rule = radius or self.radius or "global"
+        return self.grids[rule] if self.grids else (0.0,)
+
+    def default_rho(self, radius: str | None = None) -> float:
+        """The middle of `rho_grid`."""
+        grid = self.rho_grid(radius)
+        return grid[len(grid) // 2]
+
+    def count_passes(self, *, has_aux: bool = False, **options: Any) -> Passes:
+        """The passes of a step with these options, the others at their defaults."""
+        return self.passes({**self.defaults, **options, "has_aux": has_aux})
+
+
+# Values of ρ to try, from gentle to strong, for perturbations along the gradient and along (nearly)
+# random directions.
+_ALONG_GRADIENT: Grids = {
+    "global": (0.05, 0.1, 0.2, 0.4, 0.8),
+    "layerwise": (0.005, 0.01, 0.02, 0.04, 0.08),
+    "filterwise": (0.005, 0.01, 0.02, 0.04, 0.08),
+    "adaptive": (0.25, 0.5, 1.0, 2.0, 4.0),
+    "adaptive_layerwise": (0.015, 0.03, 0.06, 0.12, 0.24),
+    "calibrated": (0.005, 0.01, 0.02, 0.04, 0.08),
+}
+_RANDOM: Grids = {
+    "global": (2.5, 5.0, 10.0, 20.0, 40.0),
+    "layerwise": (0.1, 0.2, 0.4, 0.8, 1.6),
+    "filterwise": (0.15, 0.3, 0.6, 1.2, 2.4),
+    "adaptive": (10.0, 20.0, 40.0, 80.0, 160.0),
+    "adaptive_layerwise": (0.15, 0.3, 0.6, 1.2, 2.4),
+    "calibrated": (0.05, 0.1, 0.2, 0.4, 0.8),
+}
+_PROBED = ("num_directions", "delta", "distribution", "batching", "difference", "fraction")
+
+
+def _once(options: Mapping[str, Any]) -> Passes:
+    del options
+    return Passes(1, 1)
+
+
+def _twice(options: Mapping[str, Any]) -> Passes:
+    del options
+    return Passes(2, 2)
+
+
+def _first_on_part(options: Mapping[str, Any], default: float) -> Passes:
+    part = default if options["fraction"] is None else options["fraction"]
+    return Passes(1 + part, 1 + part)
+
+
+def _probes(options: Mapping[str, Any]) -> float:
+    m = options["num_directions"]
+    return (2 * m if options["difference"] == "central" else m + 1) * _number(options["fraction"])
+
+
+def _of_estimate(options: Mapping[str, Any], of_slopes: float) -> Passes:
+    """Of one that descends along its estimate; one more for the value or auxiliary output."""
+    needs_another = options["has_aux"] or _number(options["fraction"]) < 1
+    return Passes(of_slopes + needs_another, 0)
+
+
+#: Every ready-made transformation by name, with what there is to know of it.
+RECORDS: dict[str, Record] = {
+    "sam": Record(sam, lambda o: _first_on_part(o, 1.0), ("fraction",), _ALONG_GRADIENT),
+    "subbatch_sam": Record(
+        subbatch_sam, lambda o: _first_on_part(o, _SUBBATCH), ("fraction",), _ALONG_GRADIENT
+    ),
+    "zo_sam": Record(zo_sam, lambda o: Passes(1 + _probes(o), 1), _PROBED, _RANDOM),
+    "random_weight_perturbation": Record(
+        random_weight_perturbation, _once, ("distribution",), _RANDOM
+    ),
+    "asam": Record(asam, _twice, (), dict.fromkeys(_ALONG_GRADIENT, _ALONG_GRADIENT["adaptive"])),
+    "gsam": Record(gsam, _twice, (), _ALONG_GRADIENT),
+    "look_sam": Record(
+        look_sam,
+        lambda o: Passes(1 + 1 / o["interval"], 1 + 1 / o["interval"]),
+        ("interval",),
+        _ALONG_GRADIENT,
+    ),
+    "esam": Record(
+        esam,
+        lambda o: Passes(2 + o["gamma"] + o["has_aux"], 1 + o["gamma"]),
+        ("beta", "gamma"),
+        _ALONG_GRADIENT,
+    ),
+    "s2_sam": Record(s2_sam, _once, (), _ALONG_GRADIENT),
+    "msam": Record(msam, _twice, ("microbatches",), _ALONG_GRADIENT),
+    "antithetic_sam": Record(antithetic_sam, lambda o: Passes(2, 1), ("distribution",), _RANDOM),
+    "mezo": Record(mezo, lambda o: _of_estimate(o, _probes(o)), _PROBED),
+    "forward_gradient": Record(
+        forward_gradient,
+        lambda o: _of_estimate(o, 2 * o["num_directions"] * _number(o["fraction"])),
+        ("num_directions", "distribution", "batching", "fraction"),
+    ),
 }
 
+#: Those that perturb; the first argument of each is ρ.
+REGISTRY = {name: record.make for name, record in RECORDS.items() if record.has_rho}
+
 #: Those that estimate the gradient and perturb nothing: they have no ρ.
-ESTIMATORS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
-    "mezo": mezo,
-    "forward_gradient": forward_gradient,
-}
+ESTIMATORS = {name: record.make for name, record in RECORDS.items() if not record.has_rho}

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from zosam_jax import probes, trees
+from zosam_jax import masks, probes, trees
 from zosam_jax.errors import check_count, check_number, check_part, check_positive_fraction, choose
-from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
 Rule: TypeAlias = Callable[..., PyTree]

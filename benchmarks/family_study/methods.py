@@ -9,7 +9,7 @@ import optax
 
 import zosam_jax
 from zosam_jax import ascent
-from zosam_jax.training.optimizers import default_rho
+from zosam_jax.training.build import default_rho
 from zosam_jax.trees import Array
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -81,15 +81,15 @@ METHODS = {
     "random-filterwise": family(
         "random_weight_perturbation", "filterwise", tests_default=True, **SIGNS
     ),
-    "fast-sam": family("fast_sam", "adaptive_layerwise", tests_default=True),
+    "subbatch-sam": family("subbatch_sam", "adaptive_layerwise", tests_default=True),
     "zo-sam-global": family("zo_sam", "global"),
     "zo-sam-layerwise": family("zo_sam", "layerwise", tests_default=True),
     "s2-sam-layerwise": family("s2_sam", "layerwise"),
     "random-calibrated": Method(
         functools.partial(zosam_jax.random_weight_perturbation, radius="calibrated", **SIGNS), 0.2
     ),
-    "fast-sam-layerwise": family("fast_sam", "layerwise"),
-    "fast-sam-random": composed(slice_and_random, 0.2, "layerwise"),
+    "subbatch-sam-layerwise": family("subbatch_sam", "layerwise"),
+    "subbatch-sam-random": composed(slice_and_random, 0.2, "layerwise"),
     "sam-adaptive-layerwise": family("sam", "adaptive_layerwise"),
     "random-adaptive-layerwise": family(
         "random_weight_perturbation", "adaptive_layerwise", **SIGNS
@@ -100,7 +100,7 @@ METHODS = {
     "gsam": family("gsam", "layerwise"),
     "esam": family("esam", "layerwise"),
     "look-sam": family("look_sam", "layerwise"),
-    "m-sharpness-4": family("m_sharpness", "layerwise", microbatches=4),
+    "m-sharpness-4": family("msam", "layerwise", microbatches=4),
     "random-global": family("random_weight_perturbation", "global"),
 }
 # What the others are compared with, at equal epochs and at equal wall time.

@@ -17,7 +17,7 @@ from benchmarks.family_study.problems import Problem
 from zosam_jax import keys, sparsity, transform
 from zosam_jax.data.dataset import Dataset, Split
 from zosam_jax.integrations import nnx as nnx_integration
-from zosam_jax.integrations.step import apply_loss
+from zosam_jax.integrations.plain import apply_loss
 from zosam_jax.training.config import ProblemConfig
 from zosam_jax.training.problem import load_dataset
 from zosam_jax.trees import Array, PyTree
@@ -48,7 +48,7 @@ class Training(NamedTuple):
     """What a step turns into its successor."""
 
     params: PyTree
-    rest: PyTree
+    model_state: PyTree
     opt_state: PyTree
 
 
@@ -82,14 +82,14 @@ class Trainer:
 
     def start(self, seed: int) -> Training:
         """Initial weights, under masks if the problem has any."""
-        params, rest = self._weights(seed)
+        params, model_state = self._weights(seed)
         masks = None
         if self.problem.sparsity:
             masks = sparsity.random(params, self.problem.sparsity, where="kernel", key=seed)
         opt_state = self._tx(Setting(jnp.zeros(()), jnp.ones(())), masks).init(params)
         if transform.states(opt_state):
             opt_state = optax.tree.set(opt_state, key=keys.to_data(seed))
-        return Training(sparsity.apply_masks(params, masks), rest, opt_state)
+        return Training(sparsity.apply_masks(params, masks), model_state, opt_state)
 
     def advance(self, state: Training, order: Array, steps: int, setting: Setting) -> Training:
         """So many steps, the i-th on the images order[i]."""
@@ -139,7 +139,7 @@ class Trainer:
         correct = 0
         for start in range(0, len(images.labels), EVALUATION_BATCH):
             part = Images(*(array[start : start + EVALUATION_BATCH] for array in images))
-            correct += int(self._correct(state.params, state.rest, part))
+            correct += int(self._correct(state.params, state.model_state, part))
         return round(100 * correct / len(images.labels), 3)
 
     def _tx(self, setting: Setting, masks: PyTree = None) -> optax.GradientTransformation:
@@ -165,18 +165,18 @@ class Trainer:
             return losses.mean(), losses
 
         of_params = nnx_integration.functional_loss(
-            mean_loss, self._train_graph, state.rest, has_aux=True
+            mean_loss, self._train_graph, state.model_state, has_aux=True
         )
 
         def loss(params: PyTree, pixels: Array, labels: Array) -> tuple[Array, PyTree]:
-            value, (rest, _) = of_params(params, pixels, labels)
-            return value, rest
+            value, (model_state, _) = of_params(params, pixels, labels)
+            return value, model_state
 
         def losses_fn(params: PyTree, pixels: Array, labels: Array) -> Array:
             losses: Array = of_params(params, pixels, labels)[1][1]
             return losses
 
-        _, rest, params, opt_state = apply_loss(
+        _, model_state, params, opt_state = apply_loss(
             self._tx(setting),
             loss,
             state.params,
@@ -186,7 +186,7 @@ class Trainer:
             pixels=pixels,
             labels=labels,
         )
-        return Training(params, rest, opt_state)
+        return Training(params, model_state, opt_state)
 
     def _loop(
         self, state: Training, steps: Array, order: Array, setting: Setting, train: Images
@@ -196,8 +196,8 @@ class Trainer:
         )
         return looped
 
-    def _count_correct(self, params: PyTree, rest: PyTree, images: Images) -> Array:
-        logits = nnx.merge(self._eval_graph, params, rest, copy=True)(images.pixels)
+    def _count_correct(self, params: PyTree, model_state: PyTree, images: Images) -> Array:
+        logits = nnx.merge(self._eval_graph, params, model_state, copy=True)(images.pixels)
         return jnp.sum(jnp.argmax(logits, axis=-1) == images.labels)
 
 

@@ -8,7 +8,7 @@ from problems import mlp_batch, mlp_loss, mlp_mask, mlp_params, uneven_mask, une
 
 from zosam_jax import ascent, trees
 from zosam_jax.analysis import estimator
-from zosam_jax.sparsity import masks
+from zosam_jax import masks
 
 BATCHES = [mlp_batch(seed=seed) for seed in (1, 2, 3)]
 DIMENSION = 7  # what uneven_mask keeps
@@ -67,7 +67,7 @@ def test_the_exact_gradient_is_perfect(mask, radius):
 def test_gains_are_differences_of_the_loss_itself():
     params, mask = mlp_params(), masks.resolve(mlp_mask(), mlp_params())
     against = ascent.stateless(
-        lambda objective, params, key, mask: ascent.Climb(
+        lambda objective, params, key, mask: ascent.AscentResult(
             trees.scale(objective.value_and_grad(params).gradient, -1.0)
         )
     )
@@ -128,7 +128,7 @@ def test_pruned_weights_do_not_move():
     """A direction on them, and a gradient there, count for nothing."""
 
     def everywhere(objective, params, *, key, mask):
-        return ascent.Climb(jax.tree.map(jnp.ones_like, params))
+        return ascent.AscentResult(jax.tree.map(jnp.ones_like, params))
 
     found = on_linear(ascent.stateless(everywhere), draws=1)
     np.testing.assert_allclose(found.cosine.mean, 1, rtol=1e-6)

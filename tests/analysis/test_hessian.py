@@ -22,7 +22,7 @@ from problems import (
 from zosam_jax import sparsity
 from zosam_jax.analysis import hessian
 from zosam_jax.integrations import nnx as nnx_integration
-from zosam_jax.sparsity import masks
+from zosam_jax import masks
 
 BATCHES = [mlp_batch(seed=seed) for seed in (1, 2)]
 WHOLE = {name: jnp.concatenate([batch[name] for batch in BATCHES]) for name in ("x", "y")}
@@ -82,10 +82,10 @@ def small_network():
         nnx.Linear(16, 3, rngs=rngs),
     )
     model.eval()
-    graphdef, params, rest = nnx_integration.split(model)
+    graphdef, params, model_state = nnx_integration.split(model)
 
     def loss(params, batch):
-        logits = nnx.merge(graphdef, params, rest)(batch[0])
+        logits = nnx.merge(graphdef, params, model_state)(batch[0])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
 
     rng = np.random.default_rng(4)

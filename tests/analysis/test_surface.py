@@ -8,7 +8,7 @@ from problems import assert_equal, flatten, mlp_batch, mlp_loss, mlp_mask, mlp_p
 
 from zosam_jax import trees
 from zosam_jax.analysis import surface
-from zosam_jax.sparsity import masks
+from zosam_jax import masks
 
 BATCHES = [mlp_batch(seed=seed) for seed in (1, 2, 3)]
 

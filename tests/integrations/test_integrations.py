@@ -12,12 +12,12 @@ import zosam_jax
 from zosam_jax import sparsity
 from zosam_jax.integrations.linen import TrainState
 from zosam_jax.integrations.nnx import Optimizer, functional_loss, split
-from zosam_jax.integrations.step import apply_loss
+from zosam_jax.integrations.plain import apply_loss
 
 X = jax.random.normal(jax.random.key(0), (16, 4))
 Y = jnp.arange(16) % 3
 # Those that differ in where the auxiliary output comes from and in what the state remembers.
-NAMES = ("sam", "fast_sam", "random_weight_perturbation", "zo_sam", "s2_sam", "look_sam")
+NAMES = ("sam", "subbatch_sam", "random_weight_perturbation", "zo_sam", "s2_sam", "look_sam")
 FIRSTS = {"sgd": None, **{name: zosam_jax.REGISTRY[name] for name in NAMES}}
 
 
@@ -136,9 +136,9 @@ def test_nnx_trains_only_what_wrt_selects():
 
 def test_functional_loss_leaves_the_model_alone():
     model = NnxNet(nnx.Rngs(0))
-    graphdef, params, rest = split(model)
+    graphdef, params, model_state = split(model)
     mean = jnp.copy(model.norm.mean[...])
-    loss = functional_loss(nnx_loss, graphdef, rest)
+    loss = functional_loss(nnx_loss, graphdef, model_state)
     value, (after, aux) = loss(params, X, Y)
     assert aux is None
     np.testing.assert_array_equal(model.norm.mean[...], mean)

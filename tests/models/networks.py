@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 
 from zosam_jax import models
-from zosam_jax.integrations import step
+from zosam_jax.integrations import plain
 from zosam_jax.integrations.nnx import functional_loss, split
 from zosam_jax.models import layers, resnet
 
@@ -75,27 +75,27 @@ def batch(image_shape, size=4):
 
 
 def train(model, tx, images, labels, steps=3):
-    """(losses, parameters, rest, first and last optimizer state) of steps on one batch."""
-    graphdef, params, rest = split(model)
+    """(losses, parameters, model_state, first and last optimizer state) of steps on one batch."""
+    graphdef, params, model_state = split(model)
 
     def cross_entropy(model, images, labels):
         losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
         return losses.mean()
 
     @quick_jit
-    def take(params, rest, state):
-        loss = functional_loss(cross_entropy, graphdef, rest)
-        value, (rest, _), params, state = step.apply_loss(
+    def take(params, model_state, state):
+        loss = functional_loss(cross_entropy, graphdef, model_state)
+        value, (model_state, _), params, state = step.apply_loss(
             tx, lambda p: loss(p, images, labels), params, state, has_aux=True
         )
-        return value, params, rest, state
+        return value, params, model_state, state
 
     state = initial = quick_jit(tx.init)(params)
     values = []
     for _ in range(steps):
-        value, params, rest, state = take(params, rest, state)
+        value, params, model_state, state = take(params, model_state, state)
         values.append(float(value))
-    return values, params, rest, (initial, state)
+    return values, params, model_state, (initial, state)
 
 
 def avals(tree):

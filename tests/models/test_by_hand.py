@@ -47,11 +47,11 @@ def in_float64(tree):
 def test_inference(name):
     model = small(name)
     model.eval()
-    graphdef, params, rest = split(model)
-    params, rest = random_like(params, 1), random_like(rest, 2)
+    graphdef, params, model_state = split(model)
+    params, model_state = random_like(params, 1), random_like(model_state, 2)
     images, _ = batch(SHAPES[name])
-    logits = quick_jit(lambda p, s, x: nnx.merge(graphdef, p, s)(x))(params, rest, images)
-    expected = BY_HAND[name](in_float64(params), in_float64(rest), in_float64(images))
+    logits = quick_jit(lambda p, s, x: nnx.merge(graphdef, p, s)(x))(params, model_state, images)
+    expected = BY_HAND[name](in_float64(params), in_float64(model_state), in_float64(images))
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 

@@ -58,20 +58,20 @@ def test_only_drop_path_keeps_random_state():
 def test_a_pass_is_random_in_training_repeatable_and_deterministic_in_inference():
     model = create(SMALL["deit"], drop_path_rate=0.8)
     images, _ = batch(SHAPES["deit"], size=16)
-    _, _, rest = split(model)
+    _, _, model_state = split(model)
     for training in (True, False):
         model.train() if training else model.eval()
         graphdef, params, _ = split(model)
 
         @quick_jit
-        def apply(rest, graphdef=graphdef, params=params):
-            model = nnx.merge(graphdef, params, rest, copy=True)
+        def apply(model_state, graphdef=graphdef, params=params):
+            model = nnx.merge(graphdef, params, model_state, copy=True)
             return model(images), split(model)[2]
 
-        logits, after = apply(rest)
-        again, _ = apply(rest)
+        logits, after = apply(model_state)
+        again, _ = apply(model_state)
         later, _ = apply(after)
-        assert avals(after) == avals(rest)
+        assert avals(after) == avals(model_state)
         np.testing.assert_array_equal(logits, again)
         assert np.allclose(logits, later) == (not training)
 

@@ -75,15 +75,15 @@ class Pass:
 
     def __init__(self, model, image_shape, outside=jnp.float32):
         """`outside` is the dtype of parameters and images."""
-        graphdef, params, self.rest = split(model)
+        graphdef, params, self.model_state = split(model)
         params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, outside), params)
         images = jax.ShapeDtypeStruct((2, *image_shape), outside)
 
-        def apply(params, rest, images):
-            model = nnx.merge(graphdef, params, rest, copy=True)
+        def apply(params, model_state, images):
+            model = nnx.merge(graphdef, params, model_state, copy=True)
             return model(images), split(model)[2]
 
-        traced = jax.jit(apply).trace(params, self.rest, images)
+        traced = jax.jit(apply).trace(params, self.model_state, images)
         self.logits, self.after = traced.out_info
         self.equations = list(equations(traced.jaxpr.jaxpr))
 
@@ -113,7 +113,7 @@ def test_products_in_bfloat16_and_all_else_that_counts_in_float32(name):
     image_shape = SHAPES.get(name, (32, 32, 3))
     a_pass = Pass(abstract(name, image_shape=image_shape, dtype=jnp.bfloat16), image_shape)
     assert (a_pass.logits.shape, a_pass.logits.dtype) == ((2, 10), jnp.float32)
-    assert avals(a_pass.after) == avals(a_pass.rest)
+    assert avals(a_pass.after) == avals(a_pass.model_state)
     *products, head = a_pass.products()
     assert head == {jnp.dtype("float32")}
     assert products

@@ -30,12 +30,12 @@ def full(name, dtype):
 
 def check_steps(model, tx, images, labels):
     """Takes three steps and returns the trained parameters and the optimizer states."""
-    _, params, rest = split(model)
+    _, params, model_state = split(model)
     values, trained, after, states = train(model, tx, images, labels)
     assert np.isfinite(values).all()
     assert values[-1] < values[0]
     assert avals(trained) == avals(params)
-    assert avals(after) == avals(rest)
+    assert avals(after) == avals(model_state)
     assert {p.dtype for p in jax.tree.leaves(trained)} == {jnp.dtype("float32")}
     return trained, states
 

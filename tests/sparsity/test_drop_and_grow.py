@@ -14,7 +14,7 @@ from problems import assert_close, assert_equal, flatten, mlp_batch, mlp_loss, m
 
 import zosam_jax
 from zosam_jax import ascent, sparsity
-from zosam_jax.integrations.step import apply_loss
+from zosam_jax.integrations.plain import apply_loss
 from zosam_jax.sparsity import budgets, schedules
 
 RHO = 0.3

@@ -14,12 +14,12 @@ TOTAL = 10
 CALLS = []
 
 
-def train(params, rest, masks, start, stop):
+def train(params, model_state, masks, start, stop):
     """Adds one to every kept weight for every step; remembers what it was asked."""
-    CALLS.append((params, rest, masks, start, stop))
+    CALLS.append((params, model_state, masks, start, stop))
     steps = stop - start
     grown = jax.tree.map(lambda p: p + steps * jnp.sign(p), params)
-    return sparsity.apply_masks(grown, masks), rest + steps
+    return sparsity.apply_masks(grown, masks), model_state + steps
 
 
 @pytest.fixture(autouse=True)

@@ -297,22 +297,22 @@ def test_every_method_prunes_a_network_with_batch_norm(level):
         return split(model)
 
     def loss(training, temperature=1.0):
-        graphdef, _, rest = graph(training)
+        graphdef, _, model_state = graph(training)
 
         def cross_entropy(params, x, y):
-            logits = nnx.merge(graphdef, params, rest, copy=True)(x) / temperature
+            logits = nnx.merge(graphdef, params, model_state, copy=True)(x) / temperature
             return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
         return cross_entropy
 
-    graphdef, params, rest = graph(False)
-    before = jax.tree.map(jnp.copy, (params, rest))
+    graphdef, params, model_state = graph(False)
+    before = jax.tree.map(jnp.copy, (params, model_state))
     halves = [(x[:10], y[:10]), (x[10:], y[10:])]
     all_masks = {
         "snip": sparsity.snip(loss(False), params, level, [(x, y)]),
         "grasp": sparsity.grasp(loss(True, 200.0), params, level, halves),
         "synflow": sparsity.synflow(
-            lambda p, images: nnx.merge(graphdef, p, rest, copy=True)(images),
+            lambda p, images: nnx.merge(graphdef, p, model_state, copy=True)(images),
             params,
             level,
             (8, 8, 1),
@@ -323,7 +323,7 @@ def test_every_method_prunes_a_network_with_batch_norm(level):
         assert sum(counts(masks)) == round((1 - level) * total)
         assert masks["stem_norm"]["scale"] is None
     assert min(counts(all_masks["synflow"])) >= 1
-    assert_equal((params, rest), before)
+    assert_equal((params, model_state), before)
 
 
 # Wrong arguments.

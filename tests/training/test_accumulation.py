@@ -9,10 +9,10 @@ import zosam_jax
 from zosam_jax.training.accumulation import accumulated
 
 
-def loss(params, rest, part):
+def loss(params, model_state, part):
     x, y = part
     value = mlp_loss(params, x=x, y=y)
-    return value, (rest + jnp.mean(x), {"images": jnp.asarray(len(x))})
+    return value, (model_state + jnp.mean(x), {"images": jnp.asarray(len(x))})
 
 
 def whole():
@@ -24,7 +24,9 @@ def whole():
 def test_value_and_gradient_are_the_batch_s(parts):
     params, batch = mlp_params(), whole()
     total = accumulated(loss, jnp.zeros(()), batch, parts)
-    (value, (rest, sums)), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+    (value, (model_state, sums)), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(
+        params
+    )
     (expected, _), expected_gradient = jax.value_and_grad(loss, has_aux=True)(
         params, jnp.zeros(()), batch
     )
@@ -32,7 +34,7 @@ def test_value_and_gradient_are_the_batch_s(parts):
     assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
     assert sums["images"] == len(batch[0])
     # What is handed from part to part has seen all of them, one after another.
-    assert_close(rest, parts * jnp.mean(batch[0]), rtol=1e-4)
+    assert_close(model_state, parts * jnp.mean(batch[0]), rtol=1e-4)
 
 
 def test_a_probe_makes_no_backward_pass():
@@ -59,8 +61,8 @@ def test_sharpness_aware_steps_are_those_of_the_whole_batch(make):
 def test_memory_is_that_of_a_part():
     wide = {"w": jnp.ones((32, 2048)), "v": jnp.ones((2048, 1))}
 
-    def deep(params, rest, x):
-        return jnp.mean(jnp.tanh(x @ params["w"]) @ params["v"]), (rest, {})
+    def deep(params, model_state, x):
+        return jnp.mean(jnp.tanh(x @ params["w"]) @ params["v"]), (model_state, {})
 
     def temporary(parts):
         total = accumulated(deep, jnp.zeros(()), jnp.ones((512, 32)), parts)

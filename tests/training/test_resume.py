@@ -21,9 +21,9 @@ from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.run_folder import UnreadableRunError
 from zosam_jax.training.step import to_saved
-from zosam_jax.training.train import train
+from zosam_jax.commands.train import train
 from zosam_jax.training.trainer import NonFiniteLossError, Run
-from zosam_jax.training.watch import Watcher
+from zosam_jax.training.callbacks import ProgressLogger
 
 QUIET = Console(quiet=True)
 CLOCKS = ("seconds", "images_per_second", "data_wait")
@@ -84,7 +84,7 @@ def crashing(monkeypatch, after):
         if calls == after:
             raise CrashError
 
-    monkeypatch.setattr(Watcher, "on_step", on_step)
+    monkeypatch.setattr(ProgressLogger, "on_step", on_step)
 
 
 @pytest.mark.parametrize("case", PARAMETERS)
@@ -108,7 +108,7 @@ def final_state(config):
     run = Run(Problem(config), config.optimizer, 0.01, config.seed)
     with Checkpoints(config.output, keep=2, seconds=0) as keeper:
         state, _ = keeper.restore(run.state)
-    return to_saved((state.params, state.rest, state.average, state.opt_state))
+    return to_saved((state.params, state.model_state, state.average, state.opt_state))
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):

@@ -48,7 +48,7 @@ def test_a_stream_is_learned_and_the_last_incomplete_test_batch_counts(folder, t
 
 def test_a_stream_is_resumed_where_it_stopped(folder, tmp_path, monkeypatch):
     whole = train(folder, tmp_path / "whole", "--randaugment", "--checkpoint-minutes", "0")
-    from zosam_jax.training.watch import Watcher  # noqa: PLC0415
+    from zosam_jax.training.callbacks import ProgressLogger  # noqa: PLC0415
 
     class CrashError(Exception):
         pass
@@ -58,7 +58,7 @@ def test_a_stream_is_resumed_where_it_stopped(folder, tmp_path, monkeypatch):
             raise CrashError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watcher, "on_step", on_step)
+        patch.setattr(ProgressLogger, "on_step", on_step)
         with pytest.raises(CrashError):
             train(folder, tmp_path / "run", "--randaugment", "--checkpoint-minutes", "0")
     lines = train(folder, tmp_path / "run", "--randaugment", "--checkpoint-minutes", "0")

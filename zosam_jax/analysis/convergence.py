@@ -13,7 +13,7 @@ class Reached(NamedTuple):
     Attributes:
       epoch: completed epochs then; of a lottery's later rounds, those of the round.
       seconds: since the start of the run, compilation included.
-      training_cost: multiply-adds since the start of the run, in epochs of the dense network with
+      training_cost: MACs since the start of the run, in epochs of the dense network with
         SGD.
     """
 

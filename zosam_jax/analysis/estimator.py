@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zosam_jax import keys, trees
+from zosam_jax import keys, masks, trees
 from zosam_jax import radius as radii
 from zosam_jax.analysis.batches import Batch, LossFn
 from zosam_jax.ascent.base import Ascent
+from zosam_jax.binding import Call
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.objective import Objective
-from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
 
@@ -99,7 +99,7 @@ def quality(
     check_count("num_draws", num_draws)
     rule, key = radii.get(radius).rule, keys.as_key(key)
     floating, _ = trees.split_floating(params)
-    kept = masks.resolve(masks.unpack(mask), floating)
+    kept = masks.resolve(mask, floating)
     look = jax.jit(functools.partial(_look, loss_fn, ascent, rule, rho))
     state, found = ascent.init(floating), list[_Look]()
     for _ in range(num_draws):
@@ -182,27 +182,27 @@ def _look(
 ) -> tuple[_Look, PyTree]:
     """What one look finds, and what the ascent remembers after it."""
     theta, merge = trees.split_floating(params)
-    objective = Objective(lambda p, b: loss_fn(merge(p), b), (batch,), name="loss_fn")
+    objective = Objective(Call(loss_fn, (batch,)), name="loss_fn", merge=merge)
 
     def epsilon(direction: PyTree) -> PyTree:
         return radii.perturbation(rule, direction, theta, jnp.asarray(rho), kept)
 
     clean = objective.value_and_grad(theta)
     gradient = masks.restrict(clean.gradient, kept)
-    climb = ascent.direction(objective.with_perturbation(epsilon), theta, state, key=key, mask=kept)
-    direction = masks.restrict(climb.direction, kept)
+    result = ascent.direction(objective, theta, state, key=key, mask=kept)
+    direction = masks.restrict(result.direction, kept)
     # XLA drops the backward pass for ascents that do not remember its gradient.
-    landing = objective.value_and_grad(trees.displace(theta, epsilon(direction)))
+    perturbed = objective.value_and_grad(trees.displace(theta, epsilon(direction)))
     highest = objective.probe(trees.displace(theta, epsilon(gradient)))
     lengths = trees.norm(direction) * trees.norm(gradient)
     error = trees.norm(trees.displace(direction, gradient, -1.0))
     seen = _Look(
         cosine=trees.ratio(trees.inner(direction, gradient), lengths),
-        gain=landing.value - clean.value,
+        gain=perturbed.value - clean.value,
         gradient_gain=highest - clean.value,
         relative_error=jnp.square(error / trees.norm(gradient)),
     )
-    return seen, ascent.observe(state if climb.state is None else climb.state, landing.gradient)
+    return seen, ascent.observe(state, result, perturbed.gradient)
 
 
 def _spread(values: np.ndarray) -> Spread:

@@ -20,13 +20,12 @@ from jax.extend.core import Primitive
 from jax.flatten_util import ravel_pytree
 from matfree import decomp
 
-from zosam_jax import directions, trees
+from zosam_jax import directions, masks, trees
 from zosam_jax.analysis import batches as means
 from zosam_jax.analysis.batches import Batch, LossFn
 from zosam_jax.errors import check_count
 from zosam_jax.keys import as_key
 from zosam_jax.objective import Objective
-from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
 
@@ -274,7 +273,7 @@ def look_at(loss_fn: LossFn, params: PyTree, mask: PyTree) -> Point:
     floating, merge = trees.split_floating(params)
     return Point(
         params=jax.tree.map(lambda p: jnp.asarray(p, trees.wide_dtype(p)), floating),
-        mask=masks.resolve(masks.unpack(mask), floating),
+        mask=masks.resolve(mask, floating),
         on_batch=lambda batch: Objective(
             lambda theta: loss_fn(merge(theta), batch), name="loss_fn"
         ),

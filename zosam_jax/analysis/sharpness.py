@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zosam_jax import directions, trees
+from zosam_jax import directions, masks, trees
 from zosam_jax import radius as radii
 from zosam_jax.analysis import batches as means
 from zosam_jax.analysis.batches import Batch, LossFn
 from zosam_jax.analysis.hessian import Estimate, estimate, look_at
 from zosam_jax.errors import check_count, check_number, check_one_of, choose
 from zosam_jax.keys import as_key
-from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
 

@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax import directions as draws
-from zosam_jax import keys, trees
+from zosam_jax import keys, masks, trees
 from zosam_jax import radius as radii
 from zosam_jax.analysis import batches as means
 from zosam_jax.analysis.batches import Batch, LossFn
 from zosam_jax.objective import Objective
-from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
 
@@ -45,7 +44,7 @@ def filter_normalised(direction: Any, params: PyTree, *, mask: PyTree = None) ->
       ValueError, TypeError: for a direction or mask that does not fit the parameters.
     """
     floating, _ = trees.split_floating(params)
-    kept = masks.resolve(masks.unpack(mask), floating)
+    kept = masks.resolve(mask, floating)
     if _is_key(direction):
         direction = draws.normal(keys.as_key(direction), floating, kept)
     direction = jax.tree.map(

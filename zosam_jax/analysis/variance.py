@@ -7,10 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zosam_jax import trees
+from zosam_jax import masks, trees
 from zosam_jax.analysis.batches import Batch, LossFn
 from zosam_jax.objective import Objective
-from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
 
@@ -66,7 +65,7 @@ def gradient_variance(
       1962.
     """
     floating, _ = trees.split_floating(params)
-    kept = masks.resolve(masks.unpack(mask), floating)
+    kept = masks.resolve(mask, floating)
 
     # Like the parameters, on their devices too: the second batch then has the same program.
     mean = jax.tree.map(lambda p: jnp.zeros_like(p, trees.wide_dtype(p)), floating)

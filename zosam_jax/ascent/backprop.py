@@ -1,10 +1,9 @@
 """The exact gradient, by backpropagation: SAM's ascent."""
 
-from zosam_jax import trees
-from zosam_jax.ascent.base import Ascent, Climb, stateless
+from zosam_jax import masks, trees
+from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.errors import check_part
 from zosam_jax.objective import Objective
-from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
 
@@ -30,7 +29,9 @@ def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
     """
     check_part("fraction", fraction)
 
-    def direction(objective: Objective, params: PyTree, *, key: Array, mask: PyTree) -> Climb:
+    def direction(
+        objective: Objective, params: PyTree, *, key: Array, mask: PyTree
+    ) -> AscentResult:
         del key
         part, each = objective.on_fraction(fraction), None
         if losses:
@@ -38,8 +39,10 @@ def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
         else:
             found = part.value_and_grad(params)
         if fraction < 1:
-            return Climb(found.gradient)
+            return AscentResult(found.gradient)
         slope = trees.norm(masks.restrict(found.gradient, mask))
-        return Climb(found.gradient, clean=found, value=found.value, slope=slope, losses=each)
+        return AscentResult(
+            found.gradient, clean=found, value=found.value, slope=slope, losses=each
+        )
 
     return stateless(direction)

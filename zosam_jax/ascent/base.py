@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from zosam_jax.objective import Pass
+from zosam_jax.objective import ValueAndGrad
 from zosam_jax.trees import Array, PyTree
 
 
-class Climb(NamedTuple):
+class AscentResult(NamedTuple):
     """What an ascent found.
 
     Attributes:
@@ -17,16 +17,13 @@ class Climb(NamedTuple):
       value: L(θ) on the whole batch, if the ascent measured it, to O(δ²) at least.
       losses: the losses of the examples at θ, of shape [batch], if the ascent measured them.
       slope: the derivative of L at θ along the direction, ⟨∇L(θ), g⟩ / ‖g‖, if it was measured.
-      state: what the ascent remembers instead of the state it was given; None to leave that as it
-        is.
     """
 
     direction: PyTree
-    clean: Pass | None = None
+    clean: ValueAndGrad | None = None
     value: Array | None = None
     slope: Array | None = None
     losses: Array | None = None
-    state: PyTree = None
 
 
 class Ascent(NamedTuple):
@@ -34,26 +31,28 @@ class Ascent(NamedTuple):
 
     Attributes:
       init: params → state, whatever the ascent wants to remember between steps (arrays only).
-      direction: (objective, params, state, *, key, mask) → Climb. `objective` is a
+      direction: (objective, params, state, *, key, mask) → AscentResult. `objective` is a
         `zosam_jax.objective.Objective`, `key` a fresh random key for this step, `mask` None or
         a pytree of bool leaves like `params`.
-      observe: (state, gradient) → state, told the descent gradient ∇L(θ+ε) after each step.
+      observe: (state, found, gradient) → state, called after each step with what `direction`
+        found (∇L(θ) in `found.clean`, where the ascent took it on the whole batch) and the
+        descent's gradient ∇L(θ+ε). With microbatches both are the mean over them.
     """
 
     init: Callable[[PyTree], PyTree]
-    direction: Callable[..., Climb]
-    observe: Callable[[PyTree, PyTree], PyTree]
+    direction: Callable[..., AscentResult]
+    observe: Callable[[PyTree, AscentResult, PyTree], PyTree]
 
 
-def stateless(direction: Callable[..., Climb]) -> Ascent:
+def stateless(direction: Callable[..., AscentResult]) -> Ascent:
     """An ascent that remembers nothing; `direction` is as in Ascent, without the state."""
 
     def with_state(
         objective: Any, params: PyTree, state: PyTree, *, key: Array, mask: PyTree
-    ) -> Climb:
+    ) -> AscentResult:
         del state
         return direction(objective, params, key=key, mask=mask)
 
     return Ascent(
-        init=lambda params: (), direction=with_state, observe=lambda state, gradient: state
+        init=lambda params: (), direction=with_state, observe=lambda state, found, gradient: state
     )

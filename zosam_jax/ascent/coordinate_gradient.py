@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from zosam_jax.ascent.base import Ascent, Climb, stateless
+from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.objective import Objective
 from zosam_jax.trees import Array, PyTree, wide_dtype
@@ -29,7 +29,9 @@ def coordinate_gradient_estimate(delta: float = 1e-3, chunk_size: int = 1) -> As
     check_number("delta", delta, above=0.0, inclusive=False)
     check_count("chunk_size", chunk_size)
 
-    def direction(objective: Objective, params: PyTree, *, key: Array, mask: PyTree) -> Climb:
+    def direction(
+        objective: Objective, params: PyTree, *, key: Array, mask: PyTree
+    ) -> AscentResult:
         del key
         flat, unravel = ravel_pytree(params)
         order, count = _kept_first(params, mask)
@@ -51,7 +53,7 @@ def coordinate_gradient_estimate(delta: float = 1e-3, chunk_size: int = 1) -> As
         chunks = -(-count // chunk_size)
         start = jnp.zeros(flat.shape, wide_dtype(flat))
         estimate = jax.lax.fori_loop(0, chunks, chunk, start)
-        return Climb(_unravel_wide(estimate, params))
+        return AscentResult(_unravel_wide(estimate, params))
 
     return stateless(direction)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import directions, probes, trees
-from zosam_jax.ascent.base import Ascent, Climb, stateless
+from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.errors import check_count, check_part
 from zosam_jax.objective import Objective
 from zosam_jax.trees import Array, PyTree
@@ -24,7 +24,7 @@ def forward_gradient(
     rademacher and sphere.
 
     Each direction is one forward pass that carries its derivative along: about 2.8 forward passes
-    of arithmetic, as much as a whole gradient, where a central difference takes two. What it saves
+    of arithmetic, as much as a dense gradient, where a central difference takes two. What it saves
     over backpropagation is memory.
 
     Args:
@@ -45,7 +45,9 @@ def forward_gradient(
     check_part("fraction", fraction)
     draw = directions.get(distribution)
 
-    def direction(objective: Objective, params: PyTree, *, key: Array, mask: PyTree) -> Climb:
+    def direction(
+        objective: Objective, params: PyTree, *, key: Array, mask: PyTree
+    ) -> AscentResult:
         part = objective.on_fraction(fraction)
         mode = probes.choose_batching(batching, part.probe, params, num_directions)
 
@@ -56,7 +58,7 @@ def forward_gradient(
             return trees.scale(u, slope), jnp.square(slope), value
 
         estimate, square, value = probes.mean(term, num_directions, mode)
-        return Climb(
+        return AscentResult(
             estimate,
             value=value if objective.is_probed_itself and fraction == 1 else None,
             # ⟨∇L, ĝ⟩ is the mean of the squared slopes.

@@ -1,4 +1,4 @@
-"""What ascents remember of the descent gradients they are told, in float32 or wider.
+"""What ascents remember of past gradients, in float32 or wider.
 
 A buffer is a pytree like the parameters. It covers all weights, pruned ones too: which of them are
 kept is known, and may have changed, when the buffer is used.
@@ -24,26 +24,18 @@ def blank(params: PyTree) -> PyTree:
     return jax.tree.map(lambda p: jnp.zeros_like(p, trees.wide_dtype(p)), params)
 
 
-def widened(tree: PyTree) -> PyTree:
-    """The leaves of `tree` in float32 or wider."""
-    return jax.tree.map(lambda x: x.astype(trees.wide_dtype(x)), tree)
-
-
-def moving_average(
-    average: PyTree, gradient: PyTree, decay: float | Array, order: int = 1
-) -> PyTree:
-    """decay·average + (1 − decay)·gradientᵒʳᵈᵉʳ, elementwise; a bad gradient changes nothing.
+def moving_average(average: PyTree, gradient: PyTree, decay: float | Array) -> PyTree:
+    """decay·average + (1 − decay)·gradient, elementwise; a bad gradient changes nothing.
 
     Args:
       average: a buffer.
       gradient: g, a pytree like it in any floating-point dtype.
       decay: in [0, 1).
-      order: 1 for the gradient, 2 for its square.
     """
 
     def leaf(old: Array, g: Array) -> Array:
         share = jnp.asarray(decay, old.dtype)
-        return share * old + (1 - share) * g.astype(old.dtype) ** order
+        return share * old + (1 - share) * g.astype(old.dtype)
 
     return unless_bad(gradient, jax.tree.map(leaf, average, gradient), average)
 

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
+from zosam_jax import masks
 from zosam_jax.ascent import memory
-from zosam_jax.ascent.base import Ascent, Climb
+from zosam_jax.ascent.base import Ascent, AscentResult
 from zosam_jax.objective import Objective
-from zosam_jax.sparsity import masks
 from zosam_jax.trees import Array, PyTree
 
 
@@ -45,11 +45,14 @@ def previous_gradient(decay: float = 0.0) -> Ascent:
         *,
         key: Array,
         mask: PyTree,
-    ) -> Climb:
+    ) -> AscentResult:
         del objective, params, key
-        return Climb(masks.restrict(state.average, mask))
+        return AscentResult(masks.restrict(state.average, mask))
 
-    def observe(state: PreviousGradientState, gradient: PyTree) -> PreviousGradientState:
+    def observe(
+        state: PreviousGradientState, found: AscentResult, gradient: PyTree
+    ) -> PreviousGradientState:
+        del found
         return PreviousGradientState(memory.moving_average(state.average, gradient, decay))
 
     return Ascent(lambda params: PreviousGradientState(memory.blank(params)), direction, observe)

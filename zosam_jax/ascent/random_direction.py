@@ -1,7 +1,7 @@
 """No estimate at all: the control that every zeroth-order ascent has to beat."""
 
 from zosam_jax import directions
-from zosam_jax.ascent.base import Ascent, Climb, stateless
+from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.objective import Objective
 from zosam_jax.trees import Array, PyTree
 
@@ -17,8 +17,10 @@ def random_direction(distribution: str | directions.Distribution = "normal") -> 
     """
     draw = directions.get(distribution)
 
-    def direction(objective: Objective, params: PyTree, *, key: Array, mask: PyTree) -> Climb:
+    def direction(
+        objective: Objective, params: PyTree, *, key: Array, mask: PyTree
+    ) -> AscentResult:
         del objective
-        return Climb(draw(key, params, mask))
+        return AscentResult(draw(key, params, mask))
 
     return stateless(direction)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import directions, probes, trees
-from zosam_jax.ascent.base import Ascent, Climb, stateless
+from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.errors import (
     check_count,
     check_number,
@@ -59,7 +59,9 @@ def random_gradient_estimate(
     probes.check_batching(batching)
     draw = directions.get(distribution)
 
-    def direction(objective: Objective, params: PyTree, *, key: Array, mask: PyTree) -> Climb:
+    def direction(
+        objective: Objective, params: PyTree, *, key: Array, mask: PyTree
+    ) -> AscentResult:
         if is_traced(num_directions):
             warnings.warn(
                 "num_directions is traced (optax.inject_hyperparams makes every number a traced "
@@ -84,7 +86,7 @@ def random_gradient_estimate(
             return trees.scale(u, slope), jnp.square(slope), value
 
         estimate, square, value = probes.mean(term, num_directions, mode)
-        return Climb(
+        return AscentResult(
             estimate,
             value=value if objective.is_probed_itself and fraction == 1 else None,
             # ⟨∇L, ĝ⟩ is the mean of the squared slopes.

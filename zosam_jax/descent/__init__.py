@@ -1,22 +1,22 @@
-"""And how down from there? One file for each way of coming down from the perturbed point."""
+"""Which gradient is handed on from the perturbed point? One file for each descent."""
 
 from zosam_jax.descent.at_perturbed import at_perturbed
-from zosam_jax.descent.base import Descent, Landing, Summit, perturbed, stateless
+from zosam_jax.descent.base import Descent, DescentResult, PerturbedPoint, perturbed, stateless
 from zosam_jax.descent.estimate import estimate
-from zosam_jax.descent.hardest import hardest_examples
-from zosam_jax.descent.look import look
+from zosam_jax.descent.looksam import looksam
+from zosam_jax.descent.sharpness_sensitive_selection import sharpness_sensitive_selection
 from zosam_jax.descent.surrogate_gap import surrogate_gap
 from zosam_jax.descent.worst_side import worst_side
 
 __all__ = [
     "Descent",
-    "Landing",
-    "Summit",
+    "DescentResult",
+    "PerturbedPoint",
     "at_perturbed",
     "estimate",
-    "hardest_examples",
-    "look",
+    "looksam",
     "perturbed",
+    "sharpness_sensitive_selection",
     "stateless",
     "surrogate_gap",
     "worst_side",

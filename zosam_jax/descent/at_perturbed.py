@@ -1,6 +1,6 @@
 """The gradient at the perturbed point: SAM's descent, and that of most of its family."""
 
-from zosam_jax.descent.base import Descent, Landing, Summit, perturbed, stateless
+from zosam_jax.descent.base import Descent, DescentResult, PerturbedPoint, perturbed, stateless
 
 
 def at_perturbed() -> Descent:
@@ -9,7 +9,9 @@ def at_perturbed() -> Descent:
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412
     """
 
-    def gradient(summit: Summit) -> Landing:
-        return Landing(*summit.objective.value_and_grad(perturbed(summit.params, summit.epsilon)))
+    def gradient(point: PerturbedPoint) -> DescentResult:
+        return DescentResult(
+            *point.objective.value_and_grad(perturbed(point.params, point.epsilon))
+        )
 
     return stateless(gradient)

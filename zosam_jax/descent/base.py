@@ -1,18 +1,17 @@
-"""What every descent is: the answer to "and how down from there?"."""
+"""What every descent is: a rule for the gradient that the step takes at the perturbed point."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
-from zosam_jax import trees
-from zosam_jax.ascent.base import Climb
-from zosam_jax.objective import Objective, Pass
-from zosam_jax.sparsity import masks
+from zosam_jax import masks, trees
+from zosam_jax.ascent.base import AscentResult
+from zosam_jax.objective import Objective, ValueAndGrad
 from zosam_jax.trees import Array, PyTree
 
 
-class Landing(NamedTuple):
+class DescentResult(NamedTuple):
     """What a descent found.
 
     Attributes:
@@ -30,50 +29,50 @@ class Landing(NamedTuple):
     is_perturbed: Array | bool = True
 
 
-class Summit(NamedTuple):
-    """Where the climb ended, and all that a descent may start from.
+class PerturbedPoint(NamedTuple):
+    """θ, ε and all else that a descent may start from.
 
     Attributes:
       objective: the minibatch loss, a `zosam_jax.objective.Objective`.
       params: θ.
       epsilon: ε, a pytree like `params`; None where ρ is zero for good.
-      climb: what the ascent found.
+      ascent: what the ascent found.
       mask: None or a pytree of bool leaves like `params`.
     """
 
     objective: Objective
     params: PyTree
     epsilon: PyTree | None
-    climb: Climb
+    ascent: AscentResult
     mask: PyTree
 
 
-def _as_it_is(summit: Summit, state: PyTree) -> PyTree:
+def _as_it_is(point: PerturbedPoint, state: PyTree) -> PyTree:
     del state
-    return summit.epsilon
+    return point.epsilon
 
 
 class Descent(NamedTuple):
-    """A way of coming down from the perturbed point.
+    """A rule for the gradient that is handed on to the rest of the chain.
 
     Attributes:
       init: params → state, whatever the descent wants to remember between steps (arrays only).
-      gradient: (summit, state) → Landing.
-      settled: (summit, state) → ε, the one that `gradient` would take of the ascent's, where it
-        has a choice; for diagnostics. Not asked where ε is None.
-      reaches_pruned: whether its gradient is one at weights that the mask leaves out too, by which
-        masks can grow.
+      gradient: (point, state) → DescentResult.
+      effective_perturbation: (point, state) → the ε at which `gradient` would take the gradient,
+        where that is not always the point's; for diagnostics. Not called where ε is None.
+      has_dense_gradient: whether its gradient covers the weights that the mask leaves out too, by
+        which masks can grow.
     """
 
     init: Callable[[PyTree], PyTree]
-    gradient: Callable[[Summit, PyTree], Landing]
-    settled: Callable[[Summit, PyTree], PyTree] = _as_it_is
-    reaches_pruned: bool = True
+    gradient: Callable[[PerturbedPoint, PyTree], DescentResult]
+    effective_perturbation: Callable[[PerturbedPoint, PyTree], PyTree] = _as_it_is
+    has_dense_gradient: bool = True
 
 
-def stateless(gradient: Callable[[Summit], Landing], **options: Any) -> Descent:
+def stateless(gradient: Callable[[PerturbedPoint], DescentResult], **options: Any) -> Descent:
     """A descent that remembers nothing; `options` are Descent's others."""
-    return Descent(lambda params: (), lambda summit, state: gradient(summit), **options)
+    return Descent(lambda params: (), lambda point, state: gradient(point), **options)
 
 
 def perturbed(params: PyTree, epsilon: PyTree | None) -> PyTree:
@@ -87,18 +86,18 @@ def perturbed(params: PyTree, epsilon: PyTree | None) -> PyTree:
     return jax.lax.optimization_barrier(trees.displace(params, epsilon))
 
 
-def clean_pass(climb: Climb, descent: str) -> Pass:
+def clean_pass(ascent: AscentResult, descent: str) -> ValueAndGrad:
     """The pass at θ that the ascent made.
 
     Raises:
       TypeError: while tracing, for an ascent that makes none; `descent` is who needs it.
     """
-    if climb.clean is None:
+    if ascent.clean is None:
         raise TypeError(
             f"the descent {descent} needs the gradient at θ, and this ascent does not take it on "
             "the whole batch; use zosam_jax.ascent.backprop()."
         )
-    return climb.clean
+    return ascent.clean
 
 
 def change_across(start: PyTree, end: PyTree, along: PyTree, mask: PyTree) -> PyTree:

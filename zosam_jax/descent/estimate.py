@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from zosam_jax.descent.base import Descent, Landing, Summit, stateless
-from zosam_jax.sparsity import masks
+from zosam_jax import masks
+from zosam_jax.descent.base import Descent, DescentResult, PerturbedPoint, stateless
 
 
 def estimate() -> Descent:
@@ -22,31 +22,31 @@ def estimate() -> Descent:
       https://arxiv.org/abs/2305.17333
     """
 
-    def gradient(summit: Summit) -> Landing:
-        if summit.epsilon is None:
+    def gradient(point: PerturbedPoint) -> DescentResult:
+        if point.epsilon is None:
             raise ValueError(
                 "rho=0 leaves out the ascent, whose estimate the descent estimate takes for the "
                 "gradient; pass any schedule, for example optax.constant_schedule(0.0)."
             )
-        if summit.climb.value is None and summit.climb.slope is None:
+        if point.ascent.value is None and point.ascent.slope is None:
             raise TypeError(
                 "the descent estimate takes the ascent's direction for the gradient, and this "
                 "ascent measures neither the loss nor its slope; use for example "
                 "zosam_jax.ascent.random_gradient_estimate()."
             )
-        value, aux = summit.climb.value, None
-        if value is None or summit.objective.has_aux:
-            value, aux = summit.objective.value_and_aux(summit.params)
-            value = summit.objective.across_devices(value)
+        value, aux = point.ascent.value, None
+        if value is None or point.objective.has_aux:
+            value, aux = point.objective.value_and_aux(point.params)
+            value = point.objective.across_devices(value)
         found = jax.tree.map(
             lambda g, p: g.astype(p.dtype),
-            masks.restrict(summit.climb.direction, summit.mask),
-            summit.params,
+            masks.restrict(point.ascent.direction, point.mask),
+            point.params,
         )
-        return Landing(value, aux, found, is_perturbed=False)
+        return DescentResult(value, aux, found, is_perturbed=False)
 
     return stateless(
         gradient,
-        settled=lambda summit, state: jax.tree.map(jnp.zeros_like, summit.epsilon),
-        reaches_pruned=False,
+        effective_perturbation=lambda point, state: jax.tree.map(jnp.zeros_like, point.epsilon),
+        has_dense_gradient=False,
     )

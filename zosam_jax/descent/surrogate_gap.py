@@ -3,8 +3,8 @@
 from zosam_jax import trees
 from zosam_jax.descent.base import (
     Descent,
-    Landing,
-    Summit,
+    DescentResult,
+    PerturbedPoint,
     change_across,
     clean_pass,
     perturbed,
@@ -32,13 +32,13 @@ def surrogate_gap(alpha: float) -> Descent:
     """
     check_number("alpha", alpha, above=0.0, inclusive=True)
 
-    def gradient(summit: Summit) -> Landing:
-        found = summit.objective.value_and_grad(perturbed(summit.params, summit.epsilon))
-        if summit.epsilon is None:
-            return Landing(*found)
-        clean = clean_pass(summit.climb, "surrogate_gap")
+    def gradient(point: PerturbedPoint) -> DescentResult:
+        found = point.objective.value_and_grad(perturbed(point.params, point.epsilon))
+        if point.epsilon is None:
+            return DescentResult(*found)
+        clean = clean_pass(point.ascent, "surrogate_gap")
         # G has no part across itself: g⊥ is that of g − G, which is zero where ε is.
-        across = change_across(found.gradient, clean.gradient, found.gradient, summit.mask)
-        return Landing(found.value, found.aux, trees.displace(found.gradient, across, -alpha))
+        across = change_across(found.gradient, clean.gradient, found.gradient, point.mask)
+        return DescentResult(found.value, found.aux, trees.displace(found.gradient, across, -alpha))
 
     return stateless(gradient)

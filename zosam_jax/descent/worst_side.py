@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from zosam_jax.descent.base import Descent, Landing, Summit, perturbed, stateless
+from zosam_jax.descent.base import Descent, DescentResult, PerturbedPoint, perturbed, stateless
 from zosam_jax.trees import PyTree
 
 
@@ -17,23 +17,23 @@ def worst_side() -> Descent:
     are those of the side it takes, θ+ε in a tie.
     """
 
-    def gradient(summit: Summit) -> Landing:
-        if summit.epsilon is None:
-            return Landing(*summit.objective.value_and_grad(summit.params))
-        opposite = jax.tree.map(jnp.negative, summit.epsilon)
-        return Landing(
-            *summit.objective.value_and_grad_of_worse(
-                perturbed(summit.params, summit.epsilon), perturbed(summit.params, opposite)
+    def gradient(point: PerturbedPoint) -> DescentResult:
+        if point.epsilon is None:
+            return DescentResult(*point.objective.value_and_grad(point.params))
+        opposite = jax.tree.map(jnp.negative, point.epsilon)
+        return DescentResult(
+            *point.objective.value_and_grad_of_worse(
+                perturbed(point.params, point.epsilon), perturbed(point.params, opposite)
             )
         )
 
-    return stateless(gradient, settled=_larger)
+    return stateless(gradient, effective_perturbation=_larger)
 
 
-def _larger(summit: Summit, state: PyTree) -> PyTree:
+def _larger(point: PerturbedPoint, state: PyTree) -> PyTree:
     """sε, by a forward pass on either side."""
     del state
-    sides = summit.epsilon, jax.tree.map(jnp.negative, summit.epsilon)
-    losses = [summit.objective.value_and_aux(perturbed(summit.params, s))[0] for s in sides]
-    above, below = summit.objective.across_devices(losses)
-    return jax.tree.map(lambda e: jnp.where(below > above, -e, e), summit.epsilon)
+    sides = point.epsilon, jax.tree.map(jnp.negative, point.epsilon)
+    losses = [point.objective.value_and_aux(perturbed(point.params, s))[0] for s in sides]
+    above, below = point.objective.across_devices(losses)
+    return jax.tree.map(lambda e: jnp.where(below > above, -e, e), point.epsilon)

@@ -6,7 +6,7 @@ from typing import Any
 from flax.training import train_state
 
 from zosam_jax import sparsity
-from zosam_jax.integrations import step
+from zosam_jax.integrations import plain
 from zosam_jax.trees import PyTree
 
 
@@ -48,7 +48,7 @@ class TrainState(train_state.TrainState):
         Returns:
           The new state, and the loss, or (loss, aux) with `has_aux`.
         """
-        value, aux, params, opt_state = step.apply_loss(
+        value, aux, params, opt_state = plain.apply_loss(
             self.tx, loss, self.params, self.opt_state, has_aux=has_aux, **extra_args
         )
         state = self.replace(step=self.step + 1, params=params, opt_state=opt_state)

@@ -6,46 +6,47 @@ from typing import Any
 from flax import nnx
 
 from zosam_jax import sparsity
-from zosam_jax.integrations import step
+from zosam_jax.integrations import plain
 from zosam_jax.trees import Array, PyTree
 
 
 def split(model: Any, wrt: Any = nnx.Param) -> tuple[Any, PyTree, PyTree]:
-    """Takes a model apart: its structure, the parameters that `wrt` selects, and the rest.
+    """Takes a model apart: its structure, the parameters that `wrt` selects, and all other state.
 
-    Both trees hold plain arrays; nnx.merge(graphdef, params, rest) puts the model together again.
+    Both trees hold plain arrays; nnx.merge(graphdef, params, model_state) puts the
+    model together again.
     """
     parts: tuple[Any, ...] = nnx.split(model, wrt, ...)
-    graphdef, params, rest = parts
-    return graphdef, nnx.as_pure(params), nnx.as_pure(rest)
+    graphdef, params, model_state = parts
+    return graphdef, nnx.as_pure(params), nnx.as_pure(model_state)
 
 
 def functional_loss(
     loss: Callable[..., Any],
     graphdef: Any,
-    rest: PyTree,
+    model_state: PyTree,
     *,
     wrt: Any = nnx.Param,
     has_aux: bool = False,
 ) -> Callable[..., tuple[Array, tuple[PyTree, Any]]]:
     """A loss of a model as a loss of its parameters, with what the pass changed as aux.
 
-    Every call starts from the same `rest` (BatchNorm statistics, dropout counters), so that all
-    passes of a step see the same dropout masks, and one pass's changes can be kept.
+    Every call starts from the same `model_state` (BatchNorm statistics, dropout counters), so
+    that all passes of a step see the same dropout masks, and one pass's changes can be kept.
 
     Args:
       loss: (model, *args) → scalar, or → (scalar, aux) with `has_aux`.
       graphdef: the model's structure, as `split` gives it.
-      rest: what is not trained, as `split` gives it.
+      model_state: what is not trained, as `split` gives it.
       wrt: the filter that selects the parameters.
       has_aux: whether `loss` returns auxiliary output.
 
     Returns:
-      (params, *args) → (scalar, (rest after the pass, aux)).
+      (params, *args) → (scalar, (model_state after the pass, aux)).
     """
 
     def functional(params: PyTree, *args: Any) -> tuple[Array, tuple[PyTree, Any]]:
-        model = nnx.merge(graphdef, params, rest, copy=True)
+        model = nnx.merge(graphdef, params, model_state, copy=True)
         value, aux = loss(model, *args) if has_aux else (loss(model, *args), None)
         _, _, after = split(model, wrt)
         return value, (after, aux)
@@ -100,12 +101,12 @@ class Optimizer(nnx.Optimizer[Any]):
         Returns:
           The loss, or (loss, aux) with `has_aux`.
         """
-        graphdef, params, rest = split(model, self.wrt)
-        functional = functional_loss(loss, graphdef, rest, wrt=self.wrt, has_aux=has_aux)
+        graphdef, params, model_state = split(model, self.wrt)
+        functional = functional_loss(loss, graphdef, model_state, wrt=self.wrt, has_aux=has_aux)
         if losses_fn is not None:
-            losses = functional_loss(losses_fn, graphdef, rest, wrt=self.wrt)
+            losses = functional_loss(losses_fn, graphdef, model_state, wrt=self.wrt)
             extra_args["losses_fn"] = lambda p, loss_args: losses(p, *loss_args)[0]
-        value, (after, aux), params, opt_state = step.apply_loss(
+        value, (after, aux), params, opt_state = plain.apply_loss(
             self.tx,
             lambda p, loss_args: functional(p, *loss_args),
             params,

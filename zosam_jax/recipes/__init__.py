@@ -9,10 +9,6 @@ that are expected of it, and defines `recipes()`. Options beside --recipe replac
 import difflib
 from collections.abc import Iterator, Sequence
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from zosam_jax.recipes import (
     cifar_resnet32,
     cifar_resnet50,
@@ -61,15 +57,3 @@ def named_in(arguments: Sequence[str]) -> Recipe | None:
         if option.startswith("--recipe="):
             return get(option.removeprefix("--recipe="))
     return None
-
-
-def show(console: Console, containing: str) -> None:
-    """Prints the recipes whose names contain a text."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("recipe", "expected", "run on"):
-        table.add_column(heading, no_wrap=True)
-    for recipe in every():
-        if containing in recipe.name:
-            expected = "" if recipe.expected is None else f"{recipe.expected:.2f}%"
-            table.add_row(recipe.name, expected, recipe.run_on)
-    console.print(table)

@@ -27,7 +27,7 @@ OPTIMIZERS: tuple[OptimizerName, ...] = (
     "gsam",
     "random_weight_perturbation",
     "zo_sam",
-    "fast_sam",
+    "subbatch_sam",
 )
 
 # Accuracies in percent by method, for the three sparsities.

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zosam_jax.report import figures, geometry, performance
-from zosam_jax.report.config import ReportConfig
 from zosam_jax.report.header import header
 from zosam_jax.report.markdown import markdown
 from zosam_jax.report.page import page
@@ -14,7 +13,7 @@ from zosam_jax.report.spreadsheet import to_csv
 from zosam_jax.report.study import Study
 from zosam_jax.training.run_folder import RunFolder
 
-__all__ = ["ReportConfig", "report"]
+__all__ = ["report"]
 
 
 def report(

@@ -32,7 +32,7 @@ _CONTROL = "random_weight_perturbation"
 _SHARE_OF_BASE = 0.99
 _FURTHER_ACCURACIES = {
     "validation_accuracy": "Accuracy on the held-out training images after the last epoch",
-    "average_test_accuracy": "Accuracy of the averaged weights on the test images",
+    "ema_test_accuracy": "Accuracy of the averaged weights on the test images",
 }
 
 
@@ -152,7 +152,7 @@ def convergence(study: Study, target: float | None) -> Section | None:
         study,
         columns,
         f"Epochs until the test accuracy is at the target ({whose}), as far as it was evaluated; "
-        "their multiply-adds in epochs of the dense network with plain SGD; and seconds, "
+        "their MACs in epochs of the dense network with plain SGD; and seconds, "
         "compilation included. Mean ± sample standard deviation over the seeds that reach it, with "
         "their number where not all do.",
     )
@@ -180,7 +180,7 @@ def cost(study: Study) -> Section | None:
     table = by_optimizer(
         study,
         columns,
-        "Multiply-adds of the whole training relative to the dense network with plain SGD, and of "
+        "MACs of the whole training relative to the dense network with plain SGD, and of "
         "a forward pass relative to the dense one: what kernels that skip zeros would do. Images "
         "a second are the median epoch's, without compilation and evaluation; time / base is the "
         "base optimizer's speed over the own, paired by seed; seconds are the whole run's. "
@@ -188,7 +188,7 @@ def cost(study: Study) -> Section | None:
     )
     if not table.body:
         return None
-    text = "Multiply-adds are exact; speeds depend on the machine and on what else it was doing."
+    text = "MACs are exact; speeds depend on the machine and on what else it was doing."
     return Section("Cost", text, [table])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from zosam_jax.report.runs import Run
 from zosam_jax.report.study import Study
-from zosam_jax.training import optimizers
+from zosam_jax.training import build
 from zosam_jax.training.config import CIRCUMSTANCES, TrainConfig
 
 
@@ -36,4 +36,4 @@ def _options(run: Run) -> dict[str, Any]:
         for field in dataclasses.fields(TrainConfig)
         if field.name not in CIRCUMSTANCES
     }
-    return told | {"rho": optimizers.rho_of(run.config)}
+    return told | {"rho": build.rho_of(run.config)}

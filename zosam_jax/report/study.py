@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, get_args
 
 from zosam_jax.report.runs import Omission, Run
-from zosam_jax.training import optimizers
+from zosam_jax.training import build
 from zosam_jax.training.config import (
     CIRCUMSTANCES,
-    ClimbConfig,
+    AscentConfig,
     OptimizerName,
     SparseConfig,
     SparseName,
@@ -18,7 +18,7 @@ from zosam_jax.training.config import (
 
 Options: TypeAlias = dict[str, Any]
 
-_CLIMB = ("optimizer", "rho", *(field.name for field in dataclasses.fields(ClimbConfig)))
+_CLIMB = ("optimizer", "rho", *(field.name for field in dataclasses.fields(AscentConfig)))
 _BUDGET = tuple(field.name for field in dataclasses.fields(SparseConfig))
 _SETTING = tuple(
     field.name
@@ -119,12 +119,12 @@ def _describe(run: Run) -> _Described:
     climb = {name: getattr(config, name) for name in _CLIMB}
     if config.is_dense:
         budget = {"sparse": "none", "sparsity": 0.0}
-    if optimizers.is_plain(config.optimizer):
+    if build.is_plain(config.optimizer):
         setting["base_optimizer"] = config.optimizer
         climb = {"optimizer": config.optimizer}
     else:
-        climb["rho"] = optimizers.rho_of(config)
-        climb["radius"] = optimizers.radius_rule(config.optimizer, config.radius)
+        climb["rho"] = build.rho_of(config)
+        climb["radius"] = build.radius_rule(config.optimizer, config.radius)
     return _Described(run, setting, budget, climb)
 
 

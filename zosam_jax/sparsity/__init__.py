@@ -1,10 +1,10 @@
 """Sparse training: which weights exist, who decides it, and keeping the others at zero."""
 
+from zosam_jax.masks import apply_masks, get_masks, sparsity_of
 from zosam_jax.sparsity import budgets, distributions, patterns, schedules, scores
 from zosam_jax.sparsity.drop_and_grow import DropAndGrowState, drop_and_grow
 from zosam_jax.sparsity.layers import is_weight
 from zosam_jax.sparsity.lottery import lottery_ticket
-from zosam_jax.sparsity.masks import apply_masks, get_masks, pack, sparsity_of, unpack
 from zosam_jax.sparsity.methods import METHODS, dsr, mest, rigl, set_, svite
 from zosam_jax.sparsity.pruning import from_scores, grasp, magnitude, random, snip, synflow
 from zosam_jax.sparsity.summary import summary
@@ -27,7 +27,6 @@ __all__ = [
     "lottery_ticket",
     "magnitude",
     "mest",
-    "pack",
     "patterns",
     "random",
     "rigl",
@@ -39,5 +38,4 @@ __all__ = [
     "summary",
     "svite",
     "synflow",
-    "unpack",
 ]

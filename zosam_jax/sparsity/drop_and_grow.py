@@ -21,7 +21,6 @@ import optax
 from zosam_jax import keys
 from zosam_jax.errors import check_one_of, is_traced
 from zosam_jax.sparsity import budgets, layers, wrapper
-from zosam_jax.sparsity import masks as mask_trees
 from zosam_jax.sparsity.budgets import Budget, Layout
 from zosam_jax.sparsity.layers import Layers
 from zosam_jax.sparsity.moments import map_moments
@@ -40,7 +39,7 @@ class DropAndGrowState(NamedTuple):
     """State of a wrapper whose masks change; arrays only.
 
     Attributes:
-      masks: a pytree like the parameters, bool arrays (or packed ones), None for dense parameters.
+      masks: a pytree like the parameters, bool arrays, None for dense parameters.
       count: int32 scalar, the steps taken, by which the schedule goes.
       updates: int32 scalar, the mask updates made.
       key: the random key of the run, as raw uint32 data; never changes.
@@ -82,7 +81,6 @@ def drop_and_grow(
     regrowth: str = "keep",
     moments: str = "reset",
     replaces_step: bool = False,
-    packed: bool = False,
     key: int | Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains under masks that drop weak weights and grow new ones on a schedule.
@@ -123,7 +121,6 @@ def drop_and_grow(
       replaces_step: whether a mask update takes the place of the step: weights and the inner
         state (its learning-rate schedule too), apart from the sharpness-aware one, then stand
         still.
-      packed: keep the masks in the state as bits, eight weights a byte.
       key: a seed or a random key, for the noise.
 
     Returns:
@@ -149,12 +146,12 @@ def drop_and_grow(
     )
 
     def init(params: PyTree) -> DropAndGrowState:
-        own = wrapper.initial_masks(masks, params, packed=False)
+        own = wrapper.initial_masks(masks, params)
         masked = layers.masked_by(own, params)
         active = engine.active(masked.take(own))
         _check_pattern(engine.pattern, masked, masked.take(own), active)
         return DropAndGrowState(
-            masks=mask_trees.pack(own) if packed else own,
+            masks=own,
             count=jnp.zeros((), jnp.int32),
             updates=jnp.zeros((), jnp.int32),
             key=keys.to_data(key),
@@ -166,8 +163,7 @@ def drop_and_grow(
         updates: PyTree, state: DropAndGrowState, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, DropAndGrowState]:
         wrapper.require_params(params)
-        only_a_look = wrapper.is_only_a_look(extra_args)
-        old = mask_trees.unpack(state.masks)
+        old = state.masks
         masked = layers.masked_by(old, params)
         updates, inner_state, gradient = wrapper.update_inner(
             inner,
@@ -176,10 +172,8 @@ def drop_and_grow(
             params,
             masks=old,
             extra_args=extra_args,
-            keep_gradient=engine.uses_gradient and bool(masked.indices) and not only_a_look,
+            keep_gradient=engine.uses_gradient and bool(masked.indices),
         )
-        if only_a_look:
-            return updates, state
         count = optax.safe_increment(state.count)
         if not masked.indices:
             return updates, state._replace(count=count, inner_state=inner_state)
@@ -202,9 +196,9 @@ def drop_and_grow(
                 masked.fill(is_new),
             )
         new = masked.fill(exchange.masks)
-        return wrapper.land_on_zero(updates, params, masked.fill(exchange.staying)), (
+        return wrapper.to_zero(updates, params, masked.fill(exchange.staying)), (
             DropAndGrowState(
-                masks=mask_trees.pack(new) if packed else new,
+                masks=new,
                 count=count,
                 updates=state.updates + is_due.astype(jnp.int32),
                 key=state.key,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from zosam_jax.sparsity import masks as mask_trees
+from zosam_jax import masks as mask_trees
 from zosam_jax.trees import Array, PyTree
 
 Where: TypeAlias = Callable[[str, Array], bool] | str

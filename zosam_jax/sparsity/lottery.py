@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax.errors import check_count, check_one_of
+from zosam_jax.masks import apply_masks
 from zosam_jax.sparsity import layers, pruning
 from zosam_jax.sparsity.distributions import Distribution
 from zosam_jax.sparsity.layers import Where, is_weight
-from zosam_jax.sparsity.masks import apply_masks
 from zosam_jax.sparsity.patterns import Pattern
 from zosam_jax.trees import PyTree
 
@@ -26,8 +26,8 @@ class Level(NamedTuple):
     Attributes:
       index: 0 for the dense network.
       masks: those trained under; all True at level 0.
-      start: (params, rest) that training began from.
-      trained: (params, rest) that it ended with.
+      start: (params, model_state) that training began from.
+      trained: (params, model_state) that it ended with.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
@@ -39,7 +39,7 @@ class Level(NamedTuple):
 def lottery_ticket(
     train: Train,
     params: PyTree,
-    rest: Any,
+    model_state: Any,
     sparsity: float,
     *,
     total_steps: int,
@@ -52,7 +52,7 @@ def lottery_ticket(
 ) -> Iterator[Level]:
     """Iterative magnitude pruning; an iterator, whose last level is the ticket.
 
-        for level in sparsity.lottery_ticket(train, params, rest, 0.9, total_steps=10_000):
+        for level in sparsity.lottery_ticket(train, params, model_state, 0.9, total_steps=10_000):
             print(level.index, sparsity.sparsity_of(level.masks, params), evaluate(*level.trained))
 
     Level 0 trains the dense network from its first step to its last. Each later level prunes the
@@ -60,16 +60,16 @@ def lottery_ticket(
     before, and trains again:
 
     - "rewind weights": from the weights and the schedule of step k, θ = m ⊙ θ_k, with θ_k and the
-      rest (BatchNorm statistics) of the dense run;
+      model_state (BatchNorm statistics) of the dense run;
     - "rewind learning rate": from the trained weights, with the schedule of step k on;
     - "fine-tune": from the trained weights for as many steps, past the schedule's end.
 
     Args:
-      train: (params, rest, masks, start, stop) → (params, rest): trains under `masks`, with a
-        fresh optimizer, through the steps start ≤ step < stop of the learning-rate schedule and
-        the data's order. Fine-tuning asks for steps from total_steps on.
+      train: (params, model_state, masks, start, stop) → (params, model_state): trains under
+        `masks`, with a fresh optimizer, through the steps start ≤ step < stop of the learning-rate
+        schedule and the data's order. Fine-tuning asks for steps from total_steps on.
       params: the parameters at step 0.
-      rest: what else training changes (BatchNorm statistics), in any form; None without.
+      model_state: what else training changes (BatchNorm statistics), in any form; None without.
       sparsity: the fraction of the maskable weights that is zero in the end.
       total_steps: the length of the dense run.
       levels: rounds of pruning. Default: as many as pruning a fifth each time would take;
@@ -109,7 +109,7 @@ def lottery_ticket(
     jax.eval_shape(lambda p: pruning.magnitude(p, sparsity, **options), params)
     densities = [(1.0 - sparsity) ** (i / levels) for i in range(1, levels + 1)]
     plan = _Plan(densities, total_steps, rewind_to, retrain)
-    return _levels(train, (params, rest), plan, options)
+    return _levels(train, (params, model_state), plan, options)
 
 
 class _Plan(NamedTuple):
@@ -142,7 +142,7 @@ def _levels(
             is_leaf=lambda x: x is None,
         )
         masks = pruning.from_scores(initial[0], scores, 1.0 - density, **options)
-        params, rest = early if rewinds_weights else trained
-        start = (apply_masks(params, masks), rest)
+        params, model_state = early if rewinds_weights else trained
+        start = (apply_masks(params, masks), model_state)
         trained = train(*start, masks, first, first + plan.total_steps - plan.rewind_to)
         yield Level(index, masks, start, trained)

@@ -36,7 +36,6 @@ class Shared(TypedDict, total=False):
         that the method would choose by the three options above.
       moments: "reset" or "keep", what happens to the optimizer's moments of new weights (see
         `drop_and_grow`); "reset" by default, "keep" for DSR and MEST, as published.
-      packed: keep the masks in the state as bits, eight weights a byte.
       key: a seed or a random key, for the initial masks and for random growth.
     """
 
@@ -45,7 +44,6 @@ class Shared(TypedDict, total=False):
     pattern: Pattern | None
     masks: Masks
     moments: str
-    packed: bool
     key: int | Array
 
 

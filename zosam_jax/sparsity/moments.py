@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zosam_jax.sparsity import masks
+from zosam_jax import masks
 from zosam_jax.trees import Array, PyTree
 
 

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from zosam_jax import trees
 from zosam_jax.errors import check_count, check_number, is_traced
 from zosam_jax.keys import as_key
+from zosam_jax.masks import restrict
 from zosam_jax.sparsity import distributions, layers
 from zosam_jax.sparsity.distributions import Distribution
 from zosam_jax.sparsity.layers import Layers, Where, is_weight
-from zosam_jax.sparsity.masks import restrict
 from zosam_jax.sparsity.patterns import Pattern, unstructured
 from zosam_jax.sparsity.selection import largest
 from zosam_jax.trees import Array, PyTree

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from zosam_jax.sparsity import masks as mask_trees
+from zosam_jax import masks as mask_trees
 from zosam_jax.trees import PyTree
 
 

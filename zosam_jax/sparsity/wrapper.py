@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zosam_jax import masks as mask_trees
 from zosam_jax import transform
-from zosam_jax.sparsity import masks as mask_trees
 from zosam_jax.trees import PyTree
 
 
@@ -17,7 +17,7 @@ class SparseState(NamedTuple):
     """State of `fixed`.
 
     Attributes:
-      masks: a pytree like the parameters, bool arrays (or packed ones), None for dense parameters.
+      masks: a pytree like the parameters, bool arrays, None for dense parameters.
       inner_state: the wrapped transformation's state.
     """
 
@@ -28,8 +28,6 @@ class SparseState(NamedTuple):
 def fixed(
     inner: optax.GradientTransformation,
     masks: PyTree | Callable[[PyTree], PyTree],
-    *,
-    packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains under masks that never change.
 
@@ -47,7 +45,6 @@ def fixed(
       inner: an optax transformation, sharpness-aware or not.
       masks: a pytree like the parameters with 1/0 or bool leaves, None for dense ones; or a
         function of the parameters that returns one.
-      packed: keep the masks in the state as bits, eight weights a byte.
 
     Raises:
       ValueError: from `init`, for masks that do not fit the parameters.
@@ -55,26 +52,18 @@ def fixed(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> SparseState:
-        return SparseState(initial_masks(masks, params, packed), inner.init(params))
+        return SparseState(initial_masks(masks, params), inner.init(params))
 
     def update(
         updates: PyTree, state: SparseState, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, SparseState]:
         require_params(params)
-        kept = mask_trees.unpack(state.masks)
         updates, inner_state, _ = update_inner(
-            inner, updates, state.inner_state, params, masks=kept, extra_args=extra_args
+            inner, updates, state.inner_state, params, masks=state.masks, extra_args=extra_args
         )
-        if is_only_a_look(extra_args):
-            return updates, state
-        return land_on_zero(updates, params, kept), SparseState(state.masks, inner_state)
+        return to_zero(updates, params, state.masks), SparseState(state.masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def is_only_a_look(extra_args: dict[str, Any]) -> bool:
-    """Whether ε is asked for, and no step (`sharpness_aware`)."""
-    return bool(extra_args.get("emit", "gradient") == "perturbation")
 
 
 def require_params(params: PyTree) -> None:
@@ -83,14 +72,11 @@ def require_params(params: PyTree) -> None:
         raise ValueError("params is missing: call tx.update(grads, state, params, ...).")
 
 
-def initial_masks(
-    masks: PyTree | Callable[[PyTree], PyTree], params: PyTree, packed: bool
-) -> PyTree:
+def initial_masks(masks: PyTree | Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
     """Masks as a state keeps them."""
     resolved = mask_trees.resolve(masks, params)
     # Copies: the state may be donated, the caller's masks may not.
-    own = jax.tree.map(lambda m: jnp.array(m, copy=True), resolved)
-    return mask_trees.pack(own) if packed else own
+    return jax.tree.map(lambda m: jnp.array(m, copy=True), resolved)
 
 
 def update_inner(
@@ -117,8 +103,13 @@ def update_inner(
         along. It costs no further pass.
 
     Returns:
-      (updates, inner state, whole gradient), the last None unless asked for.
+      (updates, inner state, dense gradient), the last None unless asked for.
     """
+    if extra_args.get("emit", "gradient") != "gradient":
+        raise ValueError(
+            f"emit={extra_args['emit']!r}: a sparse wrapper takes steps; call the update of the "
+            "sharpness-aware transformation inside it, with mask=get_masks(state)."
+        )
     from_inside = keep_gradient and updates is None
     if from_inside and not transform.states(inner_state):
         raise ValueError(
@@ -144,7 +135,7 @@ def update_inner(
     return updates, inner_state, gradient
 
 
-def land_on_zero(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
+def to_zero(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     """Updates that take pruned weights to zero from wherever they are."""
     if masks is None:
         return updates

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from zosam_jax.trees import Array, PyTree
 
-# (params, rest, part) → (mean loss of the part, (new rest, sums over the part's images)).
+# (params, model_state, part) → (mean loss of the part, (new model_state, sums over its images)).
 PartLoss: TypeAlias = Callable[[PyTree, PyTree, PyTree], tuple[Array, tuple[PyTree, PyTree]]]
 
 
 def accumulated(
-    loss: PartLoss, rest: PyTree, batch: PyTree, parts: int
+    loss: PartLoss, model_state: PyTree, batch: PyTree, parts: int
 ) -> Callable[[PyTree], tuple[Array, tuple[PyTree, PyTree]]]:
     """The mean loss over a batch, whose gradient is summed up part by part.
 
@@ -25,16 +25,16 @@ def accumulated(
 
     Args:
       loss: of one part.
-      rest: what the first part starts from.
+      model_state: what the first part starts from.
       batch: arrays with the images along the first axis, a multiple of `parts`.
       parts: K.
 
     Returns:
-      params → (loss, (rest after the last part, sums over all images)), to be differentiated in
-      reverse mode.
+      params → (loss, (model_state after the last part, sums over all images)), to be
+      differentiated in reverse mode.
     """
     if parts == 1:
-        return lambda params: loss(params, rest, batch)
+        return lambda params: loss(params, model_state, batch)
 
     # Interleaved, so that a batch split among devices is split there part by part too.
     split = jax.tree.map(
@@ -42,35 +42,35 @@ def accumulated(
     )
 
     def over_parts(first: Any, evaluate: Callable[[PyTree, PyTree], Any]) -> tuple[Any, PyTree]:
-        """Sums what `evaluate` gives for each part, handing the rest from one to the next."""
+        """Sums what `evaluate` gives for each part; the model state goes from one to the next."""
         sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
 
         def step(carry: tuple[Any, PyTree], part: PyTree) -> tuple[tuple[Any, PyTree], None]:
-            sums, rest = carry
-            result, rest = evaluate(rest, part)
-            return (jax.tree.map(jnp.add, sums, result), rest), None
+            sums, model_state = carry
+            result, model_state = evaluate(model_state, part)
+            return (jax.tree.map(jnp.add, sums, result), model_state), None
 
-        totals, _ = jax.lax.scan(step, (sums, rest), split)
+        totals, _ = jax.lax.scan(step, (sums, model_state), split)
         return totals
 
     def shapes(evaluate: Callable[[PyTree, PyTree], Any]) -> Any:
-        return jax.eval_shape(lambda: evaluate(rest, jax.tree.map(lambda x: x[0], split))[0])
+        return jax.eval_shape(lambda: evaluate(model_state, jax.tree.map(lambda x: x[0], split))[0])
 
     @jax.custom_vjp
     def total(params: PyTree) -> tuple[Array, tuple[PyTree, PyTree]]:
-        def evaluate(rest: PyTree, part: PyTree) -> Any:
-            value, (rest, metrics) = loss(params, rest, part)
-            return (value, metrics), rest
+        def evaluate(model_state: PyTree, part: PyTree) -> Any:
+            value, (model_state, metrics) = loss(params, model_state, part)
+            return (value, metrics), model_state
 
         (value, metrics), last = over_parts(shapes(evaluate), evaluate)
         return value / parts, (last, metrics)
 
     def forward(params: PyTree) -> Any:
-        def evaluate(rest: PyTree, part: PyTree) -> Any:
-            (value, (rest, metrics)), gradient = jax.value_and_grad(
-                lambda p: loss(p, rest, part), has_aux=True
+        def evaluate(model_state: PyTree, part: PyTree) -> Any:
+            (value, (model_state, metrics)), gradient = jax.value_and_grad(
+                lambda p: loss(p, model_state, part), has_aux=True
             )(params)
-            return (value, metrics, gradient), rest
+            return (value, metrics, gradient), model_state
 
         (value, metrics, gradient), last = over_parts(shapes(evaluate), evaluate)
         return (value / parts, (last, metrics)), jax.tree.map(lambda g: g / parts, gradient)

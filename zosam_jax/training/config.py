@@ -1,32 +1,27 @@
 """The typed options of the command line; tyro turns each field and its text into an option."""
 
 import dataclasses
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from zosam_jax.errors import check_count, check_number, check_positive_fraction
+from zosam_jax.optimizers import RECORDS
+from zosam_jax.radius import RULES
+from zosam_jax.sparsity import METHODS
 
-OptimizerName = Literal[
-    "sgd",
-    "adamw",
-    "sam",
-    "fast_sam",
-    "random_weight_perturbation",
-    "zo_sam",
-    "guided_zo_sam",
-    "antithetic_sam",
-    "s2_sam",
-    "asam",
-    "gsam",
-    "look_sam",
-    "esam",
-    "m_sharpness",
-    "mezo",
-    "forward_gradient",
-]
+# Literal types for the command line, from the lists that the library has.
+if TYPE_CHECKING:
+    OptimizerName: TypeAlias = str
+    RadiusName: TypeAlias = str
+    SparseName: TypeAlias = str
+else:
+    OptimizerName = Literal["sgd", "adamw", *RECORDS]
+    RadiusName = Literal[*RULES, "calibrated"]
+    SparseName = Literal["none", "random", "magnitude", "snip", "grasp", "synflow", "lth", *METHODS]
 BaseOptimizerName = Literal["sgd", "adamw"]
-BenchName: TypeAlias = Literal[OptimizerName, "forward_pass", "gradient", "optax.contrib.sam"]
 ModelName = Literal[
     "lenet-300-100",
     "resnet8",
@@ -36,23 +31,6 @@ ModelName = Literal[
     "wrn-28-10",
     "deit-tiny",
     "deit-small",
-]
-RadiusName = Literal[
-    "auto", "global", "layerwise", "filterwise", "adaptive", "adaptive_layerwise", "calibrated"
-]
-SparseName = Literal[
-    "none",
-    "random",
-    "magnitude",
-    "snip",
-    "grasp",
-    "synflow",
-    "lth",
-    "set",
-    "dsr",
-    "rigl",
-    "mest",
-    "svite",
 ]
 
 
@@ -218,9 +196,14 @@ class SparseConfig:
         """Whether nothing is pruned."""
         return self.sparse == "none" or self.sparsity == 0
 
+    @property
+    def is_lottery(self) -> bool:
+        """Whether it trains, prunes and rewinds in rounds."""
+        return self.sparse == "lth" and not self.is_dense
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DescentConfig:
+class OptimizationConfig:
     """How the weights move; everything but the climb."""
 
     epochs: int = 20
@@ -309,66 +292,63 @@ class DescentConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClimbConfig:
-    """How the point is found at which the gradient is taken."""
+class AscentConfig:
+    """How the point is found at which the gradient is taken; None is the optimizer's default."""
 
-    radius: RadiusName = "auto"
+    radius: RadiusName | None = None
     """What rho measures: the whole perturbation (global), each array's relative to its norm
     (layerwise; adaptive_layerwise moves its large weights most), each filter's (filterwise; with
-    calibrated rho adapts itself), or the relative change of all weights (adaptive). auto:
-    layerwise, for fast_sam adaptive_layerwise; asam has its own."""
+    calibrated rho adapts itself), or the relative change of all weights (adaptive). Default:
+    layerwise, for subbatch_sam adaptive_layerwise; asam has its own."""
 
     rho_warmup: float = 0.2
     """Fraction of the steps in which rho rises linearly from 0; many networks diverge without."""
 
     fraction: float | None = None
-    """How much of the batch the climb sees: for fast_sam an eighth, if not given; for sam, zo_sam
-    and guided_zo_sam all of it."""
+    """Part of the batch that the ascent sees. Default: an eighth for subbatch_sam, else all."""
 
-    num_directions: int = 1
-    """zo_sam, guided_zo_sam, mezo and forward_gradient: random directions a step (m); 2m extra
-    forward passes."""
+    num_directions: int | None = None
+    """Random directions a step (m); 2m extra forward passes. Default: 1."""
 
     delta: float | None = None
-    """zo_sam, guided_zo_sam and mezo: step of the central differences, per weight. Default: 1e-3,
-    in bfloat16 1e-2."""
+    """Step of the central differences, per weight. Default: 1e-3, in bfloat16 1e-2."""
 
-    distribution: Literal["normal", "rademacher", "sphere"] = "normal"
-    """How random directions are drawn."""
+    distribution: Literal["normal", "rademacher", "sphere"] | None = None
+    """How random directions are drawn. Default: normal."""
 
-    difference: Literal["central", "forward"] = "central"
-    """zo_sam and mezo: differences from both sides of the weights, or from one: m + 1 passes."""
+    difference: Literal["central", "forward"] | None = None
+    """Differences from both sides of the weights, or from one: m + 1 passes. Default: central."""
 
-    batching: Literal["auto", "unroll", "vmap", "map"] = "auto"
-    """How the forward passes of several directions are run."""
+    batching: Literal["auto", "unroll", "vmap", "map"] | None = None
+    """How the forward passes of several directions are run. Default: auto."""
 
-    interval: int = 5
-    """look_sam: steps from one second gradient to the next."""
+    interval: int | None = None
+    """look_sam: steps from one second gradient to the next. Default: 5."""
 
-    microbatches: int = 2
-    """m_sharpness: parts of the batch, each with a perturbation of its own."""
+    microbatches: int | None = None
+    """msam: parts of the batch, each with a perturbation of its own. Default: 2."""
 
-    beta: float = 0.5
-    """esam: fraction of the arrays that a step perturbs."""
+    beta: float | None = None
+    """esam: fraction of the arrays that a step perturbs. Default: 0.5."""
 
-    gamma: float = 0.5
-    """esam: fraction of the batch that the gradient at the perturbed point sees."""
+    gamma: float | None = None
+    """esam: fraction of the batch that the gradient at the perturbed point sees. Default: 0.5."""
 
     def __post_init__(self) -> None:
         """As for the data."""
-        for name in ("num_directions", "interval", "microbatches"):
-            check_count(name, getattr(self, name))
-        for name in ("beta", "gamma"):
-            check_positive_fraction(name, getattr(self, name))
-        if self.fraction is not None:
-            check_positive_fraction("fraction", self.fraction)
+        checks: dict[str, Callable[[str, Any], None]] = {
+            **dict.fromkeys(("num_directions", "interval", "microbatches"), check_count),
+            **dict.fromkeys(("beta", "gamma", "fraction"), check_positive_fraction),
+            "delta": functools.partial(check_number, above=0.0, inclusive=False),
+        }
+        for name, check in checks.items():
+            if getattr(self, name) is not None:
+                check(name, getattr(self, name))
         check_fraction("rho_warmup", self.rho_warmup)
-        if self.delta is not None:
-            check_number("delta", self.delta, above=0.0, inclusive=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProblemConfig(DataConfig, ModelConfig, SparseConfig, DescentConfig, ClimbConfig):
+class ProblemConfig(DataConfig, ModelConfig, SparseConfig, OptimizationConfig, AscentConfig):
     """What is trained, on what, and how; everything but the optimizer, its radius and the seed."""
 
     mesh: str | None = None
@@ -455,7 +435,7 @@ class TrainConfig(ProblemConfig):
     @property
     def problem(self) -> ProblemConfig:
         """The options without the optimizer, its radius, the seed and the circumstances."""
-        return ProblemConfig(**_of_problem(self))
+        return ProblemConfig(**options_of_problem(self))
 
 
 # Options that say where and under whose eyes a run takes place, not what it computes: a resumed
@@ -479,112 +459,7 @@ CIRCUMSTANCES = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareConfig(ProblemConfig):
-    """Train with several optimizers on the same masks, data order and seeds; print a table."""
-
-    optimizers: tuple[OptimizerName, ...] = ("sgd", "sam", "random_weight_perturbation", "zo_sam")
-    """Optimizers to compare; the base optimizer is always among them, since times are relative to
-    it."""
-
-    seeds: int = 3
-    """Number of seeds: 0, 1, …"""
-
-    tune: bool = False
-    """Choose each optimizer's rho on images held out of the training split, from a grid of the
-    same size for everyone, before the comparison."""
-
-    tune_seeds: int = 2
-    """Seeds for each point of the grid."""
-
-    tune_fraction: float = 0.2
-    """Fraction of the training images held out for tuning; the comparison trains on all."""
-
-    output: Path | None = None
-    """Folder to create for compare.json. Default: runs/compare-DATE-TIME."""
-
-    def __post_init__(self) -> None:
-        """As for the problem."""
-        super().__post_init__()
-        for name in ("seeds", "tune_seeds"):
-            check_count(name, getattr(self, name))
-        check_fraction("tune_fraction", self.tune_fraction)
-        if self.validation_fraction:
-            raise ValueError(
-                f"validation_fraction={self.validation_fraction!r} is for train; compare holds "
-                "images out by tune_fraction, to choose each rho."
-            )
-        if self.tune and self.stream:
-            raise ValueError("tune=True does not go with stream: no images are held out of it.")
-        other = "adamw" if self.base_optimizer == "sgd" else "sgd"
-        if other in self.optimizers:
-            raise ValueError(
-                f"optimizers={self.optimizers!r}: {other} does not go with "
-                f"base_optimizer={self.base_optimizer!r}, which all others use."
-            )
-        others = [o for o in self.optimizers if o != self.base_optimizer]
-        object.__setattr__(self, "optimizers", (self.base_optimizer, *others))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchConfig(ModelConfig, SparseConfig, ClimbConfig):
-    """Time several optimizers' steps side by side on random images; nothing is trained."""
-
-    optimizers: tuple[BenchName, ...] = tuple(o for o in get_args(OptimizerName) if o != "adamw")
-    """What to time; sgd is always among them, since the others are relative to it. forward_pass
-    and gradient are parts of a step, optax.contrib.sam is another library's SAM."""
-
-    batch_size: int = 64
-    """Images a step, on one device."""
-
-    image_shape: tuple[int, int, int] = (32, 32, 3)
-    """Height, width and channels of the images."""
-
-    num_classes: int = 10
-    """Classes of the labels."""
-
-    sparsity: float = 0.0
-    """As for train, but the network is dense unless this says otherwise."""
-
-    rho: float = 0.05
-    """Length to which every perturbation is scaled before its ascent gain is measured."""
-
-    rounds: int = 15
-    """How often the optimizers take turns, each for one step, after a round to warm up."""
-
-    output: Path | None = None
-    """JSON file for the rows, replaced if it exists. Default: none, the table is all."""
-
-    def __post_init__(self) -> None:
-        """As for the parts."""
-        for part in BenchConfig.__bases__:
-            part.__post_init__(self)  # type: ignore[attr-defined]
-        for name in ("batch_size", "num_classes", "rounds"):
-            check_count(name, getattr(self, name))
-        if min(self.image_shape) < 1:
-            raise ValueError(f"image_shape={self.image_shape!r} must be three integers above 0.")
-        check_number("rho", self.rho, above=0.0, inclusive=False)
-        if self.sparse not in ("none", "random") and self.is_dense:
-            raise ValueError(f"sparse={self.sparse!r} needs a sparsity above 0.")
-        others = [o for o in dict.fromkeys(self.optimizers) if o != "sgd"]
-        object.__setattr__(self, "optimizers", ("sgd", *others))
-
-    @property
-    def problem(self) -> ProblemConfig:
-        """The same as `train` would have it, in a long run whose rates and radii stay constant."""
-        constant: dict[str, Any] = {
-            "epochs": 10_000,
-            "learning_rate": 0.01,
-            "schedule": "step",
-            "milestones": (),
-            "warmup": 0.0,
-            "rho_warmup": 0.0,
-            "mesh": "data=1",
-        }
-        return ProblemConfig(**{**_of_problem(self), **constant})
-
-
-def _of_problem(config: Any) -> dict[str, Any]:
+def options_of_problem(config: Any) -> dict[str, Any]:
     """What a configuration has of a problem's options."""
     names = [field.name for field in dataclasses.fields(ProblemConfig)]
     return {name: getattr(config, name) for name in names if hasattr(config, name)}

@@ -30,11 +30,11 @@ class Network(NamedTuple):
 
     Attributes:
       params: the parameters.
-      rest: what is not trained by gradient (BatchNorm statistics, dropout's random state).
+      model_state: what is not trained by gradient (BatchNorm statistics, dropout's random state).
     """
 
     params: PyTree
-    rest: PyTree
+    model_state: PyTree
 
 
 class Metrics(NamedTuple):
@@ -94,28 +94,30 @@ class Problem:
 
     def init(self, seed: int) -> Network:
         """Initial weights and statistics; the same for the same seed."""
-        _, params, rest = nnx_integration.split(self._model(seed))
-        return Network(params, rest)
+        _, params, model_state = nnx_integration.split(self._model(seed))
+        return Network(params, model_state)
 
-    def apply(self, params: PyTree, rest: PyTree, images: Array) -> Array:
+    def apply(self, params: PyTree, model_state: PyTree, images: Array) -> Array:
         """The network's outputs in inference mode, for images as it takes them."""
-        outputs: Array = nnx.merge(self._eval_graph, params, rest, copy=True)(images)
+        outputs: Array = nnx.merge(self._eval_graph, params, model_state, copy=True)(images)
         return outputs
 
     def model(self, network: Network) -> nnx.Module:
         """The network as a module of its own, in inference mode."""
-        module: nnx.Module = nnx.merge(self._eval_graph, network.params, network.rest, copy=True)
+        module: nnx.Module = nnx.merge(
+            self._eval_graph, network.params, network.model_state, copy=True
+        )
         return module
 
     def loss(
-        self, arrays: PyTree, rest: PyTree, batch: Batch, step: Array, key: Array
+        self, arrays: PyTree, model_state: PyTree, batch: Batch, step: Array, key: Array
     ) -> Callable[[PyTree], tuple[Array, tuple[PyTree, Metrics]]]:
-        """The training loss on a batch: params → (mean cross-entropy, (new rest, metrics)).
+        """The training loss on a batch: params → (mean cross-entropy, (new model_state, metrics)).
 
         Args: as of `examples` and `loss_of_examples`.
         """
         examples = self.examples(arrays, batch, step, key)
-        loss = self.loss_of_examples(rest)
+        loss = self.loss_of_examples(model_state)
         return lambda params: loss(params, examples)
 
     def examples(self, arrays: PyTree, batch: Batch, step: Array, key: Array) -> Examples:
@@ -152,15 +154,15 @@ class Problem:
         return Examples(self.pixels(images), labels, labels)
 
     def loss_of_examples(
-        self, rest: PyTree
+        self, model_state: PyTree
     ) -> Callable[[PyTree, Examples], tuple[Array, tuple[PyTree, Metrics]]]:
-        """(params, examples) → (mean cross-entropy, (new rest, metrics)).
+        """(params, examples) → (mean cross-entropy, (new model_state, metrics)).
 
         Examples may be fewer than a batch; the parts that `accumulate` asks for keep their size
         where that divides them, else they make one pass.
 
         Args:
-          rest: the network's.
+          model_state: the network's.
         """
         part_size = self.config.batch_size // self.config.accumulate
 
@@ -169,41 +171,41 @@ class Problem:
             parts = -(-count // part_size)
             if count % parts:  # a part of the batch that cannot be cut like the whole
                 parts = 1
-            return accumulated(self._part_loss, rest, examples, parts)(params)
+            return accumulated(self._part_loss, model_state, examples, parts)(params)
 
         return loss
 
-    def losses_of_examples(self, rest: PyTree) -> Callable[[PyTree, Examples], Array]:
+    def losses_of_examples(self, model_state: PyTree) -> Callable[[PyTree, Examples], Array]:
         """(params, examples) → the cross-entropy of each example, in one forward pass."""
 
         def losses(params: PyTree, examples: Examples) -> Array:
-            model = nnx.merge(self._train_graph, params, rest, copy=True)
+            model = nnx.merge(self._train_graph, params, model_state, copy=True)
             return _losses(model(examples.images), examples.targets)
 
         return losses
 
     def _part_loss(
-        self, params: PyTree, rest: PyTree, part: Examples
+        self, params: PyTree, model_state: PyTree, part: Examples
     ) -> tuple[Array, tuple[PyTree, Metrics]]:
         functional = nnx_integration.functional_loss(
-            _cross_entropy, self._train_graph, rest, has_aux=True
+            _cross_entropy, self._train_graph, model_state, has_aux=True
         )
         return functional(params, *part)
 
     def score_loss(
-        self, rest: PyTree, *, training: bool, temperature: float = 1.0
+        self, model_state: PyTree, *, training: bool, temperature: float = 1.0
     ) -> Callable[[PyTree, Array, Array], Array]:
         """A loss to score weights by: (params, uint8 images, labels) → mean cross-entropy.
 
         Args:
-          rest: BatchNorm statistics, used if not `training`.
+          model_state: BatchNorm statistics, used if not `training`.
           training: whether BatchNorm takes the batch's statistics.
           temperature: what the logits are divided by.
         """
         graph = self._train_graph if training else self._eval_graph
 
         def loss(params: PyTree, images: Array, labels: Array) -> Array:
-            logits = nnx.merge(graph, params, rest, copy=True)(self.pixels(images))
+            logits = nnx.merge(graph, params, model_state, copy=True)(self.pixels(images))
             return _losses(logits / temperature, labels).mean()
 
         return loss
@@ -232,7 +234,7 @@ class Problem:
 
     @functools.partial(jax.jit, static_argnums=0)
     def _correct_of(self, network: Network, batch: Example) -> Array:
-        logits = self.apply(network.params, network.rest, self.pixels(batch.images))
+        logits = self.apply(network.params, network.model_state, self.pixels(batch.images))
         return jnp.sum(jnp.argmax(logits, axis=-1) == batch.labels)
 
     def pixels(self, images: Array) -> Array:

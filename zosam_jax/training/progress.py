@@ -15,10 +15,10 @@ class EpochRecord(NamedTuple):
         pass comes first, and of images mixed by mixup or CutMix as if they were the first one.
       test_accuracy: at the end of the epoch.
       validation_accuracy: likewise, on the images held out.
-      average_test_accuracy: likewise, of the moving average of the weights, under the masks.
+      ema_test_accuracy: likewise, of the moving average of the weights, under the masks.
       sparsity: the fraction of zeros among the maskable weights then.
-      training_cost: multiply-adds since the start of the run, earlier rounds included, in epochs
-        of the dense network with SGD (see `training.sparse.Cost`).
+      training_cost: MACs since the start of the run, earlier rounds included, in epochs
+        of the dense network with SGD (see `training.build.Cost`).
       bad_steps: steps of this epoch whose loss was not finite.
       seconds: since the start of the run, compilation included; interruptions not.
       images_per_second: of this epoch's training steps.
@@ -34,7 +34,7 @@ class EpochRecord(NamedTuple):
     train_accuracy: float
     test_accuracy: float
     validation_accuracy: float
-    average_test_accuracy: float
+    ema_test_accuracy: float
     sparsity: float
     training_cost: float
     bad_steps: int
@@ -66,7 +66,7 @@ class Progress(NamedTuple):
       records: lines of metrics.jsonl.
       best: the best score so far of this training.
       cost: training cost so far, in steps of the dense network with SGD.
-      dense_gradients: mask updates with a whole gradient, before this epoch.
+      dense_gradients: mask updates with a dense gradient, before this epoch.
       seconds: spent so far.
     """
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 from flax import nnx
 
 from zosam_jax.errors import check_one_of
-from zosam_jax.training import devices, optimizers, sparse
+from zosam_jax.training import build, devices
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import ProblemConfig, TrainConfig
 from zosam_jax.training.problem import Problem
@@ -32,7 +32,7 @@ class SavedRun:
     def __init__(self, folder: RunFolder, config: TrainConfig, problem: Problem) -> None:
         """Initialises the run anew; see `open_run`."""
         self.folder, self.config = folder, config
-        self.run = Run(problem, config.optimizer, optimizers.rho_of(config), config.seed)
+        self.run = Run(problem, config.optimizer, build.rho_of(config), config.seed)
         self._checkpoints = Checkpoints(folder.path, keep=1, seconds=0.0, read_only=True)
 
     @property
@@ -90,7 +90,7 @@ def open_run(
     if problem is None:
         devices.compute_exactly(config.precision)
         problem = Problem(config)
-        sparse.check(problem)
+        build.check_budget(problem)
     return SavedRun(RunFolder(path, "train", may_hold_results=True), config, problem)
 
 

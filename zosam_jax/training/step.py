@@ -9,11 +9,11 @@ import numpy as np
 import optax
 
 from zosam_jax import keys, sparsity, transform, trees
-from zosam_jax.integrations.step import apply_loss
-from zosam_jax.training import devices, sparse
+from zosam_jax.gradient import Diagnostics
+from zosam_jax.integrations.plain import apply_loss
+from zosam_jax.training import build, devices
 from zosam_jax.training.feed import Batch
 from zosam_jax.training.problem import Examples, Network, Problem
-from zosam_jax.transform import Diagnostics
 from zosam_jax.trees import Array, PyTree
 
 # Apart from the optimizer's random directions, which start from the seed itself.
@@ -24,21 +24,21 @@ class TrainState(NamedTuple):
     """What a step turns into its successor; donated, so that memory is reused.
 
     Attributes:
-      params, rest, opt_state: the network and its optimizer.
+      params, model_state, opt_state: the network and its optimizer.
       average: moving average of the network; None without.
       key: of the augmentation, as raw data; the same in every step.
       step: steps taken, on the schedule.
       loss_sum, correct, seen: sums over the steps of the epoch so far, as the steps' own passes
         saw them; the loss, and how many of how many images were labelled correctly.
-      climb, climbs: the sums of the steps' diagnostics where they were known, and how often each
-        was.
+      diagnostics, known: the sums of the steps' diagnostics where they were known, and how often
+        each was.
       bad_steps: steps of this epoch whose loss or result was not finite; the sums leave them
         out.
       first_bad_step: the number of the first one of them, from 1; 0 as long as there is none.
     """
 
     params: PyTree
-    rest: PyTree
+    model_state: PyTree
     opt_state: PyTree
     average: Network | None
     key: Array
@@ -46,8 +46,8 @@ class TrainState(NamedTuple):
     loss_sum: Array
     correct: Array
     seen: Array
-    climb: Diagnostics
-    climbs: Diagnostics
+    diagnostics: Diagnostics
+    known: Diagnostics
     bad_steps: Array
     first_bad_step: Array
 
@@ -57,12 +57,12 @@ def start(
 ) -> TrainState:
     """The state before a step, on all devices; nothing in it is the caller's or stands twice."""
     network = Network(
-        sparsity.apply_masks(network.params, sparse.masks_of(opt_state)), network.rest
+        sparsity.apply_masks(network.params, build.masks_of(opt_state)), network.model_state
     )
     key = jax.random.fold_in(keys.as_key(seed), _AUGMENTATION_STREAM)
     state = TrainState(
         params=network.params,
-        rest=network.rest,
+        model_state=network.model_state,
         opt_state=opt_state,
         average=None if problem.config.ema_decay is None else network,
         key=jax.random.key_data(key),
@@ -70,8 +70,8 @@ def start(
         loss_sum=jnp.zeros(()),
         correct=jnp.zeros((), jnp.int32),
         seen=jnp.zeros((), jnp.int32),
-        climb=Diagnostics(*(jnp.zeros(()) for _ in Diagnostics._fields)),
-        climbs=Diagnostics(*(jnp.zeros((), jnp.int32) for _ in Diagnostics._fields)),
+        diagnostics=Diagnostics(*(jnp.zeros(()) for _ in Diagnostics._fields)),
+        known=Diagnostics(*(jnp.zeros((), jnp.int32) for _ in Diagnostics._fields)),
         bad_steps=jnp.zeros((), jnp.int32),
         first_bad_step=jnp.zeros((), jnp.int32),
     )
@@ -90,7 +90,7 @@ def compile_step(
     arrays, shapes = problem.feed.arrays, problem.feed.batch_shapes()
     everywhere = devices.replicated(problem.mesh)
     program = jax.jit(
-        lambda state, batch, arrays: take(problem, tx, state, batch, arrays),
+        lambda state, batch, arrays: train_step(problem, tx, state, batch, arrays),
         donate_argnums=0,
         out_shardings=everywhere,
     )
@@ -98,7 +98,7 @@ def compile_step(
     return lambda state, batch: compiled(state, batch, arrays)
 
 
-def take(
+def train_step(
     problem: Problem,
     tx: optax.GradientTransformation,
     state: TrainState,
@@ -107,33 +107,35 @@ def take(
 ) -> TrainState:
     """One step, to be compiled; `arrays` are the feed's."""
     config = problem.config
-    value, (rest, metrics), params, opt_state = apply_loss(
+    value, (model_state, metrics), params, opt_state = apply_loss(
         tx,
-        problem.loss_of_examples(state.rest),
+        problem.loss_of_examples(state.model_state),
         state.params,
         state.opt_state,
         has_aux=True,
-        losses_fn=problem.losses_of_examples(state.rest),
+        losses_fn=problem.losses_of_examples(state.model_state),
         examples=problem.examples(arrays, batch, state.step, keys.from_data(state.key)),
     )
     good = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(params))
     if config.on_non_finite == "skip":
-        params, rest, opt_state = _keep_if(
-            good, (params, rest, opt_state), (state.params, state.rest, state.opt_state)
+        params, model_state, opt_state = _keep_if(
+            good,
+            (params, model_state, opt_state),
+            (state.params, state.model_state, state.opt_state),
         )
     average = state.average
     if average is not None and config.ema_decay is not None:
-        average = _moved_towards(Network(params, rest), average, 1.0 - config.ema_decay)
+        average = _moved_towards(Network(params, model_state), average, 1.0 - config.ema_decay)
     first = (state.first_bad_step == 0) & ~good
 
-    climb = _diagnostics(opt_state)
+    told = _diagnostics(opt_state)
 
     def summed(total: PyTree, of_step: PyTree) -> PyTree:
         return jax.tree.map(lambda t, x: t + jnp.where(good, x, jnp.zeros_like(x)), total, of_step)
 
     return TrainState(
         params=params,
-        rest=rest,
+        model_state=model_state,
         opt_state=opt_state,
         average=average,
         key=state.key,
@@ -141,8 +143,8 @@ def take(
         loss_sum=summed(state.loss_sum, value),
         correct=summed(state.correct, metrics.correct),
         seen=summed(state.seen, metrics.seen),
-        climb=summed(state.climb, jax.tree.map(jnp.nan_to_num, climb)),
-        climbs=summed(state.climbs, jax.tree.map(lambda x: ~jnp.isnan(x), climb)),
+        diagnostics=summed(state.diagnostics, jax.tree.map(jnp.nan_to_num, told)),
+        known=summed(state.known, jax.tree.map(lambda x: ~jnp.isnan(x), told)),
         bad_steps=state.bad_steps + ~good,
         first_bad_step=jnp.where(first, state.step + 1, state.first_bad_step),
     )
@@ -150,7 +152,7 @@ def take(
 
 def value_fn(problem: Problem, state: TrainState) -> Callable[[PyTree, Examples], Array]:
     """(params, examples) → the training loss of the sparse network, statistics as they stand."""
-    loss, masks = problem.loss_of_examples(state.rest), sparse.masks_of(state.opt_state)
+    loss, masks = problem.loss_of_examples(state.model_state), build.masks_of(state.opt_state)
 
     def value(params: PyTree, examples: Examples) -> Array:
         mean: Array = loss(sparsity.apply_masks(params, masks), examples)[0]
@@ -161,16 +163,16 @@ def value_fn(problem: Problem, state: TrainState) -> Callable[[PyTree, Examples]
 
 def perturbation(
     problem: Problem,
-    first: optax.GradientTransformationExtraArgs,
+    sam_tx: optax.GradientTransformationExtraArgs,
     state: TrainState,
     examples: Examples,
     key: Array | None = None,
 ) -> PyTree:
-    """The ε that the next step would take on these examples, by the first link of its chain.
+    """The ε that the next step would take on these examples, by its optimizer.
 
     Args:
       problem: what is trained.
-      first: that link.
+      sam_tx: the sharpness-aware transformation of its chain.
       state: before the step.
       examples: those of the step.
       key: for other random directions than the next step's.
@@ -178,28 +180,28 @@ def perturbation(
     (own_state,) = transform.states(state.opt_state)
     if key is not None:
         own_state = own_state._replace(key=jax.random.key_data(key))
-    epsilon, _ = first.update(
+    epsilon, _ = sam_tx.update(
         None,
         own_state,
         state.params,
         value_fn=value_fn(problem, state),
-        losses_fn=problem.losses_of_examples(state.rest),
+        losses_fn=problem.losses_of_examples(state.model_state),
         examples=examples,
-        mask=sparse.masks_of(state.opt_state),
+        mask=build.masks_of(state.opt_state),
         emit="perturbation",
     )
     return epsilon
 
 
-def aim(
+def ascent_quality(
     problem: Problem,
-    first: optax.GradientTransformationExtraArgs,
+    sam_tx: optax.GradientTransformationExtraArgs,
     state: TrainState,
     examples: Examples,
     key: Array | None = None,
 ) -> tuple[Array, Array]:
     """cos(ε, ∇L(θ)) and L(θ+ε) − L(θ) of `perturbation`'s ε on its own examples."""
-    epsilon = perturbation(problem, first, state, examples, key)
+    epsilon = perturbation(problem, sam_tx, state, examples, key)
     loss = value_fn(problem, state)
     value, gradient = jax.value_and_grad(loss)(state.params, examples)
     cosine = trees.ratio(trees.inner(epsilon, gradient), trees.norm(epsilon) * trees.norm(gradient))
@@ -207,7 +209,7 @@ def aim(
 
 
 def _diagnostics(opt_state: PyTree) -> Diagnostics:
-    """What the last step's climb came to; NaN where nothing climbs."""
+    """What the last step tells about its perturbation; NaN where nothing perturbs."""
     for state in transform.states(opt_state):
         return state.diagnostics
     return Diagnostics(*(jnp.asarray(jnp.nan) for _ in Diagnostics._fields))
@@ -252,7 +254,7 @@ def _is_key(array: Any) -> bool:
 
 def begin_epoch(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
     """The state at the start of an epoch: its sums and counts at zero."""
-    names = ("loss_sum", "correct", "seen", "climb", "climbs", "bad_steps", "first_bad_step")
+    names = ("loss_sum", "correct", "seen", "diagnostics", "known", "bad_steps", "first_bad_step")
     zeros = {
         name: jax.tree.map(lambda x: np.zeros((), x.dtype), getattr(state, name)) for name in names
     }

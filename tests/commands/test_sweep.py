@@ -1,0 +1,259 @@
+"""Sweeps: which runs a file asks for, and that each is made once."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from zosam_jax import cli
+from zosam_jax.training import sweep as sweeps
+from zosam_jax.training.config import TrainConfig
+from zosam_jax.commands.sweep import Cell, SweepConfig, cells, sweep
+
+QUIET = Console(quiet=True)
+GRID = """
+[train]
+model = "lenet-300-100"
+train_images = 256
+epochs = 1
+crop_and_flip = true
+milestones = [0.3, 0.6]
+
+[grid]
+sparsity = [0.5, 0.9]
+seed = [0, 1]
+
+[[case]]
+optimizer = "sgd"
+
+[[case]]
+optimizer = "sam"
+rho = 0.02
+"""
+
+
+def written(tmp_path, text):
+    path = tmp_path / "sweep.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_asks_for_every_combination_with_seeds_slowest(tmp_path):
+    found = cells(SweepConfig(file=written(tmp_path, GRID)))
+    assert [cell.name for cell in found] == [
+        "sparsity=0.5,optimizer=sgd,seed=0",
+        "sparsity=0.5,optimizer=sam,rho=0.02,seed=0",
+        "sparsity=0.9,optimizer=sgd,seed=0",
+        "sparsity=0.9,optimizer=sam,rho=0.02,seed=0",
+        "sparsity=0.5,optimizer=sgd,seed=1",
+        "sparsity=0.5,optimizer=sam,rho=0.02,seed=1",
+        "sparsity=0.9,optimizer=sgd,seed=1",
+        "sparsity=0.9,optimizer=sam,rho=0.02,seed=1",
+    ]
+
+
+def test_a_command_means_what_the_file_says(tmp_path):
+    found = cells(SweepConfig(file=written(tmp_path, GRID), data_dir=Path("DATA")))
+    parsed = cli._parse(found[1].command(Path("OUT")))
+    assert parsed == TrainConfig(
+        model="lenet-300-100",
+        train_images=256,
+        epochs=1,
+        crop_and_flip=True,
+        milestones=(0.3, 0.6),
+        sparsity=0.5,
+        optimizer="sam",
+        rho=0.02,
+        data_dir=Path("DATA"),
+        output=Path("OUT") / found[1].name,
+    )
+
+
+def test_recipes_and_seeds_are_axes():
+    names = ("digits-resnet8-90-sam", "digits-resnet8-90-sgd")
+    known = [r for r in sweeps.recipes.every() if r.name.startswith("digits")]
+    names = tuple(r.name for r in known[:2])
+    found = cells(SweepConfig(recipes=names, seeds=2))
+    assert [cell.name for cell in found] == [
+        f"recipe={name},seed={seed}" for seed in (0, 1) for name in names
+    ]
+    parsed = cli._parse(found[0].command(Path("OUT")))
+    assert parsed.optimizer == known[0].config.optimizer
+    assert parsed.recipe == names[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[train\n", "is no TOML"),
+        ("[other]\nepochs = 1\n", "other must be one of"),
+        ("[grid]\nsparsity = 0.5\n", "sparsity=0.5 in [grid] must be a list"),
+        ("[train]\nepoch = 1\n", "epoch is no option of a sweep's runs"),
+        ("[grid]\nsparsity = [0.5, 1.5]\n", "sparsity=1.5: sparsity=1.5 must be below 1"),
+        ('[train]\nrecipe = "nothing"\n', "recipe='nothing' is not known"),
+        ("[grid]\nsparsity = [0.5, 0.5]\n", "has sparsity=0.5 twice"),
+        ('[train]\noutput = "here"\n', "output is no option of a sweep's runs"),
+        ('[train]\nmodel = "resnet99"\n', "model='resnet99' is not known"),
+        ("[train]\nseed = 1.5\n", "seed=1.5 must be of the type"),
+        ("[train]\nstream = 1\n", "stream=1 must be of the type"),
+        ("case = [1, 2]\n", "case must be one of [train], [grid] and [[case]]"),
+        ("case = []\n", "case must be one of [train], [grid] and [[case]]"),
+        (f'[grid]\nsparse_layers = ["{"x" * 300}"]\n', "is too long for a folder"),
+    ],
+)
+def test_what_a_file_gets_wrong(text, sentence, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        cells(SweepConfig(file=written(tmp_path, text)))
+
+
+def test_nothing_to_run_is_refused():
+    with pytest.raises(ValueError, match="file=None: name a TOML file"):
+        SweepConfig()
+
+
+ONE_CELL = """
+[train]
+model = "lenet-300-100"
+train_images = 256
+epochs = {epochs}
+evaluate_every = 10000
+sparse = "none"
+mesh = "data=1"
+
+[[case]]
+optimizer = "sgd"
+"""
+DIVERGES = ONE_CELL + "\n[[case]]\noptimizer = 'sgd'\nlearning_rate = 1e30\n"
+
+
+def test_finished_and_hopeless_runs_are_not_made_again(tmp_path):
+    config = SweepConfig(
+        file=written(tmp_path, DIVERGES.format(epochs=1)), output=tmp_path / "out", workers=2
+    )
+    assert not sweep(config, QUIET)  # one of them diverges
+    summary = tmp_path / "out" / "optimizer=sgd" / "summary.json"
+    failure = tmp_path / "out" / ".sweep" / "optimizer=sgd,learning_rate=1e+30.failed.json"
+    assert "is not finite" in json.loads(failure.read_text())["reason"]
+    times = [path.stat().st_mtime_ns for path in (summary, failure)]
+    assert not sweep(config, QUIET)
+    assert times == [path.stat().st_mtime_ns for path in (summary, failure)]
+
+
+def test_other_options_are_no_finished_run(tmp_path):
+    text = ONE_CELL.format(epochs=1)
+    config = SweepConfig(file=written(tmp_path, text), output=tmp_path / "out", workers=1)
+    assert sweep(config, QUIET)
+    assert sweep(config, QUIET)
+    written(tmp_path, text.replace("256", "128"))
+    with pytest.raises(ValueError, match="train_images=128 contradicts the run in"):
+        sweep(config, QUIET)
+
+
+def test_a_mended_cell_is_tried_again(tmp_path, monkeypatch):
+    config = SweepConfig(
+        file=written(tmp_path, ONE_CELL.format(epochs=1)), output=tmp_path / "out", workers=1
+    )
+    (cell,) = cells(config)
+    told = {"status": 2, "reason": "", "options": dict(cell.options)}
+    failure = sweeps._failure(config.output, cell.name)
+    failure.write_text(json.dumps(told))
+    assert sweeps._is_settled(config, cell)
+    failure.write_text(json.dumps({**told, "options": {**cell.options, "learning_rate": 9}}))
+    assert not sweeps._is_settled(config, cell)
+
+
+def test_names_with_a_slash_make_no_folders(tmp_path):
+    text = '[grid]\ndataset = ["hub:a/b", "digits"]\n'
+    names = [cell.name for cell in cells(SweepConfig(file=written(tmp_path, text)))]
+    assert names == ["dataset=hub:a-b", "dataset=digits"]
+
+
+def test_a_run_keeps_its_claim_when_its_sweep_is_killed(tmp_path):
+    file, output = written(tmp_path, ONE_CELL.format(epochs=100_000)), tmp_path / "out"
+    command = [sys.executable, "-m", "zosam_jax", "sweep", str(file), "--output", str(output)]
+    process = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not (output / "optimizer=sgd" / "metrics.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    try:
+        with sweeps._claimed(output, "optimizer=sgd") as claim:
+            assert claim is None
+    finally:
+        subprocess.run(["pkill", "-f", str(output / "optimizer=sgd")], check=True)
+
+
+def test_a_run_that_another_sweep_has_is_left_to_it(tmp_path):
+    config = SweepConfig(
+        file=written(tmp_path, ONE_CELL.format(epochs=1)), output=tmp_path / "out", workers=1
+    )
+    with sweeps._claimed(config.output, "optimizer=sgd") as claim:
+        assert claim is not None
+        assert not sweep(config, QUIET)
+    assert not (config.output / "optimizer=sgd" / "config.json").exists()
+
+
+def test_a_stopped_sweep_goes_on(tmp_path):
+    file, output = written(tmp_path, ONE_CELL.format(epochs=3000)), tmp_path / "out"
+    command = [sys.executable, "-m", "zosam_jax", "sweep", str(file), "--output", str(output)]
+    process = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL)
+    run = output / "optimizer=sgd"
+    until = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
+    assert not (run / "summary.json").exists()
+    assert any((run / "checkpoints").iterdir())
+    log = (output / ".sweep" / "optimizer=sgd.log").read_text()
+    assert "the same command goes on from there" in log
+
+
+def test_shares_split_the_cores(monkeypatch):
+    monkeypatch.setattr(sweeps, "_accelerators", lambda: ("cpu", 1))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 4})
+    assert [share.cores for share in sweeps._shares(2)] == [{0, 2, 4}, {1, 3}]
+    assert len(sweeps._shares(None)) == 5
+
+
+def test_only_the_visible_gpus_are_used(monkeypatch):
+    monkeypatch.setattr(sweeps, "_accelerators", lambda: ("gpu", 2))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    shares = sweeps._shares(None)
+    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares] == ["2", "5"]
+
+
+def test_each_gpu_has_its_run(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(sweeps, "_accelerators", lambda: ("gpu", 2))
+    shares = sweeps._shares(None)
+    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares] == ["0", "1"]
+    crowded = sweeps._shares(3)
+    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in crowded] == ["0", "1", "0"]
+    assert all(s.environment["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false" for s in crowded)
+
+
+def test_dry_run_prints_commands_and_makes_nothing(tmp_path, capsys):
+    file = written(tmp_path, GRID)
+    cli.main(["sweep", str(file), "--output", str(tmp_path / "out"), "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert lines[0].startswith("zosam train --model lenet-300-100 --train-images 256")
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_become_words():
+    options = {"stream": False, "milestones": [0.1, 0.2], "sparse_layers": "conv|head"}
+    command = Cell("x", options, TrainConfig()).command(Path("o"))
+    assert command == [
+        *("train", "--no-stream", "--milestones", "0.1", "0.2"),
+        *("--sparse-layers", "conv|head", "--output", "o/x"),
+    ]

@@ -1,0 +1,95 @@
+"""Masks: how they are resolved, applied and found again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import assert_equal, flatten, mlp_mask, mlp_params, uneven_mask, uneven_params
+
+from zosam_jax import sparsity
+from zosam_jax import masks
+
+KEPT, SIZE = 7, 12
+
+
+def as_float(tree):
+    return jax.tree.map(lambda m: m.astype(jnp.float32), tree)
+
+
+def as_numpy(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+@pytest.mark.parametrize("dressed", [as_float, as_numpy, lambda m: lambda params: m])
+def test_masks_of_every_kind_resolve_to_bool(dressed):
+    assert_equal(masks.resolve(dressed(uneven_mask()), uneven_params()), uneven_mask())
+
+
+@pytest.mark.parametrize("kept", [True, 1, 1.0, np.bool_(True), jnp.array(1)])
+def test_a_scalar_stands_for_a_whole_subtree(kept):
+    resolved = masks.resolve({"hidden": kept, "out": False}, mlp_params())
+    assert_equal(
+        resolved, jax.tree.map(lambda p: jnp.full(p.shape, p.shape[-1] == 5), mlp_params())
+    )
+
+
+def test_none_stands_for_dense():
+    assert masks.resolve(None, mlp_params()) is None
+    resolved = masks.resolve({"hidden": None, "out": False}, mlp_params())
+    assert resolved["hidden"] == {"bias": None, "kernel": None}
+    assert not resolved["out"]["kernel"].any()
+
+
+def test_parameters_that_are_none_need_no_mask():
+    params = {"a": jnp.ones(2), "frozen": None}
+    resolved = masks.resolve({"a": jnp.array([1, 0]), "frozen": None}, params)
+    assert_equal(
+        sparsity.apply_masks(params, resolved), {"a": jnp.array([1.0, 0.0]), "frozen": None}
+    )
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -0.0])
+def test_pruned_weights_become_exactly_zero(bad):
+    params = jax.tree.map(lambda p, m: jnp.where(m, p, bad), uneven_params(), uneven_mask())
+    masked = sparsity.apply_masks(params, uneven_mask())
+    kept = flatten(uneven_mask()).astype(bool)
+    np.testing.assert_array_equal(flatten(masked)[kept], flatten(uneven_params())[kept])
+    assert not flatten(masked)[~kept].any()
+    assert not np.signbit(flatten(masked)[~kept]).any()
+
+
+def test_applying_masks_keeps_dtypes():
+    params = uneven_params(jnp.bfloat16) | {"scalar": jnp.asarray(3)}
+    masked = sparsity.apply_masks(params, uneven_mask())
+    assert masked["matrix"].dtype == jnp.bfloat16
+    assert_equal(masked["scalar"], jnp.asarray(0))
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_kept_coordinates_are_counted(traced):
+    def count(mask):
+        return masks.count_kept(uneven_params(), mask)
+
+    counted = jax.jit(count)(uneven_mask()) if traced else count(uneven_mask())
+    assert counted == KEPT
+    assert count(None) == SIZE
+    assert count(uneven_mask() | {"vector": None}) == KEPT + 1
+
+
+def test_sparsity_is_measured_on_masked_arrays_alone():
+    assert sparsity.sparsity_of(uneven_mask(), uneven_params()) == pytest.approx(1 - KEPT / SIZE)
+    partial = uneven_mask() | {"matrix": None}
+    assert sparsity.sparsity_of(partial, uneven_params()) == pytest.approx(1 - 4 / 6)
+    assert sparsity.sparsity_of(None, uneven_params()) == 0
+
+
+def test_masks_are_found_in_a_nested_state():
+    wrapped = sparsity.fixed(optax.sgd(0.1, momentum=0.9), mlp_mask())
+    state = optax.apply_if_finite(optax.chain(optax.clip(1.0), wrapped), 3).init(mlp_params())
+    assert_equal(sparsity.get_masks(state), masks.resolve(mlp_mask(), mlp_params()))
+
+
+def test_dense_masks_are_found_too():
+    state = sparsity.fixed(optax.sgd(0.1), None).init(mlp_params())
+    assert_equal(sparsity.apply_masks(mlp_params(), sparsity.get_masks(state)), mlp_params())

@@ -1,0 +1,1 @@
+"""One file for each command `zosam X`: its options, a dataclass, and its work, `run`."""

@@ -1,0 +1,408 @@
+"""`zosam analyze`: what `zosam_jax.analysis` finds in finished runs, into their folders."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+
+from zosam_jax import trees
+from zosam_jax.analysis import features, hessian, sharpness, surface, variance
+from zosam_jax.commands import pictures
+from zosam_jax.commands.refusal import refusing
+from zosam_jax.data.dataset import Images, Labels, Split
+from zosam_jax.errors import check_count, check_number
+from zosam_jax.optimizers import ESTIMATORS
+from zosam_jax.training import devices, step
+from zosam_jax.training.problem import Examples
+from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
+from zosam_jax.training.saved_run import SavedRun, complete_runs, open_runs
+from zosam_jax.training.step import TrainState
+from zosam_jax.trees import Array, PyTree
+
+Part: TypeAlias = Literal["variance", "hessian", "sharpness", "surface", "features"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+# Models of fewer blocks show the layers that are asked for only.
+_DEPTHS = 3
+
+# The length of the line along the Hessian's leading direction, as a fraction of the random one's.
+_STEEP = 0.03
+
+# All runs are looked at on the same images and along the same random directions.
+_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnalyzeConfig:
+    """Measure curvature, gradient variance and loss surfaces of finished runs, and draw them."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders, and folders that hold run folders (a sweep's)."""
+
+    parts: tuple[Part, ...] = PARTS
+    """What to measure. variance: of the minibatch gradient and how well the climb is aimed, at
+    each checkpoint that the run kept (`zosam train --keep-every`). The others at the newest one.
+    hessian: eigenvalues and trace; sharpness: the worst and the average rise of the loss nearby;
+    surface: the loss along a line and on a plane; features: what three layers make of an image."""
+
+    images: int = 1000
+    """How many training images to look at; the same for all runs."""
+
+    batch_size: int = 250
+    """Images a pass; those of variance are the run's own batches."""
+
+    statistics: Literal["running", "batch"] = "running"
+    """What BatchNorm normalises by: the running statistics, as in inference, or the batch's own,
+    as in training. variance always takes the batch's own, as the steps do."""
+
+    eigenvalues: int = 5
+    """hessian: how many of the largest."""
+
+    lanczos_steps: int = 30
+    """hessian: dimension of the Krylov space; each is a pass of Hessian-vector products."""
+
+    samples: int = 10
+    """hessian, sharpness: random directions for the trace and for the average rise."""
+
+    rho: float = 0.1
+    """sharpness: Euclidean radius of the ball in which the worst point is looked for."""
+
+    adaptive_rho: float = 0.5
+    """sharpness: radius of the ball in units of each weight's own size, ‖ε/|θ|‖."""
+
+    average_rho: float = 0.1
+    """sharpness: length of the random displacements, as a fraction of each filter's norm."""
+
+    ascent_steps: int = 10
+    """sharpness: steps of gradient ascent to the worst point."""
+
+    distance: float = 1.0
+    """surface: how far to go from the weights, in lengths of each filter; along the Hessian's
+    leading direction 3% of that."""
+
+    points: int = 21
+    """surface: points on the line."""
+
+    plane_points: int = 11
+    """surface: points on a side of the plane; 0 leaves it out."""
+
+    layers: str | None = None
+    """features: regular expression for the layers' names. Default: a shallow, a middle and a deep
+    block, where the model has three."""
+
+    data_dir: Path | None = None
+    """Folder of the data set's files. Default: where the run found them."""
+
+    def __post_init__(self) -> None:
+        """Checks what the types cannot say."""
+        if not self.runs:
+            raise ValueError("runs=() must name at least one run folder.")
+        for name in ("images", "batch_size", "eigenvalues", "lanczos_steps", "ascent_steps"):
+            check_count(name, getattr(self, name))
+        for name in ("samples", "points", "plane_points"):
+            value = getattr(self, name)
+            if value < 2 and (name, value) != ("plane_points", 0):
+                raise ValueError(f"{name}={value} must be at least 2.")
+        for name in ("rho", "adaptive_rho", "average_rho", "distance"):
+            check_number(name, getattr(self, name), above=0.0, inclusive=False)
+        if self.images % self.batch_size:
+            raise ValueError(f"batch_size={self.batch_size} must divide images={self.images}.")
+        if self.eigenvalues > self.lanczos_steps:
+            raise ValueError(
+                f"eigenvalues={self.eigenvalues} must be at most "
+                f"lanczos_steps={self.lanczos_steps}."
+            )
+        try:
+            re.compile(self.layers or "")
+        except re.error as error:
+            raise ValueError(
+                f"layers={self.layers!r} is not a regular expression: {error}."
+            ) from error
+
+
+def run(config: AnalyzeConfig, console: Console) -> None:
+    """`analyze`, with compiled programs kept on the disk."""
+    devices.keep_compiled(None)
+    with refusing():
+        analyze(config, console)
+
+
+def analyze(config: AnalyzeConfig, console: Console) -> None:
+    """Writes analysis.json and pictures into every run folder.
+
+    Parts of an earlier analysis that are not asked for stay, if they looked at the same checkpoint
+    in the same way.
+
+    Raises:
+      FileNotFoundError, UnreadableRunError: for a folder without a run, or a damaged one.
+      ValueError: if some runs cannot be looked at so, naming them; the others are done.
+    """
+    refused = []
+    for saved in open_runs(complete_runs(config.runs), data_dir=config.data_dir):
+        path = saved.folder.path
+        try:
+            found = _look_at(config, saved)
+        except ValueError as error:
+            refused.append(f"{path}: {error}")
+        else:
+            console.print(f"{path}: {_in_words(found)}", markup=False)
+    if refused:
+        raise ValueError("\n".join(refused))
+
+
+def _look_at(config: AnalyzeConfig, saved: SavedRun) -> dict[str, Any]:
+    checkpoint = saved.restore().total_steps
+    analysis = _Analysis(config, saved)
+    if "features" in config.parts and (config.layers or _has_depths(saved.model)):
+        _draw_features(config, saved)
+    header = {
+        "checkpoint": checkpoint,
+        "images": config.images,
+        "batch_size": config.batch_size,
+        "split": "train",
+        "statistics": config.statistics,
+    }
+    before = _before(saved.folder)
+    stays = all(before.get(name) == value for name, value in header.items())
+    found = (before if stays else {}) | header | analysis.numbers()
+    saved.folder.write_json("analysis.json", found)
+    title = f"{saved.config.model}, {saved.config.dataset}, {saved.config.optimizer}"
+    pictures.analysis(
+        saved.folder.path / "analysis.png", saved.folder.read_json("analysis.json"), title
+    )
+    return found
+
+
+def _before(folder: RunFolder) -> dict[str, Any]:
+    file = folder.path / "analysis.json"
+    if not file.is_file():
+        return {}
+    try:
+        return dict(folder.read_json(file.name))
+    except (ValueError, TypeError) as error:
+        raise UnreadableRunError(f"{file} is damaged ({error}): move it away.") from error
+
+
+def _has_depths(model: Any) -> bool:
+    return len(getattr(model, "blocks", ())) >= _DEPTHS
+
+
+def _draw_features(config: AnalyzeConfig, saved: SavedRun) -> None:
+    problem = saved.run.problem
+    layers = config.layers or features.shallow_middle_deep(saved.model)
+    image, _ = problem.feed.raw(_SEED, 1)
+    maps = features.feature_maps(saved.model, problem.pixels(jnp.asarray(image)), layers)
+    pictures.features(saved.folder.path / "features.png", image[0], maps)
+
+
+class _Analysis:
+    """One run's numbers.
+
+    What differs from one checkpoint to the next goes into the compiled programs as part of the
+    batch, so that all checkpoints share them (and runs of one kind, by the cache on the disk).
+    """
+
+    def __init__(self, config: AnalyzeConfig, saved: SavedRun) -> None:
+        self._config, self._saved, self._run = config, saved, saved.run
+        feed, batch_size = saved.run.problem.feed, saved.config.batch_size
+        if config.images > feed.train_images:
+            raise ValueError(
+                f"images={config.images} is more than the {feed.train_images} training images."
+            )
+        if "variance" in config.parts and config.images < 2 * batch_size:
+            raise ValueError(
+                f"images={config.images} must be at least two of the run's batches of "
+                f"{batch_size}: the variance is one over batches."
+            )
+        self._images = feed.raw(_SEED, config.images)
+
+    def numbers(self) -> dict[str, Any]:
+        """What goes into analysis.json; see `zosam_jax.report.runs`, which reads it."""
+        parts: dict[Part, Callable[[], dict[str, Any]]] = {
+            "variance": self._along_the_run,
+            "hessian": self._hessian,
+            "sharpness": self._sharpness,
+            "surface": self._surface,
+        }
+        images = Split(*self._images)
+        accuracy = self._run.problem.accuracy_on(self._run.network, images)
+        found: dict[str, Any] = {"train_accuracy": accuracy}
+        for part, measure in parts.items():
+            if part in self._config.parts:
+                found |= measure()
+        return found
+
+    def _along_the_run(self) -> dict[str, Any]:
+        newest = self._saved.checkpoints[-1]
+        looks = []
+        for number in self._saved.checkpoints:
+            progress = self._saved.restore(number)
+            place = {"step": number, "round": progress.round, "epoch": progress.epoch}
+            looks.append(place | self._noise())
+        self._saved.restore(newest)
+        return {"checkpoints": looks}
+
+    def _noise(self) -> dict[str, Any]:
+        """The variance of the gradient over batches of the run's size, and the aim of the climb."""
+        run = self._run
+        batches = list(_batches(*self._images, run.problem.config.batch_size))
+        keyed = [
+            _Look(run.state, run.problem.as_examples(*batch), jax.random.key(i))
+            for i, batch in enumerate(batches)
+        ]
+        gradient = functools.partial(
+            variance.gradient_variance, self._training_loss, run.state.params, keyed, mask=run.masks
+        )
+        if run.sam_tx is None or run.optimizer in ESTIMATORS:
+            return {"gradient_variance": gradient()._asdict()}
+        looks = [jax.device_get(self._aim(*look)) for look in keyed]
+        cosines, gains = zip(*looks, strict=True)
+        return {
+            "gradient_variance": gradient()._asdict(),
+            "perturbed_gradient_variance": gradient(perturbation=self._climb)._asdict(),
+            "estimator": {
+                "cosine": float(np.mean(cosines)),
+                "cosine_sd": float(np.std(cosines, ddof=1)),
+                "ascent_gain": float(np.mean(gains)),
+                "ascent_gain_sd": float(np.std(gains, ddof=1)),
+            },
+        }
+
+    def _training_loss(self, params: PyTree, look: "_Look") -> Array:
+        return step.value_fn(self._run.problem, look.state)(params, look.examples)
+
+    def _climb(self, params: PyTree, look: "_Look") -> PyTree:
+        assert self._run.sam_tx is not None
+        state = look.state._replace(params=params)
+        return step.perturbation(
+            self._run.problem, self._run.sam_tx, state, look.examples, key=look.key
+        )
+
+    @functools.cached_property
+    def _aim(self) -> Callable[..., tuple[Array, Array]]:
+        return jax.jit(functools.partial(step.ascent_quality, self._run.problem, self._run.sam_tx))
+
+    def _loss(self, params: PyTree, batch: Any) -> Array:
+        model_state, images, labels = batch
+        training = self._config.statistics == "batch"
+        return self._run.problem.score_loss(model_state, training=training)(params, images, labels)
+
+    @functools.cached_property
+    def _point(self) -> dict[str, Any]:
+        """The arguments that say where the loss is looked at."""
+        model_state = self._run.state.model_state
+        batches = [
+            (model_state, *batch) for batch in _batches(*self._images, self._config.batch_size)
+        ]
+        return {"loss_fn": self._loss, "params": self._run.state.params, "batches": batches}
+
+    @functools.cached_property
+    def _spectrum(self) -> hessian.Spectrum:
+        return hessian.spectrum(
+            **self._point,
+            mask=self._run.masks,
+            num_eigenvalues=self._config.eigenvalues,
+            num_steps=self._config.lanczos_steps,
+        )
+
+    def _hessian(self) -> dict[str, Any]:
+        trace = hessian.trace(**self._point, mask=self._run.masks, num_samples=self._config.samples)
+        return {
+            "hessian": {
+                "eigenvalues": [float(value) for value in self._spectrum.eigenvalues],
+                "residuals": [float(value) for value in self._spectrum.residuals],
+                "trace": float(trace.mean),
+                "trace_error": float(trace.standard_error),
+            }
+        }
+
+    def _sharpness(self) -> dict[str, Any]:
+        config, mask = self._config, self._run.masks
+        worst = functools.partial(
+            sharpness.worst_rise, **self._point, mask=mask, num_steps=config.ascent_steps
+        )
+        average = sharpness.average_rise(
+            **self._point,
+            rho=config.average_rho,
+            radius="filterwise",
+            mask=mask,
+            num_samples=config.samples,
+        )
+        return {
+            "sharpness": {
+                "rho": config.rho,
+                "worst_rise": float(worst(rho=config.rho).rise),
+                "adaptive_rho": config.adaptive_rho,
+                "adaptive_worst_rise": float(
+                    worst(rho=config.adaptive_rho, radius="adaptive").rise
+                ),
+                "average_rho": config.average_rho,
+                "average_rise": float(average.mean),
+                "average_rise_error": float(average.standard_error),
+            }
+        }
+
+    def _surface(self) -> dict[str, Any]:
+        config = self._config
+        u, v = surface.random_plane(self._run.state.params, _SEED, mask=self._run.masks)
+        # Where the loss curves most, the random direction's length leads out of every picture.
+        length = _STEEP * trees.norm(u)
+        steepest = trees.scale(self._spectrum.eigenvectors[0], length)
+        distances = np.linspace(-config.distance, config.distance, config.points)
+        sides = np.linspace(-config.distance, config.distance, config.plane_points)
+        grid = None
+        if config.plane_points:
+            losses = surface.plane(**self._point, directions=(u, v), xs=sides, ys=sides)
+            grid = {"xs": sides.tolist(), "ys": sides.tolist(), "losses": losses.tolist()}
+            grid["directions"] = "random"
+        return {
+            "surface": {
+                "distances": distances.tolist(),
+                "random": self._line(u, distances),
+                "hessian": self._line(steepest, distances),
+                "plane": grid,
+            }
+        }
+
+    def _line(self, direction: PyTree, distances: np.ndarray) -> list[float]:
+        losses: list[float] = surface.line(
+            **self._point, direction=direction, distances=distances
+        ).tolist()
+        return losses
+
+
+class _Look(NamedTuple):
+    """A batch with what a step would take on it: the state, and random numbers of its own."""
+
+    state: TrainState
+    examples: Examples
+    key: Array
+
+
+def _batches(images: Images, labels: Labels, size: int) -> Iterator[tuple[Array, Array]]:
+    """Whole batches, on the device."""
+    for start in range(0, len(labels) - size + 1, size):
+        yield jnp.asarray(images[start : start + size]), jnp.asarray(labels[start : start + size])
+
+
+def _in_words(found: dict[str, Any]) -> str:
+    words = []
+    if "checkpoints" in found:
+        noise = found["checkpoints"][-1]["gradient_variance"]
+        words.append(f"gradient variance {noise['variance']:.3g}")
+    if "hessian" in found:
+        curvature = found["hessian"]
+        words.append(f"largest eigenvalue {curvature['eigenvalues'][0]:.3g}")
+        words.append(f"trace {curvature['trace']:.3g} ± {curvature['trace_error']:.2g}")
+    if "sharpness" in found:
+        nearby = found["sharpness"]
+        words.append(f"worst rise {nearby['worst_rise']:.3g} within {nearby['rho']:g}")
+    return ", ".join(words) or "pictures only"

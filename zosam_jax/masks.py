@@ -1,0 +1,138 @@
+"""Masks say which weights exist: a pytree of 1/0 or bool leaves like the parameters.
+
+None stands for "dense", for a whole tree or for any part of it. Masks are never guessed from
+zeros in the parameters; whoever decides them hands them on.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from zosam_jax import trees
+from zosam_jax.errors import is_traced
+from zosam_jax.trees import Array, PyTree
+
+
+def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree) -> PyTree:
+    """Checks a mask against the parameters and fills it out to their structure.
+
+    Args:
+      mask: a pytree like `params`, or a function of `params` that returns one, or None. A leaf is
+        a 1/0 or bool array of the parameter's shape, or a scalar or None for a whole subtree.
+      params: the parameters.
+
+    Returns:
+      None for a dense mask, else a pytree with a bool array of the parameter's shape, or None for
+      "all of it", at every leaf of `params`.
+
+    Raises:
+      ValueError: if structure or shape do not fit, naming the leaf.
+      TypeError: if a leaf is neither bool nor a number.
+    """
+    if callable(mask):
+        mask = mask(params)
+    if mask is None:
+        return None
+    try:
+        pairs = jax.tree_util.tree_map_with_path(
+            lambda path, m, subtree: jax.tree_util.tree_map_with_path(
+                lambda sub_path, p: _resolve_leaf((*path, *sub_path), m, p), subtree
+            ),
+            mask,
+            params,
+            is_leaf=lambda x: x is None,
+        )
+    except ValueError as error:
+        if str(error).startswith("mask"):
+            raise
+        raise ValueError(
+            f"mask has the structure {jax.tree.structure(mask)}, which does not fit the "
+            f"parameters' {jax.tree.structure(params)}: give one leaf for each parameter, with "
+            "None where all weights are kept."
+        ) from error
+    return pairs
+
+
+def _resolve_leaf(path: tuple[Any, ...], mask: Any, param: Array) -> Array | None:
+    if mask is None:
+        return None
+    name = f"mask{jax.tree_util.keystr(path)}"
+    if not isinstance(mask, bool | int | float | np.ndarray | np.generic | jax.Array):
+        raise TypeError(f"{name} is {mask!r}; it must be a bool or 1/0 array, a scalar or None.")
+    if jnp.ndim(mask) == 0:
+        return jnp.broadcast_to(jnp.asarray(mask).astype(bool), jnp.shape(param))
+    if jnp.shape(mask) != jnp.shape(param):
+        raise ValueError(
+            f"{name} has the shape {jnp.shape(mask)}, its parameter has {jnp.shape(param)}; "
+            "they must be equal."
+        )
+    return jnp.asarray(mask).astype(bool)
+
+
+def leaves(tree: PyTree, params: PyTree) -> list[Any]:
+    """What a (resolved) tree holds for each leaf of `params`; all None for None."""
+    structure: Any = jax.tree.structure(params)
+    return [None] * structure.num_leaves if tree is None else list(structure.flatten_up_to(tree))
+
+
+def restrict(tree: PyTree, mask: PyTree) -> PyTree:
+    """`tree` where the (resolved) mask is 1, exactly 0 elsewhere, even over NaN."""
+    if mask is None:
+        return tree
+    return jax.tree.map(
+        lambda x, m: x if m is None else jnp.where(m, x, jnp.zeros((), x.dtype)), tree, mask
+    )
+
+
+def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
+    """params ⊙ masks: pruned weights become exactly 0, everything else stays as it is.
+
+    Args:
+      params: the parameters, or anything shaped like them.
+      masks: a pytree like `params` with 1/0 or bool leaves; None where all weights are kept.
+    """
+    return restrict(params, resolve(masks, params))
+
+
+def get_masks(state: PyTree) -> PyTree:
+    """The masks that a sparse wrapper keeps in an optimizer state.
+
+    Raises:
+      ValueError: if no sparse wrapper is in the state.
+    """
+    # A parameter may be called "masks" as well; only a field of a state is meant.
+    found = optax.tree.get_all_with_path(
+        state,
+        "masks",
+        filtering=lambda path, _: isinstance(path[-1], optax.tree_utils.NamedTupleKey),
+    )
+    if len(found) != 1:
+        raise ValueError(
+            f"the optimizer state holds {len(found)} sets of masks, expected one: wrap the "
+            "optimizer once, for example in zosam_jax.sparsity.fixed(tx, masks)."
+        )
+    return found[0][1]
+
+
+def count_kept(params: PyTree, mask: PyTree) -> int | Array:
+    """The number of coordinates that the (resolved) mask keeps; a Python int if none is traced."""
+    if mask is None:
+        return trees.size(params)
+    kept = jax.tree.map(lambda p, m: jnp.size(p) if m is None else _sum(m), params, mask)
+    return sum(jax.tree.leaves(kept))
+
+
+def _sum(mask: Array) -> int | Array:
+    return jnp.sum(mask) if is_traced(mask) else int(np.sum(np.asarray(mask)))
+
+
+def sparsity_of(masks: PyTree, params: PyTree) -> float:
+    """The fraction of zeros among the weights that `masks` covers (leaves that are not None)."""
+    resolved = resolve(masks, params)
+    covered = [m for m in jax.tree.leaves(resolved) if m is not None]
+    total = sum(m.size for m in covered)
+    return 1.0 - sum(int(_sum(m)) for m in covered) / total if total else 0.0

@@ -1,0 +1,332 @@
+"""From a run's options to its optimizer, the sharpness-aware part of it, its masks and its cost."""
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zosam_jax import sparsity
+from zosam_jax.data import dataset as datasets
+from zosam_jax.optimizers import RECORDS, Passes
+from zosam_jax.sparsity import METHODS, DropAndGrowState, SparseState, macs
+from zosam_jax.sparsity.layers import is_weight
+from zosam_jax.training.config import ProblemConfig, TrainConfig
+from zosam_jax.training.feed import Resident
+from zosam_jax.training.problem import Network, Problem
+from zosam_jax.trees import PyTree
+
+# The models' kernels; not DeiT's position embedding and class token.
+KERNELS = "kernel"
+
+_SNIP_IMAGES = 128
+_GRASP_IMAGES_PER_CLASS = 10
+_GRASP_TEMPERATURE = 200.0
+
+# Half of a bfloat16's digits: what the differences of the losses can be told from rounding with.
+_DELTAS = {"float32": 1e-3, "bfloat16": 1e-2}
+
+
+class Optimizer(NamedTuple):
+    """What trains one network.
+
+    Attributes:
+      tx: the whole optimizer.
+      sam_tx: the sharpness-aware transformation in it; None for plain optimizers.
+      cost: the MACs of passes under masks.
+    """
+
+    tx: optax.GradientTransformationExtraArgs
+    sam_tx: optax.GradientTransformationExtraArgs | None
+    cost: "Cost"
+
+
+def build(problem: Problem, network: Network, optimizer: str, rho: float, seed: int) -> Optimizer:
+    """The optimizer of a run, from its initial network."""
+    config = problem.config
+    sam_tx = sharpness_aware_part(config, optimizer, rho, seed, problem.steps)
+    tx = under_masks(
+        config,
+        transformation(config, optimizer, sam_tx, problem.steps),
+        masks_before_training(problem, network, seed),
+        steps=problem.steps,
+        seed=seed,
+    )
+    return Optimizer(tx, sam_tx, Cost(problem, optimizer, network))
+
+
+def is_plain(optimizer: str) -> bool:
+    """Whether it takes the gradient where it is."""
+    return optimizer in ("sgd", "adamw")
+
+
+def check(config: ProblemConfig, names: Collection[str]) -> None:
+    """Raises for options that do not go with any of these optimizers, or not with one of them."""
+    records = {name: RECORDS[name] for name in names if name in RECORDS}
+    _check_options(config, names)
+    for name, record in records.items():
+        parts = (record.defaults | options_of(config, name)).get("microbatches", 1)
+        if config.batch_size % parts:
+            raise ValueError(f"microbatches={parts} must divide batch_size={config.batch_size}.")
+    if "forward_gradient" in names and config.accumulate > 1:
+        raise ValueError(
+            f"accumulate={config.accumulate} does not go with forward_gradient, which keeps no "
+            "activations that it could spare."
+        )
+    estimators = [name for name, record in records.items() if not record.has_rho]
+    if estimators and config.sparse in ("rigl", "svite") and not config.is_dense:
+        raise ValueError(
+            f"sparse={config.sparse!r} grows masks by the gradient of pruned weights, which "
+            f"{', '.join(estimators)} does not estimate; take set, dsr or mest."
+        )
+
+
+def _check_options(config: ProblemConfig, names: Collection[str]) -> None:
+    """Raises for an option of optimizers that none of these takes: it would do nothing."""
+    taken = {option for name in names if name in RECORDS for option in RECORDS[name].options}
+    offered = {option for record in RECORDS.values() for option in record.options}
+    for option in sorted(offered - taken):
+        value = getattr(config, option, None)
+        if value is not None:
+            able = ", ".join(name for name, record in RECORDS.items() if option in record.options)
+            raise ValueError(
+                f"{option}={value!r} goes with {able}, not with {', '.join(names)}: leave it out."
+            )
+
+
+def radius_rule(optimizer: str, radius: str | None) -> str:
+    """The rule of a radius: the one given, or what suits the optimizer."""
+    record = RECORDS.get(optimizer)
+    return radius or (record and record.radius) or "layerwise"
+
+
+def default_rho(optimizer: str, radius: str | None) -> float:
+    """The radius to use when none is given; 0 for optimizers without one."""
+    return 0.0 if is_plain(optimizer) else RECORDS[optimizer].default_rho(radius)
+
+
+def rho_grid(optimizer: str, radius: str | None) -> tuple[float, ...]:
+    """The radii that tuning tries; (0,) for optimizers without one."""
+    return (0.0,) if is_plain(optimizer) else RECORDS[optimizer].rho_grid(radius)
+
+
+def rho_of(config: TrainConfig) -> float:
+    """The radius of a run: the one given, or the default; 0 for optimizers without one."""
+    return default_rho(config.optimizer, config.radius) if config.rho is None else config.rho
+
+
+def options_of(config: ProblemConfig, optimizer: str) -> dict[str, Any]:
+    """The optimizer's own options, where the configuration has them."""
+    given = {name: getattr(config, name, None) for name in RECORDS[optimizer].options}
+    if "delta" in given and given["delta"] is None:
+        given["delta"] = _DELTAS[config.precision]
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def sharpness_aware_part(
+    config: ProblemConfig, optimizer: str, rho: float, seed: int, steps: int
+) -> optax.GradientTransformationExtraArgs | None:
+    """The sharpness-aware transformation, first in the chain; None for plain optimizers."""
+    if is_plain(optimizer):
+        return None
+    record, options = RECORDS[optimizer], options_of(config, optimizer)
+    if "key" in record.defaults:
+        options["key"] = seed
+    if not record.has_rho:
+        return record.make(**options)
+    if record.radius is not None:  # ASAM's is its own
+        options["radius"] = radius_rule(optimizer, config.radius)
+    return record.make(_warmed_up(rho, round(config.rho_warmup * steps)), **options)
+
+
+def _warmed_up(rho: float, steps: int) -> float | optax.Schedule:
+    # A radius that is zero for good costs nothing, which no schedule could say.
+    return optax.linear_schedule(0.0, rho, steps) if steps and rho else rho
+
+
+def transformation(
+    config: ProblemConfig,
+    optimizer: str,
+    sam_tx: optax.GradientTransformation | None,
+    steps: int,
+) -> optax.GradientTransformationExtraArgs:
+    """Perturbation, clipping, then SGD with momentum and L2 penalty, or AdamW."""
+    links = [] if sam_tx is None else [sam_tx]
+    if config.clip_norm is not None:
+        links.append(optax.clip_by_global_norm(config.clip_norm))
+    rate = schedule(config, steps)
+    if (optimizer if is_plain(optimizer) else config.base_optimizer) == "adamw":
+        links.append(optax.adamw(rate, weight_decay=config.weight_decay, mask=_kernels))
+    else:
+        links.append(optax.add_decayed_weights(config.weight_decay))
+        links.append(optax.sgd(rate, momentum=config.momentum, nesterov=config.nesterov))
+    return optax.chain(*links)
+
+
+def schedule(config: ProblemConfig, steps: int) -> optax.Schedule:
+    """The learning rate at each step: a linear warmup, then the cosine or the steps.
+
+    Both fall as if they had begun at step 0 of what is left after the warmup (cosine) or of the
+    whole run (steps).
+    """
+    warmup = round(config.warmup * steps)
+    peak, end = config.learning_rate, config.final_learning_rate
+    if config.schedule == "cosine":
+        falling = optax.cosine_decay_schedule(peak, max(1, steps - warmup), alpha=end / peak)
+    else:
+        drops: dict[int, float] = {}
+        for milestone in config.milestones:  # two may fall on one step of a short run
+            at = max(1, round(milestone * steps) - warmup)
+            drops[at] = 0.1 * drops.get(at, 1.0)
+        falling = optax.piecewise_constant_schedule(peak, drops)
+    if not warmup:
+        return falling
+    rising = optax.linear_schedule(config.initial_learning_rate, peak, warmup)
+    return optax.join_schedules([rising, falling], [warmup])
+
+
+def passes(config: ProblemConfig, optimizer: str) -> Passes:
+    """The forward and backward passes of one step, in batches, averaged over steps."""
+    if is_plain(optimizer):
+        return Passes(1, 1)
+    # Training losses have auxiliary output, the new statistics of BatchNorm.
+    return RECORDS[optimizer].count_passes(has_aux=True, **options_of(config, optimizer))
+
+
+def _kernels(params: PyTree) -> PyTree:
+    """True at kernels: not at biases, norms, and embeddings, which AdamW leaves undecayed."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: path[-1].key == "kernel" and is_weight("", leaf), params
+    )
+
+
+def check_budget(problem: Problem) -> None:
+    """Raises ValueError for a budget that the model or the data cannot meet; computes nothing."""
+    config = problem.config
+    if config.is_dense:
+        return
+    params = jax.eval_shape(lambda: problem.init(seed=0)).params
+    default = "uniform" if config.sparse in ("dsr", "mest") else "erk"
+    if config.sparse in ("snip", "grasp", "synflow", "lth"):
+        default = "global"
+    choice = {"distribution": default, **mask_options(config)}
+    jax.eval_shape(lambda p: sparsity.random(p, config.sparsity, **choice), params)
+    if config.sparse == "grasp":
+        _grasp_sample(problem, seed=0)
+
+
+def masks_before_training(problem: Problem, network: Network, seed: int) -> PyTree:
+    """The masks of a method that chooses them before training; None for the others."""
+    config = problem.config
+    if config.is_dense or config.sparse in METHODS:
+        return None
+    params, level, choice = network.params, config.sparsity, mask_options(config)
+    if config.sparse == "random":
+        return sparsity.random(params, level, key=seed, **choice)
+    if config.sparse in ("magnitude", "lth"):
+        # A lottery ticket begins with all weights. Untrained ones are not ranked across layers:
+        # their scale says more about the initialiser than about the layer.
+        level = 0.0 if config.sparse == "lth" else level
+        return sparsity.magnitude(params, level, **{"distribution": "erk", **choice})
+    if config.sparse == "synflow":
+        model_state = jax.tree.map(_linear, network.model_state)
+        return sparsity.synflow(
+            lambda p, images: problem.apply(p, model_state, images),
+            params,
+            level,
+            problem.feed.image_shape,
+            **choice,
+        )
+    if config.sparse == "snip":
+        sample = problem.feed.raw(seed, _SNIP_IMAGES)
+        loss = problem.score_loss(network.model_state, training=False)
+        return sparsity.snip(loss, params, level, [sample], **choice)
+    loss = problem.score_loss(network.model_state, training=True, temperature=_GRASP_TEMPERATURE)
+    return sparsity.grasp(loss, params, level, [_grasp_sample(problem, seed)], **choice)
+
+
+def _linear(statistic: Any) -> Any:
+    """A statistic as SynFlow's linear network has it: not negative. Random keys stay."""
+    return jnp.abs(statistic) if jnp.issubdtype(statistic.dtype, jnp.floating) else statistic
+
+
+def under_masks(
+    config: ProblemConfig,
+    inner: optax.GradientTransformationExtraArgs,
+    masks: PyTree,
+    *,
+    steps: int,
+    seed: int,
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer under masks, fixed ones or those of a method that changes them."""
+    if config.is_dense:
+        return inner
+    if config.sparse not in METHODS:
+        return sparsity.fixed(inner, masks)
+    choice = mask_options(config)
+    if config.sparse == "mest":
+        choice["soft_bound"] = config.mest_soft_bound
+    return METHODS[config.sparse](inner, config.sparsity, total_steps=steps, key=seed, **choice)
+
+
+def masks_of(opt_state: PyTree) -> PyTree:
+    """The masks in an optimizer state; None for a dense network."""
+    held = isinstance(opt_state, SparseState | DropAndGrowState)
+    return sparsity.get_masks(opt_state) if held else None
+
+
+def dense_gradients(config: ProblemConfig, opt_state: PyTree) -> int:
+    """How many mask updates so far needed the gradient of pruned weights."""
+    if config.sparse not in ("rigl", "svite") or not isinstance(opt_state, DropAndGrowState):
+        return 0
+    return int(opt_state.updates)
+
+
+class Cost:
+    """MACs of training and inference, relative to the dense network with SGD.
+
+    A forward pass costs Σ_l density_l·f_l, f_l the dense layer's MACs, a backward pass
+    twice that; a mask update that needs the dense gradient costs the dense layers' weight
+    gradients once more. This is what kernels that skip zeros would do; XLA's do not skip them.
+    """
+
+    def __init__(self, problem: Problem, optimizer: str, network: Network) -> None:
+        """Traces the network's forward pass on one image."""
+        image = jnp.zeros((1, *problem.feed.image_shape))
+        self._params = network.params
+        self._costs = macs.macs(
+            lambda p, x: problem.apply(p, network.model_state, x), network.params, image
+        )
+        self._dense = float(sum(jax.tree.leaves(self._costs)))
+        self._passes = passes(problem.config, optimizer).work
+
+    def inference(self, masks: PyTree) -> float:
+        """One forward pass under the masks, as a fraction of the dense one."""
+        return macs.kept_macs(self._costs, masks, self._params) / self._dense
+
+    def training(self, masks: PyTree, steps: int, dense_gradients: int = 0) -> float:
+        """Some steps under the masks, in steps of the dense network with SGD."""
+        inference = self.inference(masks)
+        return (self._passes * inference * steps + (1.0 - inference) * dense_gradients) / 3.0
+
+
+def _grasp_sample(problem: Problem, seed: int) -> Any:
+    """As many images of each class, and their labels."""
+    feed = problem.feed
+    if not isinstance(feed, Resident):
+        raise ValueError("sparse='grasp' does not go with stream: it picks images by class.")
+    chosen = datasets.balanced_sample(
+        feed.dataset.train, _GRASP_IMAGES_PER_CLASS, feed.num_classes, seed
+    )
+    sample = feed.dataset.train.take(chosen)
+    return sample.images, sample.labels
+
+
+def mask_options(config: ProblemConfig) -> dict[str, Any]:
+    """What every method takes: which layers and, where it was chosen, the distribution."""
+    choice: dict[str, Any] = {"where": config.sparse_layers or KERNELS}
+    # SynFlow has no other distribution than its own.
+    if config.sparsity_distribution != "auto" and config.sparse != "synflow":
+        choice["distribution"] = config.sparsity_distribution
+    return choice

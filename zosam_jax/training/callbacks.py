@@ -1,0 +1,147 @@
+"""What is called while a run goes on: progress bar, metrics.jsonl, TensorBoard events."""
+
+import math
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from zosam_jax.training.problem import Problem
+from zosam_jax.training.progress import EpochRecord
+from zosam_jax.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from zosam_jax.training.trainer import Run
+
+
+class Callback:
+    """Watches a run; every method may be left as it is."""
+
+    def on_start(self, run: "Run") -> None:
+        """Before the first step of each training, resumed or not."""
+
+    def on_step(self, run: "Run") -> None:
+        """After each step; reading from `run.state` would make the host wait for the devices."""
+
+    def on_reading(self, run: "Run") -> None:
+        """A few times a second, between two steps, when the devices have just been waited for."""
+
+    def on_epoch(self, record: EpochRecord, run: "Run") -> None:
+        """After each epoch."""
+
+
+class ProgressLogger(Callback):
+    """Shows progress, and appends to the run folder as the run goes; entered around the training.
+
+    Where there is no terminal, each epoch leaves a line instead of moving a bar.
+    """
+
+    def __init__(
+        self, problem: Problem, folder: RunFolder, console: Console, *, tensorboard: bool
+    ) -> None:
+        """Nothing is shown or written before it is entered."""
+        self._problem, self._folder, self._console = problem, folder, console
+        self._tensorboard = tensorboard
+        self._events: Any = None
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(
+                "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}  "
+                "{task.fields[speed]:,.0f} images/s"
+            ),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            "", total=problem.steps, epoch=1, loss=math.nan, accuracy=0.0, speed=0.0
+        )
+        self._last_reading = (0, time.perf_counter())
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+        if self._events is not None:
+            self._events.close()
+
+    def on_start(self, run: "Run") -> None:
+        """Sets the bar to where the training stands."""
+        if self._tensorboard and self._events is None:
+            self._events = _events(self._folder, run.progress.total_steps)
+        if run.progress.round:
+            self._say(f"round {run.progress.round}, sparsity {run.sparsity:.1%}")
+        done = run.progress.epoch * self._problem.steps_per_epoch + run.progress.step
+        self._bar.reset(self._task, total=self._problem.steps, completed=done)
+        self._last_reading = (run.progress.total_steps, time.perf_counter())
+
+    def on_reading(self, run: "Run") -> None:
+        """Moves the bar on."""
+        last_step, last_time = self._last_reading
+        now, batch_size = time.perf_counter(), self._problem.config.batch_size
+        progress, state = run.progress, run.state
+        loss = float(state.loss_sum) / max(1, progress.step - int(state.bad_steps))
+        accuracy = int(state.correct) / max(1, int(state.seen))
+        self._bar.update(
+            self._task,
+            completed=progress.epoch * self._problem.steps_per_epoch + progress.step,
+            epoch=progress.epoch + 1,
+            loss=loss,
+            accuracy=accuracy,
+            speed=(progress.total_steps - last_step) * batch_size / (now - last_time),
+        )
+        self._last_reading = (progress.total_steps, now)
+        self._scalars({"train/running_loss": loss}, progress.total_steps)
+
+    def on_epoch(self, record: EpochRecord, run: "Run") -> None:
+        """Writes the record down."""
+        self._folder.append_metrics(record)
+        self._scalars(
+            {
+                f"epoch/{name}": value
+                for name, value in record._asdict().items()
+                if not math.isnan(value)
+            },
+            run.progress.total_steps,
+        )
+        if record.bad_steps:
+            self._say(
+                f"epoch {record.epoch}: {record.bad_steps} steps left out, whose loss was not "
+                "finite",
+            )
+        if not self._console.is_terminal:
+            skipped = math.isnan(record.test_accuracy)
+            test = "" if skipped else f"  test {record.test_accuracy:.2%}"
+            self._say(
+                f"epoch {record.epoch}/{self._problem.config.epochs}  loss {record.train_loss:.4f}"
+                f"  train {record.train_accuracy:.2%}{test}  "
+                f"{record.images_per_second:,.0f} images/s"
+            )
+        self._bar.update(
+            self._task,
+            completed=record.step,
+            epoch=record.epoch,
+            loss=record.train_loss,
+            accuracy=record.train_accuracy,
+            speed=record.images_per_second,
+        )
+
+    def _say(self, text: str) -> None:
+        self._bar.console.print(text, markup=False, highlight=False)
+
+    def _scalars(self, values: dict[str, float], step: int) -> None:
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+
+
+def _events(folder: RunFolder, done: int) -> Any:
+    # Here, since only those who ask for events need the library.
+    from tensorboardX import SummaryWriter  # noqa: PLC0415
+
+    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=done + 1)
