@@ -26,11 +26,11 @@ from typing import Any
 
 from rich.console import Console
 
+from zosam_jax.commands.train import train
 from zosam_jax.data.dataset import hold_out
 from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.problem import Problem, load_dataset
 from zosam_jax.training.run_folder import RunFolder
-from zosam_jax.commands.train import train
 from zosam_jax.training.trainer import Run
 
 METHODS = (

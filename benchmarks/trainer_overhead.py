@@ -21,14 +21,14 @@ import jax
 import tyro
 from rich.console import Console
 
-from zosam_jax.training import optimizers
+from zosam_jax.training import build
+from zosam_jax.training.callbacks import ProgressLogger
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.progress import EpochRecord
 from zosam_jax.training.run_folder import RunFolder
 from zosam_jax.training.trainer import Run
-from zosam_jax.training.callbacks import ProgressLogger
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def measure(model: str, crop_and_flip: bool, options: Options) -> dict[str, obje
         model=model, optimizer=options.optimizer, crop_and_flip=crop_and_flip, epochs=options.epochs
     )
     problem = Problem(config)
-    run = Run(problem, options.optimizer, optimizers.default_rho(options.optimizer, "layerwise"), 0)
+    run = Run(problem, options.optimizer, build.default_rho(options.optimizer, "layerwise"), 0)
     with (
         tempfile.TemporaryDirectory() as path,
         Checkpoints(Path(path), keep=2, seconds=1e9) as kept,

@@ -21,8 +21,7 @@ from problems import (
 )
 
 import zosam_jax
-from zosam_jax import ascent, directions
-from zosam_jax import masks
+from zosam_jax import ascent, directions, masks
 
 SIZE, KEPT = 12, 7
 KEY = jax.random.key(3)

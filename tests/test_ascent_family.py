@@ -25,8 +25,7 @@ from problems import (
 from test_oracles import NumpyMLP, PassCounter, length, move, to_numpy
 
 import zosam_jax
-from zosam_jax import ascent, directions, objective, radius
-from zosam_jax import masks
+from zosam_jax import ascent, directions, masks, objective, radius
 
 KEY = jax.random.key(3)
 every_mask = pytest.mark.parametrize("mask", [None, uneven_mask()], ids=["dense", "masked"])

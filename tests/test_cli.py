@@ -13,7 +13,7 @@ from problems import mlp_batch, mlp_loss, mlp_params
 
 from zosam_jax import cli
 from zosam_jax.optimizers import ESTIMATORS, REGISTRY
-from zosam_jax.training import config, optimizers
+from zosam_jax.training import build, config
 from zosam_jax.training.config import CompareConfig, TrainConfig
 
 ONE = ["--mesh", "data=1"]  # the tests force four devices upon the CPU
@@ -40,7 +40,7 @@ def test_a_run_folder_holds_what_is_promised(run):
     assert summary["seed"] == 3
     assert summary["steps"] == 2 * (256 // 64)
     assert summary["sparsity"] == pytest.approx(0.9, abs=1e-4)
-    assert summary["rho"] == optimizers.default_rho("zo_sam", "layerwise")
+    assert summary["rho"] == build.default_rho("zo_sam", "layerwise")
     assert 0 < summary["test_accuracy"] <= 1
     assert summary["seconds"] > 0
     assert summary["images_per_second"] > 0
@@ -189,7 +189,7 @@ def test_every_registered_transformation_is_on_the_command_line():
     assert names == {"sgd", "adamw", *REGISTRY, *ESTIMATORS}
     for name in REGISTRY:
         for radius in typing.get_args(config.RadiusName):
-            grid = optimizers.rho_grid(name, radius)
+            grid = build.rho_grid(name, radius)
             assert len(grid) == 5
             assert list(grid) == sorted(grid)
 
@@ -213,7 +213,7 @@ def test_options_that_do_not_suit_the_optimizer_are_refused(options, sentence, t
 @pytest.mark.parametrize("steps", [0, 10])
 def test_the_radius_warms_up(steps):
     options = config.TrainConfig(rho_warmup=0.5 if steps else 0.0, radius="global")
-    tx = optimizers.perturbation(options, "random_weight_perturbation", 0.4, 0, 2 * steps)
+    tx = build.sharpness_aware_part(options, "random_weight_perturbation", 0.4, 0, 2 * steps)
     state = tx.init(mlp_params())
     lengths = []
     for count in (0, 5, 10, 20):

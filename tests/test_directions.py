@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from problems import assert_equal, flatten, keys, uneven_mask, uneven_params
 
-from zosam_jax import directions, trees
-from zosam_jax import masks
+from zosam_jax import directions, masks, trees
 
 every_distribution = pytest.mark.parametrize("name", directions.DISTRIBUTIONS)
 SIZE, KEPT = 12, 7

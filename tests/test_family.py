@@ -24,8 +24,7 @@ from problems import (
 )
 
 import zosam_jax
-from zosam_jax import ascent, descent, directions, objective
-from zosam_jax import masks
+from zosam_jax import ascent, descent, directions, masks, objective
 
 SEED, ALPHA = 11, 0.7
 

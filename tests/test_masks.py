@@ -7,8 +7,7 @@ import optax
 import pytest
 from problems import assert_equal, flatten, mlp_mask, mlp_params, uneven_mask, uneven_params
 
-from zosam_jax import sparsity
-from zosam_jax import masks
+from zosam_jax import masks, sparsity
 
 KEPT, SIZE = 7, 12
 

@@ -22,8 +22,7 @@ from problems import (
 )
 
 import zosam_jax
-from zosam_jax import ascent, directions
-from zosam_jax import masks
+from zosam_jax import ascent, directions, masks
 
 # SAM against optax.
 

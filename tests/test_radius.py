@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from problems import assert_close, assert_equal, flatten, uneven_mask, uneven_params
 
-from zosam_jax import directions, radius
-from zosam_jax import masks
+from zosam_jax import directions, masks, radius
 
 every_rule = pytest.mark.parametrize("name", radius.RULES)
 every_mask = pytest.mark.parametrize("mask", [None, uneven_mask()], ids=["dense", "masked"])

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from problems import mlp_batch, mlp_loss, mlp_mask, mlp_params, uneven_mask, uneven_params
 
-from zosam_jax import ascent, trees
+from zosam_jax import ascent, masks, trees
 from zosam_jax.analysis import estimator
-from zosam_jax import masks
 
 BATCHES = [mlp_batch(seed=seed) for seed in (1, 2, 3)]
 DIMENSION = 7  # what uneven_mask keeps

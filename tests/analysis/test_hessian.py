@@ -19,10 +19,9 @@ from problems import (
     uneven_params,
 )
 
-from zosam_jax import sparsity
+from zosam_jax import masks, sparsity
 from zosam_jax.analysis import hessian
 from zosam_jax.integrations import nnx as nnx_integration
-from zosam_jax import masks
 
 BATCHES = [mlp_batch(seed=seed) for seed in (1, 2)]
 WHOLE = {name: jnp.concatenate([batch[name] for batch in BATCHES]) for name in ("x", "y")}

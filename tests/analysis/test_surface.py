@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from problems import assert_equal, flatten, mlp_batch, mlp_loss, mlp_mask, mlp_params
 
-from zosam_jax import trees
+from zosam_jax import masks, trees
 from zosam_jax.analysis import surface
-from zosam_jax import masks
 
 BATCHES = [mlp_batch(seed=seed) for seed in (1, 2, 3)]
 

@@ -7,9 +7,8 @@ import pytest
 from problems import mlp_batch, mlp_loss, mlp_mask, mlp_params
 
 import zosam_jax
-from zosam_jax import ascent
+from zosam_jax import ascent, masks
 from zosam_jax.analysis.variance import gradient_variance
-from zosam_jax import masks
 
 RNG = np.random.default_rng(0)
 PARAMS = {"bias": np.float32(0.7), "w": RNG.normal(size=3).astype(np.float32)}

@@ -10,8 +10,9 @@ import pytest
 
 from zosam_jax import cli
 from zosam_jax.analysis import hessian
-from zosam_jax.training import pictures, step
+from zosam_jax.commands import pictures
 from zosam_jax.commands.analyze import AnalyzeConfig
+from zosam_jax.training import step
 from zosam_jax.training.saved_run import open_run
 
 ONE = ["--mesh", "data=1"]

@@ -14,9 +14,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from zosam_jax import cli
-from zosam_jax.training import bench, entries, passes
-from zosam_jax.training.config import BenchConfig
+from zosam_jax.commands.bench import entries, passes
 from zosam_jax.commands.bench.passes import Passes
+from zosam_jax.training.config import BenchConfig
 
 SMALL = ["--model", "lenet-300-100", "--batch-size", "16", "--image-shape", "8", "8", "1"]
 SMALLEST = {"model": "lenet-300-100", "batch_size": 4, "image_shape": (8, 8, 1)}

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from zosam_jax import cli, data
+from zosam_jax.commands import evaluate as module
+from zosam_jax.commands.evaluate import EvaluateConfig, evaluate
 from zosam_jax.data import Dataset, Split
 from zosam_jax.data import dataset as datasets
-from zosam_jax.training import evaluate as module
-from zosam_jax.commands.evaluate import EvaluateConfig, evaluate
 from zosam_jax.training.saved_run import open_run
 
 SMALL = ["--model", "lenet-300-100", "--epochs", "2", "--mesh", "data=1"]

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from zosam_jax import cli
-from zosam_jax.training import sweep as sweeps
-from zosam_jax.training.config import TrainConfig
+from zosam_jax.commands import sweep as sweeps
 from zosam_jax.commands.sweep import Cell, SweepConfig, cells, sweep
+from zosam_jax.training.config import TrainConfig
 
 QUIET = Console(quiet=True)
 GRID = """

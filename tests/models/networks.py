@@ -85,7 +85,7 @@ def train(model, tx, images, labels, steps=3):
     @quick_jit
     def take(params, model_state, state):
         loss = functional_loss(cross_entropy, graphdef, model_state)
-        value, (model_state, _), params, state = step.apply_loss(
+        value, (model_state, _), params, state = plain.apply_loss(
             tx, lambda p: loss(p, images, labels), params, state, has_aux=True
         )
         return value, params, model_state, state

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from zosam_jax import cli, recipes
-from zosam_jax.training import optimizers
+from zosam_jax.training import build
 from zosam_jax.training.config import TrainConfig
 
 EVERY = {recipe.name: recipe for recipe in recipes.every()}
@@ -36,7 +36,7 @@ def test_the_paper_s_imagenet_table_is_complete():
         for percent in (50, 70):
             for optimizer in ("adamw", "zo_sam"):
                 config = EVERY[f"imagenet-{model}-svite-{percent}-{optimizer}"].config
-                assert optimizers.schedule(config, 600_000)(5000) == pytest.approx(5e-4, rel=1e-3)
+                assert build.schedule(config, 600_000)(5000) == pytest.approx(5e-4, rel=1e-3)
                 assert (config.stream, config.base_optimizer) == (True, "adamw")
 
 

@@ -15,15 +15,15 @@ import pytest
 from rich.console import Console
 
 from zosam_jax import cli
+from zosam_jax.commands.train import train
 from zosam_jax.training import run_folder
+from zosam_jax.training.callbacks import ProgressLogger
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.run_folder import UnreadableRunError
 from zosam_jax.training.step import to_saved
-from zosam_jax.commands.train import train
 from zosam_jax.training.trainer import NonFiniteLossError, Run
-from zosam_jax.training.callbacks import ProgressLogger
 
 QUIET = Console(quiet=True)
 CLOCKS = ("seconds", "images_per_second", "data_wait")
