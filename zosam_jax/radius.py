@@ -1,4 +1,4 @@
-"""How far to climb: turns an ascent direction g and a radius ρ into the perturbation ε.
+"""Radius rules: from an ascent's direction g and a radius ρ to the perturbation ε.
 
 A radius rule is a function `(direction, params, rho, mask=None) -> epsilon`. It sees directions
 that are zero where the mask is, and returns ε = 0 where there is nothing to scale. A `Radius` is a

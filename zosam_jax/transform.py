@@ -55,13 +55,13 @@ def sharpness_aware(
       losses_fn: the loss of each example, of shape [batch], likewise; for descents that ask.
       mask: overrides the one given here.
       has_aux: True if `value_fn` returns (scalar, aux); `pop_aux` then takes aux out of the state.
-      emit: "gradient", or "perturbation" for ε itself in its place and no step taken: a look at
-        what the next update would do, for diagnostics.
+      emit: "gradient", or "perturbation" for the ε of the next step in its place, the state left
+        as it is; for diagnostics.
       keep_gradient: True to emit the gradient of the weights that `mask` keeps and leave the whole
         one in the state, where `pop_gradient` finds it; for wrappers that grow masks by it.
 
     Args:
-      ascent: which way is up (`zosam_jax.ascent`).
+      ascent: how to find the direction of ε (`zosam_jax.ascent`).
       rho: ρ ≥ 0, or an optax schedule of the step count. In the units of `radius`.
       radius: "global", "layerwise", "adaptive", "calibrated", or one of your own
         (`zosam_jax.radius`).
