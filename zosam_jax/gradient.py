@@ -407,7 +407,7 @@ def value_and_grad(
 
     Args:
       loss: a function (params, *args, **kwargs) → scalar, or → (scalar, aux) with `has_aux`.
-      ascent: which way is up (`zosam_jax.ascent`).
+      ascent: how to find the direction of ε (`zosam_jax.ascent`).
       rho: ρ ≥ 0, or an optax schedule of the step count. In the units of `radius`.
       radius: "global", "layerwise", "adaptive", "calibrated", or one of your own
         (`zosam_jax.radius`).

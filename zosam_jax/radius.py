@@ -1,4 +1,4 @@
-"""How far to climb: turns an ascent direction g and a radius ρ into the perturbation ε.
+"""Radius rules: from an ascent's direction g and a radius ρ to the perturbation ε.
 
 A radius rule is a function `(direction, params, rho, mask=None) -> epsilon`. It sees directions
 that are zero where the mask is, and returns ε = 0 where there is nothing to scale. A `Radius` is a
@@ -275,13 +275,15 @@ def calibrated(
     )
 
 
+_BY_NAME: dict[str, Rule | Radius] = {**RULES, "calibrated": calibrated()}
+
+
 def get(radius: RadiusLike) -> Radius:
     """The radius of that name; a function of your own is taken for a rule."""
     if isinstance(radius, Radius):
         return radius
-    if radius == "calibrated":
-        return calibrated()
-    return constant(choose("radius", radius, RULES))
+    found = choose("radius", radius, _BY_NAME)
+    return found if isinstance(found, Radius) else constant(found)
 
 
 def perturbation(

@@ -1,4 +1,4 @@
-"""What every ascent is: the answer to "which way is up?", as a NamedTuple of pure functions."""
+"""What every ascent is: a rule for a direction in which the loss rises, as pure functions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +11,8 @@ class AscentResult(NamedTuple):
     """What an ascent found.
 
     Attributes:
-      direction: a pytree like the parameters that points uphill; its length means nothing.
+      direction: g, a pytree like the parameters, along which the loss rises; its length does not
+        matter.
       clean: the forward and backward pass at θ on the whole batch, if the ascent made it. The
         step's auxiliary output is then that pass's, and descents that need ∇L(θ) find it there.
       value: L(θ) on the whole batch, if the ascent measured it, to O(δ²) at least.
@@ -27,7 +28,7 @@ class AscentResult(NamedTuple):
 
 
 class Ascent(NamedTuple):
-    """A way of finding "up".
+    """A rule for the direction of the perturbation.
 
     Attributes:
       init: params → state, whatever the ascent wants to remember between steps (arrays only).

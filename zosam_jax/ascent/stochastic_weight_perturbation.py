@@ -1,4 +1,4 @@
-"""Climbs with a random part of the parameter arrays: ESAM's ascent."""
+"""A random part of the parameter arrays is perturbed: ESAM's ascent."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def stochastic_weight_perturbation(ascent: Ascent, keep: float) -> Ascent:
     the compiled program runs, so that no pass can be spared the others.
 
     Args:
-      ascent: which way is up.
+      ascent: how to find the direction.
       keep: β in (0, 1].
 
     Raises:
