@@ -71,14 +71,15 @@ class CompareConfig(ProblemConfig):
             )
         if self.tune and self.stream:
             raise ValueError("tune=True does not go with stream: no images are held out of it.")
-        other = "adamw" if self.base_optimizer == "sgd" else "sgd"
+        base = self.base_optimizer or "sgd"
+        other = "adamw" if base == "sgd" else "sgd"
         if other in self.optimizers:
             raise ValueError(
                 f"optimizers={self.optimizers!r}: {other} does not go with "
-                f"base_optimizer={self.base_optimizer!r}, which all others use."
+                f"base_optimizer={base!r}, which all others use."
             )
-        others = [o for o in self.optimizers if o != self.base_optimizer]
-        object.__setattr__(self, "optimizers", (self.base_optimizer, *others))
+        others = [o for o in self.optimizers if o != base]
+        object.__setattr__(self, "optimizers", (base, *others))
 
 
 class Row(NamedTuple):

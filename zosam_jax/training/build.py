@@ -12,7 +12,14 @@ from zosam_jax.data import dataset as datasets
 from zosam_jax.optimizers import RECORDS, Passes
 from zosam_jax.sparsity import METHODS, DropAndGrowState, SparseState, macs
 from zosam_jax.sparsity.layers import is_weight
-from zosam_jax.training.config import ProblemConfig, TrainConfig
+from zosam_jax.training.applicable import PLAIN, base_optimizer, check_applicable
+from zosam_jax.training.config import (
+    MILESTONES,
+    MOMENTUM,
+    RHO_WARMUP,
+    ProblemConfig,
+    TrainConfig,
+)
 from zosam_jax.training.feed import Resident
 from zosam_jax.training.problem import Network, Problem
 from zosam_jax.trees import PyTree
@@ -58,13 +65,13 @@ def build(problem: Problem, network: Network, optimizer: str, rho: float, seed: 
 
 def is_plain(optimizer: str) -> bool:
     """Whether it takes the gradient where it is."""
-    return optimizer in ("sgd", "adamw")
+    return optimizer in PLAIN
 
 
 def check(config: ProblemConfig, names: Collection[str]) -> None:
     """Raises for options that do not go with any of these optimizers, or not with one of them."""
     records = {name: RECORDS[name] for name in names if name in RECORDS}
-    _check_options(config, names)
+    check_applicable(config, names)
     for name, record in records.items():
         parts = (record.defaults | options_of(config, name)).get("microbatches", 1)
         if config.batch_size % parts:
@@ -80,19 +87,6 @@ def check(config: ProblemConfig, names: Collection[str]) -> None:
             f"sparse={config.sparse!r} grows masks by the gradient of pruned weights, which "
             f"{', '.join(estimators)} does not estimate; take set, dsr or mest."
         )
-
-
-def _check_options(config: ProblemConfig, names: Collection[str]) -> None:
-    """Raises for an option of optimizers that none of these takes: it would do nothing."""
-    taken = {option for name in names if name in RECORDS for option in RECORDS[name].options}
-    offered = {option for record in RECORDS.values() for option in record.options}
-    for option in sorted(offered - taken):
-        value = getattr(config, option, None)
-        if value is not None:
-            able = ", ".join(name for name, record in RECORDS.items() if option in record.options)
-            raise ValueError(
-                f"{option}={value!r} goes with {able}, not with {', '.join(names)}: leave it out."
-            )
 
 
 def radius_rule(optimizer: str, radius: str | None) -> str:
@@ -137,7 +131,8 @@ def sharpness_aware_part(
         return record.make(**options)
     if record.radius is not None:  # ASAM's is its own
         options["radius"] = radius_rule(optimizer, config.radius)
-    return record.make(_warmed_up(rho, round(config.rho_warmup * steps)), **options)
+    warmup = RHO_WARMUP if config.rho_warmup is None else config.rho_warmup
+    return record.make(_warmed_up(rho, round(warmup * steps)), **options)
 
 
 def _warmed_up(rho: float, steps: int) -> float | optax.Schedule:
@@ -156,11 +151,12 @@ def transformation(
     if config.clip_norm is not None:
         links.append(optax.clip_by_global_norm(config.clip_norm))
     rate = schedule(config, steps)
-    if (optimizer if is_plain(optimizer) else config.base_optimizer) == "adamw":
+    if base_optimizer(vars(config), optimizer) == "adamw":
         links.append(optax.adamw(rate, weight_decay=config.weight_decay, mask=_kernels))
     else:
         links.append(optax.add_decayed_weights(config.weight_decay))
-        links.append(optax.sgd(rate, momentum=config.momentum, nesterov=config.nesterov))
+        momentum = MOMENTUM if config.momentum is None else config.momentum
+        links.append(optax.sgd(rate, momentum=momentum, nesterov=config.nesterov))
     return optax.chain(*links)
 
 
@@ -176,7 +172,8 @@ def schedule(config: ProblemConfig, steps: int) -> optax.Schedule:
         falling = optax.cosine_decay_schedule(peak, max(1, steps - warmup), alpha=end / peak)
     else:
         drops: dict[int, float] = {}
-        for milestone in config.milestones:  # two may fall on one step of a short run
+        milestones = MILESTONES if config.milestones is None else config.milestones
+        for milestone in milestones:  # two may fall on one step of a short run
             at = max(1, round(milestone * steps) - warmup)
             drops[at] = 0.1 * drops.get(at, 1.0)
         falling = optax.piecewise_constant_schedule(peak, drops)
@@ -327,6 +324,6 @@ def mask_options(config: ProblemConfig) -> dict[str, Any]:
     """What every method takes: which layers and, where it was chosen, the distribution."""
     choice: dict[str, Any] = {"where": config.sparse_layers or KERNELS}
     # SynFlow has no other distribution than its own.
-    if config.sparsity_distribution != "auto" and config.sparse != "synflow":
+    if config.sparsity_distribution is not None and config.sparse != "synflow":
         choice["distribution"] = config.sparsity_distribution
     return choice

@@ -22,6 +22,7 @@ from zosam_jax.commands.bench.entries import BenchProblem, Entry, parts, run_of
 from zosam_jax.commands.refusal import refusing
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.training import build, devices, step
+from zosam_jax.training.applicable import has_rho
 from zosam_jax.training.config import (
     AscentConfig,
     ModelConfig,
@@ -94,6 +95,10 @@ class BenchConfig(ModelConfig, SparseConfig, AscentConfig):
         if min(self.image_shape) < 1:
             raise ValueError(f"image_shape={self.image_shape!r} must be three integers above 0.")
         check_number("rho", self.rho, above=0.0, inclusive=False)
+        if self.rho_warmup is not None:
+            raise ValueError(
+                f"rho_warmup={self.rho_warmup!r} is for train: bench measures constant radii."
+            )
         if self.sparse not in ("none", "random") and self.is_dense:
             raise ValueError(f"sparse={self.sparse!r} needs a sparsity above 0.")
         others = [o for o in dict.fromkeys(self.optimizers) if o != "sgd"]
@@ -108,9 +113,10 @@ class BenchConfig(ModelConfig, SparseConfig, AscentConfig):
             "schedule": "step",
             "milestones": (),
             "warmup": 0.0,
-            "rho_warmup": 0.0,
             "mesh": "data=1",
         }
+        if any(map(has_rho, self.optimizers)):
+            constant["rho_warmup"] = 0.0
         return ProblemConfig(**{**options_of_problem(self), **constant})
 
 
