@@ -21,7 +21,7 @@ from zosam_jax.data import Dataset
 from zosam_jax.data import dataset as datasets
 from zosam_jax.errors import check_count
 from zosam_jax.optimizers import ESTIMATORS
-from zosam_jax.training import build
+from zosam_jax.training import build, run_folder
 from zosam_jax.training.callbacks import Callback
 from zosam_jax.training.config import OptimizerName, ProblemConfig, check_fraction
 from zosam_jax.training.feed import BrokenDataError
@@ -117,7 +117,7 @@ def run(config: CompareConfig, console: Console) -> None:
     with refusing():
         folder = RunFolder(config.output, "compare")
         problem = checked_problem(config, config.optimizers)
-    folder.write_json("config.json", config)
+    folder.write_json(run_folder.CONFIG, config)
     try:
         with contextlib.closing(problem.feed):
             compare(config, problem, folder, console)
@@ -135,9 +135,9 @@ def compare(
     with Progress(console=console, transient=True) as bar:
         if config.tune:
             rhos, tuning = _tune(config, bar)
-            folder.write_json("tuning.json", tuning)
+            folder.write_json(run_folder.TUNING, tuning)
         rows = _rows(problem, rhos, config.seeds, bar)
-    folder.write_json("compare.json", [row._asdict() for row in rows])
+    folder.write_json(run_folder.COMPARISON, [row._asdict() for row in rows])
     console.print(_table(rows, config))
     console.print(f"results in {folder.path}")
     return rows
