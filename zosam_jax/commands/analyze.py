@@ -15,6 +15,7 @@ from rich.console import Console
 
 from zosam_jax import trees
 from zosam_jax.analysis import features, hessian, sharpness, surface, variance
+from zosam_jax.analysis.estimator import PerturbationQuality
 from zosam_jax.commands import pictures
 from zosam_jax.commands.refusal import refusing
 from zosam_jax.data.dataset import Images, Labels, Split
@@ -264,7 +265,7 @@ class _Analysis:
         if run.sam_tx is None or run.optimizer in ESTIMATORS:
             return {"gradient_variance": gradient()._asdict()}
         looks = [jax.device_get(self._aim(*look)) for look in keyed]
-        cosines, gains = zip(*looks, strict=True)
+        cosines, gains = [look.cosine for look in looks], [look.gain for look in looks]
         return {
             "gradient_variance": gradient()._asdict(),
             "perturbed_gradient_variance": gradient(perturbation=self._climb)._asdict(),
@@ -287,7 +288,7 @@ class _Analysis:
         )
 
     @functools.cached_property
-    def _aim(self) -> Callable[..., tuple[Array, Array]]:
+    def _aim(self) -> Callable[..., PerturbationQuality]:
         return jax.jit(functools.partial(step.ascent_quality, self._run.problem, self._run.sam_tx))
 
     def _loss(self, params: PyTree, batch: Any) -> Array:

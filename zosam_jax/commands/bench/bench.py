@@ -18,6 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from zosam_jax import trees
+from zosam_jax.analysis.estimator import PerturbationQuality, perturbation_quality
 from zosam_jax.commands.bench.entries import BenchProblem, Entry, parts, run_of
 from zosam_jax.commands.refusal import refusing
 from zosam_jax.errors import check_count, check_number
@@ -35,7 +36,7 @@ from zosam_jax.training.feed import Batch
 from zosam_jax.training.run_folder import RunFolder
 from zosam_jax.training.step import TrainState
 from zosam_jax.training.trainer import Run
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import PyTree
 
 # The ascents are measured a little away from the initial weights, whose gradients are unlike any
 # later ones, and by optimizers that have seen a few steps, since some climb by what they remember.
@@ -174,12 +175,6 @@ class _Spectator:
         """Stays where it is: SAM remembers nothing."""
 
 
-class _Ascent(NamedTuple):
-    length: float
-    cosine: float
-    gain: float
-
-
 def run(config: BenchConfig, console: Console) -> None:
     """Builds the problem, and closes it when its steps are timed."""
     with refusing():
@@ -227,7 +222,7 @@ def _compile(config: BenchConfig, problem: BenchProblem, bar: Progress) -> dict[
 
 def _climb(
     config: BenchConfig, problem: BenchProblem, entries: dict[str, Entry], bar: Progress
-) -> dict[str, list[_Ascent]]:
+) -> dict[str, list[PerturbationQuality]]:
     """Measures every ε at the same weights on the same batches, those of one path of SGD.
 
     The entries go along, so that those that remember have something to remember. Those whose ε
@@ -236,7 +231,7 @@ def _climb(
     climbers: dict[str, Entry | _Spectator] = {**entries}
     climbers.setdefault("sam", _Spectator(run_of(problem, "sam")))
     perturbations = _perturbations(problem, climbers, bar.console)
-    ascents: dict[str, list[_Ascent]] = {name: [] for name in perturbations}
+    ascents: dict[str, list[PerturbationQuality]] = {name: [] for name in perturbations}
     base, batch, arrays = entries["sgd"], problem.batch, problem.feed.arrays
     measure = _measure(problem, config.rho)
     task = bar.add_task("climbing", total=_STEPS_TO_REMEMBER + _MEASURED_STEPS)
@@ -251,7 +246,7 @@ def _climb(
             climber.advance()
         base.advance()
         bar.advance(task)
-    return {name: found for name, found in ascents.items() if any(a.length for a in found)}
+    return {name: found for name, found in ascents.items() if any(a.norm for a in found)}
 
 
 _Perturbation: TypeAlias = Callable[[TrainState, Batch, PyTree], PyTree]
@@ -289,28 +284,22 @@ def _perturbation(
     return perturbation
 
 
-def _measure(problem: BenchProblem, rho: float) -> Callable[[TrainState, PyTree], _Ascent]:
-    """(state, ε) → ‖ε‖, cos(ε, ∇L(θ)) and L(θ + ρ ε/‖ε‖) − L(θ)."""
+def _measure(
+    problem: BenchProblem, rho: float
+) -> Callable[[TrainState, PyTree], PerturbationQuality]:
+    """(state, ε) → how well ρ ε/‖ε‖ is aimed, and what it gains."""
     batch, arrays = problem.batch, problem.feed.arrays
 
     @jax.jit
     def measure(
         state: TrainState, epsilon: PyTree, batch: Batch, arrays: PyTree
-    ) -> tuple[Array, Array, Array]:
+    ) -> PerturbationQuality:
         examples = problem.examples_of(state, batch, arrays)
-        value_fn = step.value_fn(problem, state)
-        value, gradient = jax.value_and_grad(value_fn)(state.params, examples)
-        length = trees.norm(epsilon)
-        unit = 1.0 / jnp.where(length > 0, length, 1.0)
-        cosine = unit * optax.tree.vdot(epsilon, gradient) / trees.norm(gradient)
-        perturbed = trees.displace(state.params, epsilon, rho * unit)
-        return length, cosine, value_fn(perturbed, examples) - value
+        loss = step.value_fn(problem, state)
+        scaled = trees.scale(epsilon, trees.ratio(jnp.asarray(rho), trees.norm(epsilon)))
+        return perturbation_quality(lambda p: loss(p, examples), state.params, scaled)
 
-    def ascent(state: TrainState, epsilon: PyTree) -> _Ascent:
-        found = measure(state, epsilon, batch, arrays)
-        return _Ascent(*map(float, found))
-
-    return ascent
+    return lambda state, epsilon: jax.device_get(measure(state, epsilon, batch, arrays))
 
 
 def _moved(state: TrainState, to: TrainState) -> TrainState:
@@ -334,11 +323,13 @@ def _time(entries: dict[str, Entry], rounds: int, bar: Progress) -> None:
 def _rows(
     config: BenchConfig,
     entries: dict[str, Entry],
-    ascents: dict[str, list[_Ascent]],
+    ascents: dict[str, list[PerturbationQuality]],
 ) -> list[Row]:
     base = entries["sgd"]
     quartiles = {name: _quartiles(c.seconds, base.seconds) for name, c in entries.items()}
-    gains = {name: statistics.fmean(a.gain for a in found) for name, found in ascents.items()}
+    gains = {
+        name: statistics.fmean(float(a.gain) for a in found) for name, found in ascents.items()
+    }
     # Time beyond SGD's step, where there is some to tell from noise.
     extra = {name: q[1] - 1.0 for name, q in quartiles.items() if q[0] > 1.0}
 
@@ -356,7 +347,9 @@ def _rows(
             flops_ratio=entry.flops / base.flops if entry.flops and base.flops else None,
             forward_passes=entry.passes.forward,
             backward_passes=entry.passes.backward,
-            cosine=statistics.fmean(a.cosine for a in ascents[name]) if name in gains else None,
+            cosine=statistics.fmean(float(a.cosine) for a in ascents[name])
+            if name in gains
+            else None,
             ascent_gain_ratio=gain,
             ascent_gain_per_cost_ratio=worth,
             time_ratio_quartiles=(low, high),
