@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -327,9 +327,7 @@ def _rows(
 ) -> list[Row]:
     base = entries["sgd"]
     quartiles = {name: _quartiles(c.seconds, base.seconds) for name, c in entries.items()}
-    gains = {
-        name: statistics.fmean(float(a.gain) for a in found) for name, found in ascents.items()
-    }
+    gains = {name: _mean(a.gain for a in found) for name, found in ascents.items()}
     # Time beyond SGD's step, where there is some to tell from noise.
     extra = {name: q[1] - 1.0 for name, q in quartiles.items() if q[0] > 1.0}
 
@@ -347,9 +345,7 @@ def _rows(
             flops_ratio=entry.flops / base.flops if entry.flops and base.flops else None,
             forward_passes=entry.passes.forward,
             backward_passes=entry.passes.backward,
-            cosine=statistics.fmean(float(a.cosine) for a in ascents[name])
-            if name in gains
-            else None,
+            cosine=_mean(a.cosine for a in ascents[name]) if name in gains else None,
             ascent_gain_ratio=gain,
             ascent_gain_per_cost_ratio=worth,
             time_ratio_quartiles=(low, high),
@@ -363,6 +359,10 @@ def _rows(
         )
 
     return [row(name, entry) for name, entry in entries.items()]
+
+
+def _mean(values: Iterable[Any]) -> float:
+    return statistics.fmean(map(float, values))
 
 
 def _quartiles(seconds: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
