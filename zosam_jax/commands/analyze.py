@@ -293,7 +293,7 @@ class _Analysis:
         return {"checkpoints": looks}
 
     def _noise(self) -> dict[str, Any]:
-        """The variance of the gradient over batches of the run's size, and the aim of the perturbation."""
+        """The variance of the gradient over batches of the run's size; how ε is aimed."""
         run = self._run
         batches = list(_batches(*self._images, run.problem.config.batch_size))
         keyed = [
@@ -309,7 +309,7 @@ class _Analysis:
         cosines, gains = [look.cosine for look in looks], [look.gain for look in looks]
         return {
             "gradient_variance": gradient()._asdict(),
-            "perturbed_gradient_variance": gradient(perturbation=self._climb)._asdict(),
+            "perturbed_gradient_variance": gradient(perturbation=self._perturbation)._asdict(),
             "estimator": {
                 "cosine": float(np.mean(cosines)),
                 "cosine_sd": float(np.std(cosines, ddof=1)),
@@ -321,7 +321,7 @@ class _Analysis:
     def _training_loss(self, params: PyTree, look: "_Look") -> Array:
         return step.value_fn(self._run.problem, look.state)(params, look.examples)
 
-    def _climb(self, params: PyTree, look: "_Look") -> PyTree:
+    def _perturbation(self, params: PyTree, look: "_Look") -> PyTree:
         assert self._run.sam_tx is not None
         state = look.state._replace(params=params)
         return step.perturbation(

@@ -1,4 +1,4 @@
-"""`zosam bench`: what each optimizer's step costs, and how well its perturbation is aimed, side by side."""
+"""`zosam bench`: what each optimizer's step costs, and how well its perturbation is aimed."""
 
 import contextlib
 import dataclasses
@@ -39,7 +39,7 @@ from zosam_jax.training.trainer import Run
 from zosam_jax.trees import PyTree
 
 # The ascents are measured a little away from the initial weights, whose gradients are unlike any
-# later ones, and by optimizers that have seen a few steps, since some perturb along what they remember.
+# later ones, and by optimizers that have seen a few steps, since some remember earlier ones.
 _STEPS_OF_SGD = 16
 _STEPS_TO_REMEMBER = 2
 _MEASURED_STEPS = 4
@@ -68,7 +68,7 @@ class BenchConfig(ModelConfig, SparseConfig, AscentConfig):
     """What to time; sgd is always among them, since the others are relative to it. forward_pass
     and gradient are parts of a step, optax.contrib.sam is another library's SAM."""
 
-    batch_size: int = 64
+    batch_size: int = 32
     """Images a step, on one device."""
 
     image_shape: tuple[int, int, int] = (32, 32, 3)
@@ -83,7 +83,7 @@ class BenchConfig(ModelConfig, SparseConfig, AscentConfig):
     rho: float = 0.05
     """Length to which every perturbation is scaled before its ascent gain is measured."""
 
-    rounds: int = 15
+    rounds: int = 9
     """How often the optimizers take turns, each for one step, after a round to warm up."""
 
     output: Path | None = None
