@@ -147,9 +147,8 @@ def adaptive_layerwise(
         return jnp.where(theta == 0, typical.astype(g.dtype), size) * g
 
     present = masks.restrict(params, mask)
-    leaves, structure = jax.tree.flatten(direction)
-    trio = zip(leaves, structure.flatten_up_to(present), masks.leaves(mask, direction), strict=True)
-    return layerwise(structure.unflatten([scaled(*one) for one in trio]), params, rho, mask)
+    kept = jax.tree.map(lambda g: None, direction) if mask is None else mask
+    return layerwise(jax.tree.map(scaled, direction, present, kept), params, rho, mask)
 
 
 def asam(eta: float = 0.01) -> Rule:
