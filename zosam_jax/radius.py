@@ -123,19 +123,32 @@ def adaptive(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None)
 def adaptive_layerwise(
     direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None
 ) -> PyTree:
-    """ε_l = ρ ‖θ_l‖₂ T_l g_l / ‖T_l g_l‖₂ with T = |θ| elementwise, for every array l on its own.
+    """ε_l = ρ ‖θ_l‖₂ T_l g_l / ‖T_l g_l‖₂ for every array l on its own, T = |θ| elementwise.
+
+        T_i = |θ_i|,   but ‖θ_l‖₂ / √n_l where a kept weight is exactly 0, n_l the kept weights of l
 
     `layerwise`'s lengths and `adaptive`'s directions, with one |θ| where that has two: large
-    weights of an array move most, and each array by the fraction ρ of its norm.
+    weights of an array move most, and each array by the fraction ρ of its norm. Weights at zero
+    move like one of root mean square size. With T = 0 they would stand still, and where all kept
+    weights of a channel are new, at zero, the gradient at θ+ε would be that of a channel without
+    variance, which BatchNorm multiplies by 1/√(its ε), 316 for 1e-5.
 
     Args:
       direction: g, a pytree of floating-point arrays.
       params: θ, a pytree like `direction`.
       rho: ρ ≥ 0, a scalar without units.
-      mask: where given, ‖θ_l‖₂ counts the kept weights only.
+      mask: where given, ‖θ_l‖₂ and n_l count the kept weights only.
     """
-    scaled = jax.tree.map(lambda g, theta: jnp.abs(theta).astype(g.dtype) * g, direction, params)
-    return layerwise(scaled, params, rho, mask)
+
+    def scaled(g: Array, theta: Array, kept: Array | None) -> Array:
+        count = jnp.size(theta) if kept is None else jnp.maximum(jnp.sum(kept), 1)
+        typical = trees.norm(theta) / jnp.sqrt(count)
+        size = jnp.abs(theta).astype(g.dtype)
+        return jnp.where(theta == 0, typical.astype(g.dtype), size) * g
+
+    present = masks.restrict(params, mask)
+    kept = jax.tree.map(lambda g: None, direction) if mask is None else mask
+    return layerwise(jax.tree.map(scaled, direction, present, kept), params, rho, mask)
 
 
 def asam(eta: float = 0.01) -> Rule:
