@@ -35,7 +35,6 @@ AROUND = {
     "a chain in a chain": lambda: optax.chain(adam(), optax.scale(0.5)),
     "rigl": lambda: sparsity.rigl(adam(), 0.0, total_steps=10),
     "set, masked": lambda: sparsity.fixed(adam(), {"value": True, "diagnostics": None}),
-    "partition": lambda: optax.partition({"all": adam()}, jax.tree.map(lambda _: "all", PARAMS)),
     "injected": lambda: optax.inject_hyperparams(zosam_jax.sam)(rho=RHO),
 }
 
