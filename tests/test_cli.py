@@ -13,6 +13,8 @@ from zosam_jax import cli
 from zosam_jax.commands import options
 from zosam_jax.training.config import TrainConfig
 
+POSITIONAL = ("runs", "file", "containing")
+
 
 def said(capsys):
     """What was printed, without tyro's boxes and line breaks."""
@@ -53,7 +55,7 @@ def test_help_explains_every_option(command, capsys):
     assert f"usage: zosam {command}" in text
     kind = cli._options(cli._module(command))
     for field in dataclasses.fields(kind):
-        assert f"--{field.name.replace('_', '-')}" in text or field.name in ("runs", "file")
+        assert f"--{field.name.replace('_', '-')}" in text or field.name in POSITIONAL
 
 
 def test_the_options_of_train_stand_in_groups(capsys):
