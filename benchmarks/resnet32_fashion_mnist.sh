@@ -10,10 +10,11 @@ for seed in 0 1; do
   # ρ: for the random directions the study of sparse methods' choice; SAM's default, 0.01, is far
   # too much for so short a run.
   for cell in sgd:0 zo_sam:0.05 random_weight_perturbation:0.05 sam:0.01 sam:0.0025; do
-    optimizer=${cell%:*} rho=${cell#*:}
+    optimizer=${cell%:*} rho=${cell#*:} radius=()
+    if [ "$optimizer" != sgd ]; then radius=(--rho "$rho"); fi
     zosam train --recipe "fashion_mnist-resnet32-rigl-95-$optimizer" \
       --data-dir "$data" --train-images 5000 --shrink 2 --no-crop-and-flip \
       --epochs 10 --evaluate-every 10 --batch-size 64 --schedule cosine --warmup 0.05 \
-      --rho "$rho" --seed "$seed" --mesh data=1 --output "$output/$optimizer-$rho-$seed"
+      "${radius[@]}" --seed "$seed" --mesh data=1 --output "$output/$optimizer-$rho-$seed"
   done
 done

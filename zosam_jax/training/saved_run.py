@@ -185,7 +185,10 @@ def typed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(name: str, kind: Any, value: Any) -> Any:
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(kind) if is_union else (kind,)
+    if value is None and types.NoneType in kinds:
+        return None
     if isinstance(value, str) and Path in kinds:
         return Path(value)
     if isinstance(value, list):
