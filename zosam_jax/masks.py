@@ -50,11 +50,18 @@ def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree) ->
         if str(error).startswith("mask"):
             raise
         raise ValueError(
-            f"mask has the structure {jax.tree.structure(mask)}, which does not fit the "
-            f"parameters' {jax.tree.structure(params)}: give one leaf for each parameter, with "
-            "None where all weights are kept."
+            f"mask has the leaves {_paths(mask)}, the parameters have {_paths(params)}: give one "
+            "leaf for each parameter, with None where all weights are kept."
         ) from error
     return pairs
+
+
+def _paths(tree: PyTree, shown: int = 4) -> str:
+    """The names of the first leaves of a tree."""
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+    names = [jax.tree_util.keystr(path) or "(the tree itself)" for path, _ in found]
+    rest = [f"{len(names) - shown} more"] if len(names) > shown else []
+    return ", ".join([*names[:shown], *rest]) or "(none)"
 
 
 def _resolve_leaf(path: tuple[Any, ...], mask: Any, param: Array) -> Array | None:

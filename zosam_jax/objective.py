@@ -108,6 +108,8 @@ class Objective:
                 f"losses_fn returned an array of shape {found.shape}; it must return one loss for "
                 f"each of the {self.batch_size} examples."
             )
+        if self._axis_name is None:
+            _check_replicated(found, params, "losses_fn")
         return found.astype(trees.wide_dtype(found))
 
     def losses_and_grad(self, params: PyTree) -> tuple[Array, ValueAndGrad]:

@@ -275,13 +275,15 @@ def calibrated(
     )
 
 
+_BY_NAME: dict[str, Rule | Radius] = {**RULES, "calibrated": calibrated()}
+
+
 def get(radius: RadiusLike) -> Radius:
     """The radius of that name; a function of your own is taken for a rule."""
     if isinstance(radius, Radius):
         return radius
-    if radius == "calibrated":
-        return calibrated()
-    return constant(choose("radius", radius, RULES))
+    found = choose("radius", radius, _BY_NAME)
+    return found if isinstance(found, Radius) else constant(found)
 
 
 def perturbation(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from zosam_jax import masks
@@ -105,7 +106,7 @@ def sharpness_aware(
     ) -> tuple[PyTree, SharpnessAwareState]:
         check_one_of("emit", emit, ("gradient", "perturbation"))
         _require(value_fn, params)
-        if updates is not None:
+        if not _may_be_ignored(updates):
             warnings.warn(_IGNORED, stacklevel=2)
         calls = bind(extra_args, value_fn=value_fn, probe_fn=probe_fn, losses_fn=losses_fn)
         kept = masks.resolve(own_mask if mask is None else mask, params)
@@ -136,6 +137,16 @@ _IGNORED = (
 )
 
 
+def _may_be_ignored(updates: PyTree) -> bool:
+    """Whether nothing is lost by ignoring these updates: there are none, or they had to be there.
+
+    optax.masked and optax.partition need updates for the parameters that other transformations
+    train, and put MaskedNode in the place of those.
+    """
+    leaves = jax.tree.leaves(updates, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    return not leaves or any(isinstance(x, optax.MaskedNode) for x in leaves)
+
+
 def _require(value_fn: Callable[..., Any] | None, params: PyTree) -> None:
     if value_fn is None:
         raise ValueError(
@@ -155,11 +166,22 @@ def states(opt_state: PyTree) -> list[SharpnessAwareState]:
     return [leaf for leaf in leaves if _is_state(leaf)]
 
 
+def comes_first(opt_state: PyTree) -> bool:
+    """Whether it is the state of a sharpness-aware transformation, or of a chain that begins so.
+
+    Such a transformation ignores its incoming updates.
+    """
+    while type(opt_state) is tuple and opt_state:  # that of optax.chain
+        opt_state = opt_state[0]
+    return _is_state(opt_state)
+
+
 def value(opt_state: PyTree) -> Array:
     """The loss of the last step, L(θ+ε), wherever in an optimizer state it stands.
 
     Args:
-      opt_state: the state of any optax transformation around one sharpness-aware transformation.
+      opt_state: the state of any optax transformation around one sharpness-aware transformation;
+        a Flax NNX optimizer's `opt_state` too.
 
     Returns:
       A float32 scalar; inf before the first step.
@@ -167,12 +189,12 @@ def value(opt_state: PyTree) -> Array:
     Raises:
       ValueError: if there is not exactly one sharpness-aware transformation in the state.
     """
-    return _only(opt_state).value
+    return jnp.asarray(_only(opt_state).value)
 
 
 def diagnostics(opt_state: PyTree) -> Diagnostics:
     """What the last step's passes tell about it; arguments and errors as of `value`."""
-    return _only(opt_state).diagnostics
+    return Diagnostics(*map(jnp.asarray, _only(opt_state).diagnostics))
 
 
 def pop_aux(opt_state: PyTree) -> tuple[Any, PyTree]:

@@ -76,12 +76,23 @@ def summary(params: PyTree, masks: PyTree) -> Summary:
         print(sparsity.summary(params, sparsity.get_masks(opt_state)))
 
     Args:
-      params: the parameters.
+      params: the parameters; of a Flax NNX model nnx.as_pure(nnx.state(model, nnx.Param)).
       masks: a pytree like `params` with 1/0 or bool leaves, None for dense parameters.
 
+    Returns:
+      A row for each parameter; printed, a table.
+
     Raises:
+      TypeError: for parameters that are no pytree of arrays, a Flax Linen module for example.
       ValueError: for masks that do not fit the parameters.
     """
+    for leaf in jax.tree.leaves(params):
+        if not hasattr(leaf, "shape"):
+            raise TypeError(
+                f"params holds a {type(leaf).__name__}; it must be a pytree of arrays: "
+                "variables['params'] for Flax Linen, nnx.as_pure(nnx.state(model, nnx.Param)) for "
+                "Flax NNX."
+            )
     leaves = mask_trees.leaves(mask_trees.resolve(masks, params), params)
     return Summary(
         tuple(

@@ -117,7 +117,9 @@ def update_inner(
             "the gradient is large, so pass it, tx.update(grads, state, params, ...)."
         )
     gradient = updates if keep_gradient else None
-    if updates is not None:
+    if transform.comes_first(inner_state):
+        updates = None  # those of the wrapper are for growth; inside they would be ignored
+    elif updates is not None:
         updates = mask_trees.restrict(updates, masks)
     extra_args = {
         **extra_args,
