@@ -21,7 +21,7 @@ from zosam_jax.data import Dataset
 from zosam_jax.data import dataset as datasets
 from zosam_jax.errors import check_count
 from zosam_jax.optimizers import ESTIMATORS
-from zosam_jax.training import build
+from zosam_jax.training import build, run_folder
 from zosam_jax.training.callbacks import Callback
 from zosam_jax.training.config import OptimizerName, ProblemConfig, check_fraction
 from zosam_jax.training.feed import BrokenDataError
@@ -71,14 +71,15 @@ class CompareConfig(ProblemConfig):
             )
         if self.tune and self.stream:
             raise ValueError("tune=True does not go with stream: no images are held out of it.")
-        other = "adamw" if self.base_optimizer == "sgd" else "sgd"
+        base = self.base_optimizer or "sgd"
+        other = "adamw" if base == "sgd" else "sgd"
         if other in self.optimizers:
             raise ValueError(
                 f"optimizers={self.optimizers!r}: {other} does not go with "
-                f"base_optimizer={self.base_optimizer!r}, which all others use."
+                f"base_optimizer={base!r}, which all others use."
             )
-        others = [o for o in self.optimizers if o != self.base_optimizer]
-        object.__setattr__(self, "optimizers", (self.base_optimizer, *others))
+        others = [o for o in self.optimizers if o != base]
+        object.__setattr__(self, "optimizers", (base, *others))
 
 
 class Row(NamedTuple):
@@ -116,7 +117,7 @@ def run(config: CompareConfig, console: Console) -> None:
     with refusing():
         folder = RunFolder(config.output, "compare")
         problem = checked_problem(config, config.optimizers)
-    folder.write_json("config.json", config)
+    folder.write_json(run_folder.CONFIG, config)
     try:
         with contextlib.closing(problem.feed):
             compare(config, problem, folder, console)
@@ -134,9 +135,9 @@ def compare(
     with Progress(console=console, transient=True) as bar:
         if config.tune:
             rhos, tuning = _tune(config, bar)
-            folder.write_json("tuning.json", tuning)
+            folder.write_json(run_folder.TUNING, tuning)
         rows = _rows(problem, rhos, config.seeds, bar)
-    folder.write_json("compare.json", [row._asdict() for row in rows])
+    folder.write_json(run_folder.COMPARISON, [row._asdict() for row in rows])
     console.print(_table(rows, config))
     console.print(f"results in {folder.path}")
     return rows

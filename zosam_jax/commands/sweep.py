@@ -285,7 +285,9 @@ class _Work:
             self._done += 1
             place = f"{self._done}/{self._total} {cell.name}: "
             if _is_finished(self._config, cell):
-                summary = json.loads((self._config.output / cell.name / "summary.json").read_text())
+                summary = json.loads(
+                    (self._config.output / cell.name / run_folder.SUMMARY).read_text()
+                )
                 outcome = f"{summary['test_accuracy']:.2%} in {summary['seconds']:.0f} s"
             else:
                 outcome = f"status {status}, {self._last_line(cell)}"
@@ -372,7 +374,7 @@ def _is_finished(config: SweepConfig, cell: Cell) -> bool:
       ValueError: if it was one with other options.
     """
     folder = config.output / cell.name
-    finished = (folder / "summary.json").is_file()
+    finished = (folder / run_folder.SUMMARY).is_file()
     if finished:
         run_folder.for_training(dataclasses.replace(cell.config, output=folder))
     return finished
@@ -390,15 +392,15 @@ def _is_settled(config: SweepConfig, cell: Cell) -> bool:
 
 
 def _failure(output: Path, name: str) -> Path:
-    return _about(output) / f"{name}.failed.json"
+    return _about(output) / f"{name}{run_folder.FAILED}"
 
 
 def _log(output: Path, name: str) -> Path:
-    return _about(output) / f"{name}.log"
+    return _about(output) / f"{name}{run_folder.LOG}"
 
 
 def _about(output: Path) -> Path:
-    folder = output / ".sweep"
+    folder = output / run_folder.SWEEP
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -410,7 +412,7 @@ def _claimed(output: Path, name: str) -> Iterator[int | None]:
         import fcntl  # noqa: PLC0415 (Windows has none)
     except ModuleNotFoundError as error:
         raise OSError("zosam sweep needs a POSIX system: Linux, macOS or WSL.") from error
-    with (_about(output) / f"{name}.lock").open("w") as file:
+    with (_about(output) / f"{name}{run_folder.LOCK}").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -60,7 +60,7 @@ def settings(sparse: Method) -> dict[str, Any]:
     if sparse.startswith("mest"):
         options |= {"batch_size": 64, "schedule": "cosine", "final_learning_rate": 4e-8}
     else:
-        options |= {"batch_size": 128, "schedule": "step", "milestones": (0.5, 0.75)}
+        options |= {"batch_size": 128, "schedule": "step"}
     if sparse.startswith(("mest", "dsr")):
         options["sparse_layers"] = BLOCKS
     return options

@@ -9,6 +9,7 @@ warmed up. Expected: 98 to 99.5% at 90%.
 from collections.abc import Iterator
 
 from zosam_jax.recipes.recipe import METHODS, OPTIMIZERS, SPARSITIES, Recipe, cell
+from zosam_jax.training.applicable import has_rho
 
 _RUN = ("sgd", "sam", "random_weight_perturbation", "zo_sam")
 
@@ -18,6 +19,7 @@ def recipes() -> Iterator[Recipe]:
     for sparse in METHODS:
         for sparsity in SPARSITIES:
             for optimizer in OPTIMIZERS:
-                name, config = cell("digits-resnet8", sparse, sparsity, optimizer, rho_warmup=0.2)
+                warmup = {"rho_warmup": 0.2} if has_rho(optimizer) else {}
+                name, config = cell("digits-resnet8", sparse, sparsity, optimizer, **warmup)
                 run_on = "2 CPU cores" if optimizer in _RUN else "not run"
                 yield Recipe(name, config, None, "", run_on)

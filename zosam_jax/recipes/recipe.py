@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, NamedTuple, cast
 
+from zosam_jax.training.applicable import has_rho
 from zosam_jax.training.config import OptimizerName, SparseName, TrainConfig
 
 Method = Literal["lth", "snip", "grasp", "synflow", "set", "dsr", "rigl", "mest-em", "mest-ems"]
@@ -66,12 +67,14 @@ def cell(
     """
     name = f"{prefix}-{sparse}-{round(100 * sparsity)}-{optimizer}"
     method: SparseName = "mest" if sparse.startswith("mest") else cast(SparseName, sparse)
+    if has_rho(optimizer):
+        options = {"rho_warmup": 0.0} | options  # as published, if not told otherwise
     config = TrainConfig(
         recipe=name,
         sparse=method,
         mest_soft_bound=sparse == "mest-ems",
         sparsity=sparsity,
         optimizer=optimizer,
-        **{"rho_warmup": 0.0} | options,  # as published, if not told otherwise
+        **options,
     )
     return name, config

@@ -1,5 +1,6 @@
 """From a run's options to its optimizer, the sharpness-aware part of it, its masks and its cost."""
 
+import dataclasses
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -9,12 +10,26 @@ import optax
 
 from zosam_jax import sparsity
 from zosam_jax.data import dataset as datasets
-from zosam_jax.optimizers import RECORDS, Passes
+from zosam_jax.optimizers import RECORDS, SUBBATCH, Passes
 from zosam_jax.sparsity import METHODS, DropAndGrowState, SparseState, macs
 from zosam_jax.sparsity.layers import is_weight
-from zosam_jax.training.config import ProblemConfig, TrainConfig
+from zosam_jax.sparsity.lottery import default_levels
+from zosam_jax.training.applicable import (
+    PLAIN,
+    base_optimizer,
+    check_applicable,
+    has_radius,
+    has_rho,
+)
+from zosam_jax.training.config import (
+    MILESTONES,
+    MOMENTUM,
+    RHO_WARMUP,
+    ProblemConfig,
+    TrainConfig,
+)
 from zosam_jax.training.feed import Resident
-from zosam_jax.training.problem import Network, Problem
+from zosam_jax.training.problem import STREAMED_SIZE, Network, Problem
 from zosam_jax.trees import PyTree
 
 # The models' kernels; not DeiT's position embedding and class token.
@@ -23,6 +38,9 @@ KERNELS = "kernel"
 _SNIP_IMAGES = 128
 _GRASP_IMAGES_PER_CLASS = 10
 _GRASP_TEMPERATURE = 200.0
+
+# Pixels a side of a patch.
+DEIT_PATCH = 16
 
 # Half of a bfloat16's digits: what the differences of the losses can be told from rounding with.
 _DELTAS = {"float32": 1e-3, "bfloat16": 1e-2}
@@ -56,15 +74,76 @@ def build(problem: Problem, network: Network, optimizer: str, rho: float, seed: 
     return Optimizer(tx, sam_tx, Cost(problem, optimizer, network))
 
 
+def resolved(config: TrainConfig) -> TrainConfig:
+    """The options as they take effect: where None stands for a value that depends on others, that.
+
+    `batching` may stay "auto", which the library settles for each loss.
+    """
+    missing: dict[str, Any] = {
+        name: value for name, value in _defaults(config).items() if getattr(config, name) is None
+    }
+    return dataclasses.replace(config, **missing)
+
+
+def canonical(config: TrainConfig) -> TrainConfig:
+    """The inverse of `resolved`: None where an option has the value that it would have by itself.
+
+    Runs of different optimizers then differ in what they were told alone.
+    """
+    same: dict[str, Any] = {
+        name: None for name, value in _defaults(config).items() if getattr(config, name) == value
+    }
+    return dataclasses.replace(config, **same)
+
+
+def _defaults(config: TrainConfig) -> dict[str, Any]:
+    """What None stands for in the options that have an effect."""
+    found: dict[str, Any] = {
+        **_defaults_of_optimizer(config),
+        "base_optimizer": config.optimizer if is_plain(config.optimizer) else "sgd",
+    }
+    if base_optimizer(vars(config), config.optimizer) == "sgd":
+        found["momentum"] = MOMENTUM
+    if config.schedule == "step":
+        found["milestones"] = MILESTONES
+    if not config.is_dense:
+        found["sparse_layers"] = KERNELS
+        found["sparsity_distribution"] = default_distribution(config.sparse)
+    if config.is_lottery:
+        found["lottery_levels"] = default_levels(config.sparsity)
+    if config.model.startswith("deit"):
+        found["patch"] = DEIT_PATCH
+    if config.stream:
+        found["image_size"] = STREAMED_SIZE
+    return found
+
+
+def _defaults_of_optimizer(config: TrainConfig) -> dict[str, Any]:
+    name = config.optimizer
+    if is_plain(name):
+        return {}
+    record = RECORDS[name]
+    found = {option: record.defaults[option] for option in record.options}
+    if "delta" in found:
+        found["delta"] = _DELTAS[config.precision]
+    if "fraction" in found:
+        found["fraction"] = SUBBATCH if name == "subbatch_sam" else 1.0
+    if has_rho(name):
+        found |= {"rho": default_rho(name, config.radius), "rho_warmup": RHO_WARMUP}
+    if has_radius(name):
+        found["radius"] = record.radius
+    return found
+
+
 def is_plain(optimizer: str) -> bool:
     """Whether it takes the gradient where it is."""
-    return optimizer in ("sgd", "adamw")
+    return optimizer in PLAIN
 
 
 def check(config: ProblemConfig, names: Collection[str]) -> None:
     """Raises for options that do not go with any of these optimizers, or not with one of them."""
     records = {name: RECORDS[name] for name in names if name in RECORDS}
-    _check_options(config, names)
+    check_applicable(config, names)
     for name, record in records.items():
         parts = (record.defaults | options_of(config, name)).get("microbatches", 1)
         if config.batch_size % parts:
@@ -80,19 +159,6 @@ def check(config: ProblemConfig, names: Collection[str]) -> None:
             f"sparse={config.sparse!r} grows masks by the gradient of pruned weights, which "
             f"{', '.join(estimators)} does not estimate; take set, dsr or mest."
         )
-
-
-def _check_options(config: ProblemConfig, names: Collection[str]) -> None:
-    """Raises for an option of optimizers that none of these takes: it would do nothing."""
-    taken = {option for name in names if name in RECORDS for option in RECORDS[name].options}
-    offered = {option for record in RECORDS.values() for option in record.options}
-    for option in sorted(offered - taken):
-        value = getattr(config, option, None)
-        if value is not None:
-            able = ", ".join(name for name, record in RECORDS.items() if option in record.options)
-            raise ValueError(
-                f"{option}={value!r} goes with {able}, not with {', '.join(names)}: leave it out."
-            )
 
 
 def radius_rule(optimizer: str, radius: str | None) -> str:
@@ -137,7 +203,8 @@ def sharpness_aware_part(
         return record.make(**options)
     if record.radius is not None:  # ASAM's is its own
         options["radius"] = radius_rule(optimizer, config.radius)
-    return record.make(_warmed_up(rho, round(config.rho_warmup * steps)), **options)
+    warmup = RHO_WARMUP if config.rho_warmup is None else config.rho_warmup
+    return record.make(_warmed_up(rho, round(warmup * steps)), **options)
 
 
 def _warmed_up(rho: float, steps: int) -> float | optax.Schedule:
@@ -156,11 +223,12 @@ def transformation(
     if config.clip_norm is not None:
         links.append(optax.clip_by_global_norm(config.clip_norm))
     rate = schedule(config, steps)
-    if (optimizer if is_plain(optimizer) else config.base_optimizer) == "adamw":
+    if base_optimizer(vars(config), optimizer) == "adamw":
         links.append(optax.adamw(rate, weight_decay=config.weight_decay, mask=_kernels))
     else:
         links.append(optax.add_decayed_weights(config.weight_decay))
-        links.append(optax.sgd(rate, momentum=config.momentum, nesterov=config.nesterov))
+        momentum = MOMENTUM if config.momentum is None else config.momentum
+        links.append(optax.sgd(rate, momentum=momentum, nesterov=config.nesterov))
     return optax.chain(*links)
 
 
@@ -176,7 +244,8 @@ def schedule(config: ProblemConfig, steps: int) -> optax.Schedule:
         falling = optax.cosine_decay_schedule(peak, max(1, steps - warmup), alpha=end / peak)
     else:
         drops: dict[int, float] = {}
-        for milestone in config.milestones:  # two may fall on one step of a short run
+        milestones = MILESTONES if config.milestones is None else config.milestones
+        for milestone in milestones:  # two may fall on one step of a short run
             at = max(1, round(milestone * steps) - warmup)
             drops[at] = 0.1 * drops.get(at, 1.0)
         falling = optax.piecewise_constant_schedule(peak, drops)
@@ -207,13 +276,17 @@ def check_budget(problem: Problem) -> None:
     if config.is_dense:
         return
     params = jax.eval_shape(lambda: problem.init(seed=0)).params
-    default = "uniform" if config.sparse in ("dsr", "mest") else "erk"
-    if config.sparse in ("snip", "grasp", "synflow", "lth"):
-        default = "global"
-    choice = {"distribution": default, **mask_options(config)}
+    choice = {"distribution": default_distribution(config.sparse), **mask_options(config)}
     jax.eval_shape(lambda p: sparsity.random(p, config.sparsity, **choice), params)
     if config.sparse == "grasp":
         _grasp_sample(problem, seed=0)
+
+
+def default_distribution(sparse: str) -> str:
+    """How a sparse method shares the kept weights among layers, if not told otherwise."""
+    if sparse in ("snip", "grasp", "synflow", "lth"):
+        return "global"
+    return "uniform" if sparse in ("dsr", "mest") else "erk"
 
 
 def masks_before_training(problem: Problem, network: Network, seed: int) -> PyTree:
@@ -327,6 +400,6 @@ def mask_options(config: ProblemConfig) -> dict[str, Any]:
     """What every method takes: which layers and, where it was chosen, the distribution."""
     choice: dict[str, Any] = {"where": config.sparse_layers or KERNELS}
     # SynFlow has no other distribution than its own.
-    if config.sparsity_distribution != "auto" and config.sparse != "synflow":
+    if config.sparsity_distribution is not None and config.sparse != "synflow":
         choice["distribution"] = config.sparsity_distribution
     return choice

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -11,6 +11,12 @@ from zosam_jax.errors import check_count, check_number, check_positive_fraction
 from zosam_jax.optimizers import RECORDS
 from zosam_jax.radius import RULES
 from zosam_jax.sparsity import METHODS
+from zosam_jax.training.applicable import check_applicable, is_dense, without_effect
+
+# Defaults of options that are None, to tell whether they were given.
+MILESTONES = (0.5, 0.75)
+MOMENTUM = 0.9
+RHO_WARMUP = 0.2
 
 # Literal types for the command line, from the lists that the library has.
 if TYPE_CHECKING:
@@ -161,7 +167,7 @@ class SparseConfig:
     """Regular expression, found in the names of the kernels to mask (masks.txt lists them).
     Default: all kernels."""
 
-    sparsity_distribution: Literal["auto", "erk", "uniform", "global"] = "auto"
+    sparsity_distribution: Literal["erk", "uniform", "global"] | None = None
     """How the kept weights are shared among layers: erk is Erdős–Rényi-kernel, global ranks all
     layers' weights together. Default: the method's own."""
 
@@ -177,7 +183,7 @@ class SparseConfig:
     def __post_init__(self) -> None:
         """As for the data."""
         check_fraction("sparsity", self.sparsity)
-        if self.sparse == "synflow" and self.sparsity_distribution not in ("auto", "global"):
+        if self.sparse == "synflow" and self.sparsity_distribution not in (None, "global"):
             raise ValueError(
                 f"sparsity_distribution={self.sparsity_distribution!r} does not go with synflow, "
                 "whose budget is global."
@@ -194,7 +200,7 @@ class SparseConfig:
     @property
     def is_dense(self) -> bool:
         """Whether nothing is pruned."""
-        return self.sparse == "none" or self.sparsity == 0
+        return is_dense({"sparse": self.sparse, "sparsity": self.sparsity})
 
     @property
     def is_lottery(self) -> bool:
@@ -218,8 +224,8 @@ class OptimizationConfig:
     accumulate: int = 1
     """Parts of a batch that pass through the network one after another, in less memory."""
 
-    base_optimizer: BaseOptimizerName = "sgd"
-    """What follows the perturbation; with --optimizer sgd or adamw, that one."""
+    base_optimizer: BaseOptimizerName | None = None
+    """What follows the perturbation. Default: sgd."""
 
     learning_rate: float = 0.1
     """Peak learning rate, reached after the warmup."""
@@ -228,8 +234,8 @@ class OptimizationConfig:
     """How the learning rate falls: along a cosine to --final-learning-rate, or to a tenth at each
     of --milestones."""
 
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    """step: where the learning rate drops, as fractions of the run."""
+    milestones: tuple[float, ...] | None = None
+    """step: where the learning rate drops, as fractions of the run. Default: 0.5 0.75."""
 
     final_learning_rate: float = 0.0
     """cosine: where it ends."""
@@ -240,8 +246,8 @@ class OptimizationConfig:
     initial_learning_rate: float = 0.0
     """Where the warmup begins."""
 
-    momentum: float = 0.9
-    """SGD's momentum."""
+    momentum: float | None = None
+    """SGD's momentum. Default: 0.9."""
 
     nesterov: bool = False
     """SGD: Nesterov's momentum."""
@@ -263,23 +269,13 @@ class OptimizationConfig:
         check_number("learning_rate", self.learning_rate, above=0.0, inclusive=False)
         for name in ("weight_decay", "initial_learning_rate", "final_learning_rate"):
             check_number(name, getattr(self, name), above=0.0, inclusive=True)
-        for name in ("momentum", "warmup"):
-            check_fraction(name, getattr(self, name))
+        for name in ("momentum", "warmup", "ema_decay"):
+            if getattr(self, name) is not None:
+                check_fraction(name, getattr(self, name))
         if self.clip_norm is not None:
             check_number("clip_norm", self.clip_norm, above=0.0, inclusive=False)
-        if self.ema_decay is not None:
-            check_fraction("ema_decay", self.ema_decay)
-        if list(self.milestones) != sorted(set(self.milestones)) or not all(
-            0 < m < 1 for m in self.milestones
-        ):
-            raise ValueError(
-                f"milestones={self.milestones!r} must rise and lie between 0 and 1: they are "
-                "fractions of the run."
-            )
-        if self.schedule == "step" and any(m <= self.warmup for m in self.milestones):
-            raise ValueError(
-                f"milestones={self.milestones!r} must come after warmup={self.warmup!r}."
-            )
+        if self.schedule == "step":
+            self._check_milestones()
         if self.final_learning_rate > self.learning_rate:
             raise ValueError(
                 f"final_learning_rate={self.final_learning_rate!r} must be at most "
@@ -289,6 +285,16 @@ class OptimizationConfig:
             raise ValueError(
                 f"accumulate={self.accumulate} must divide batch_size={self.batch_size}."
             )
+
+    def _check_milestones(self) -> None:
+        milestones = MILESTONES if self.milestones is None else self.milestones
+        if list(milestones) != sorted(set(milestones)) or not all(0 < m < 1 for m in milestones):
+            raise ValueError(
+                f"milestones={milestones!r} must rise and lie between 0 and 1: they are fractions "
+                "of the run."
+            )
+        if any(m <= self.warmup for m in milestones):
+            raise ValueError(f"milestones={milestones!r} must come after warmup={self.warmup!r}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -301,8 +307,9 @@ class AscentConfig:
     calibrated rho adapts itself), or the relative change of all weights (adaptive). Default:
     layerwise, for subbatch_sam adaptive_layerwise; asam has its own."""
 
-    rho_warmup: float = 0.2
-    """Fraction of the steps in which rho rises linearly from 0; many networks diverge without."""
+    rho_warmup: float | None = None
+    """Fraction of the steps in which rho rises linearly from 0; many networks diverge without.
+    Default: 0.2."""
 
     fraction: float | None = None
     """Part of the batch that the ascent sees. Default: an eighth for subbatch_sam, else all."""
@@ -340,11 +347,11 @@ class AscentConfig:
             **dict.fromkeys(("num_directions", "interval", "microbatches"), check_count),
             **dict.fromkeys(("beta", "gamma", "fraction"), check_positive_fraction),
             "delta": functools.partial(check_number, above=0.0, inclusive=False),
+            "rho_warmup": check_fraction,
         }
         for name, check in checks.items():
             if getattr(self, name) is not None:
                 check(name, getattr(self, name))
-        check_fraction("rho_warmup", self.rho_warmup)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -367,6 +374,7 @@ class ProblemConfig(DataConfig, ModelConfig, SparseConfig, OptimizationConfig, A
         """As for the parts."""
         for part in ProblemConfig.__bases__:
             part.__post_init__(self)  # type: ignore[attr-defined]
+        check_applicable(self)
         if not 0 <= self.rewind_epochs < self.epochs:
             raise ValueError(
                 f"rewind_epochs={self.rewind_epochs} must be at least 0 and below "
@@ -422,6 +430,7 @@ class TrainConfig(ProblemConfig):
     def __post_init__(self) -> None:
         """As for the problem."""
         super().__post_init__()
+        check_applicable(self, (self.optimizer,))
         if self.rho is not None:
             check_number("rho", self.rho, above=0.0, inclusive=True)
         check_number("seed", self.seed, above=0.0, inclusive=True)
@@ -457,6 +466,22 @@ CIRCUMSTANCES = (
     "num_processes",
     "process_id",
 )
+
+
+def applicable(options: Mapping[str, Any], start: TrainConfig | None = None) -> dict[str, Any]:
+    """The options without those that would do nothing beside the others.
+
+    For a file that gives common options to several optimizers, some of which cannot use them.
+
+    Args:
+      options: of `zosam train`, by name.
+      start: what they replace options of, such as a recipe's configuration; None for the defaults.
+    """
+    start = start or TrainConfig()
+    values = {field.name: getattr(start, field.name) for field in dataclasses.fields(start)}
+    values |= options
+    idle = without_effect(values, (values["optimizer"],))
+    return {name: value for name, value in options.items() if name not in idle}
 
 
 def options_of_problem(config: Any) -> dict[str, Any]:

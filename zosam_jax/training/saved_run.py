@@ -16,7 +16,13 @@ from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import ProblemConfig, TrainConfig
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.progress import Progress
-from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
+from zosam_jax.training.run_folder import (
+    CONFIG,
+    SUMMARY,
+    VERSIONS,
+    RunFolder,
+    UnreadableRunError,
+)
 from zosam_jax.training.trainer import Run
 
 
@@ -116,7 +122,7 @@ def run_folders(path: Path) -> list[Path]:
     Raises:
       FileNotFoundError: if there is none.
     """
-    found = sorted(file.parent for file in path.rglob("config.json") if _is_of_run(file))
+    found = sorted(file.parent for file in path.rglob(CONFIG) if _is_of_run(file))
     if not found:
         raise FileNotFoundError(
             f"{path} is neither a run folder (zosam train leaves config.json and summary.json "
@@ -134,7 +140,7 @@ def complete_runs(paths: Iterable[Path]) -> tuple[Path, ...]:
     found = []
     for path in paths:
         folders = run_folders(path)
-        ended = [f for f in folders if f == path or (f / "summary.json").is_file()]
+        ended = [f for f in folders if f == path or (f / SUMMARY).is_file()]
         if not ended:
             raise FileNotFoundError(f"{path}: none of its {len(folders)} runs has ended.")
         found += ended
@@ -151,13 +157,15 @@ def _is_of_run(file: Path) -> bool:
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The options in a run folder's config.json."""
-    file = path / "config.json"
+    """The options in a run folder's config.json, None where they are the defaults."""
+    file = path / CONFIG
     if not file.is_file():
-        raise FileNotFoundError(f"{path} is no run folder: it holds no config.json.")
+        raise FileNotFoundError(f"{path} is no run folder: it holds no {CONFIG}.")
     try:
-        return TrainConfig(**typed(json.loads(file.read_text())))
-    except (ValueError, TypeError, KeyError) as error:
+        values = json.loads(file.read_text())
+        values.pop(VERSIONS, None)
+        return build.canonical(TrainConfig(**typed(values)))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UnreadableRunError(
             f"{file} cannot be read as the options of a run: {error}"
         ) from error

@@ -1,0 +1,148 @@
+"""Which options have an effect beside which others; one that would have none is refused by name."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from zosam_jax.optimizers import RECORDS
+
+Values: TypeAlias = Mapping[str, Any]
+
+PLAIN = ("sgd", "adamw")
+
+
+class Rule(NamedTuple):
+    """When some options have an effect.
+
+    Attributes:
+      options: their names.
+      goes_with: what they belong to, in words.
+      instead: (all options, optimizer) → what there is instead, in words; None where they have an
+        effect. The optimizer is None where none has been chosen.
+    """
+
+    options: tuple[str, ...]
+    goes_with: str
+    instead: Callable[[Values, str | None], str | None]
+
+
+def has_rho(optimizer: str) -> bool:
+    """Whether it perturbs the weights, by a radius ρ."""
+    return optimizer in RECORDS and RECORDS[optimizer].has_rho
+
+
+def has_radius(optimizer: str) -> bool:
+    """Whether what ρ measures can be chosen: not for ASAM, whose radius is its own."""
+    return has_rho(optimizer) and RECORDS[optimizer].radius is not None
+
+
+def base_optimizer(values: Values, optimizer: str | None) -> str:
+    """What turns the gradient into a step: a plain optimizer itself, or what follows the others."""
+    if optimizer in PLAIN:
+        return str(optimizer)
+    return values.get("base_optimizer") or "sgd"
+
+
+def is_dense(values: Values) -> bool:
+    """Whether no weight is pruned."""
+    return bool(values["sparse"] == "none" or values["sparsity"] == 0)
+
+
+def _unless(holds: Callable[[str], bool]) -> Callable[[Values, str | None], str | None]:
+    """Of an option that an optimizer takes or not."""
+    return lambda values, optimizer: None if optimizer is None or holds(optimizer) else optimizer
+
+
+def _needs(option: str, value: str) -> Callable[[Values, str | None], str | None]:
+    """Of an option that goes with one value of another one."""
+
+    def instead(values: Values, optimizer: str | None) -> str | None:
+        del optimizer
+        found = values.get(option, value)
+        return None if found == value else f"{option}={found!r}"
+
+    return instead
+
+
+def _needs_sgd(values: Values, optimizer: str | None) -> str | None:
+    base = base_optimizer(values, optimizer)
+    return None if base == "sgd" else base
+
+
+def _needs_another_optimizer(values: Values, optimizer: str | None) -> str | None:
+    if optimizer not in PLAIN or values["base_optimizer"] in (None, optimizer):
+        return None
+    return f"optimizer={optimizer!r}"
+
+
+def _needs_masks(values: Values, optimizer: str | None) -> str | None:
+    del optimizer
+    return "a dense network" if is_dense(values) else None
+
+
+def _needs_method(values: Values, optimizer: str | None) -> str | None:
+    del optimizer
+    return "sparse='none'" if values["sparse"] == "none" and values["sparsity"] else None
+
+
+def _needs_warmup(values: Values, optimizer: str | None) -> str | None:
+    del optimizer
+    return None if values.get("warmup", 1.0) else "warmup=0"
+
+
+def _own_options() -> Iterator[Rule]:
+    """Of the options that some of the ready-made optimizers take."""
+    offered = dict.fromkeys(option for record in RECORDS.values() for option in record.options)
+    for option in offered:
+        able = [name for name, record in RECORDS.items() if option in record.options]
+        yield Rule((option,), ", ".join(able), _unless(able.__contains__))
+
+
+RULES = (
+    *_own_options(),
+    Rule(("rho", "rho_warmup"), "optimizers that perturb the weights", _unless(has_rho)),
+    Rule(("radius",), "optimizers whose radius can be chosen", _unless(has_radius)),
+    Rule(("momentum", "nesterov"), "sgd", _needs_sgd),
+    Rule(("base_optimizer",), "optimizers other than sgd and adamw", _needs_another_optimizer),
+    Rule(("final_learning_rate",), "schedule='cosine'", _needs("schedule", "cosine")),
+    Rule(("milestones",), "schedule='step'", _needs("schedule", "step")),
+    Rule(("initial_learning_rate",), "a warmup", _needs_warmup),
+    Rule(("mest_soft_bound",), "sparse='mest'", _needs("sparse", "mest")),
+    Rule(("lottery_levels", "rewind_epochs"), "sparse='lth'", _needs("sparse", "lth")),
+    Rule(("sparse_layers", "sparsity_distribution"), "a sparse network", _needs_masks),
+    Rule(("sparsity",), "a sparse method", _needs_method),
+)
+
+
+def without_effect(values: Values, optimizers: Collection[str] = ()) -> dict[str, str]:
+    """The options that would do nothing, by name, and why.
+
+    Args:
+      values: all options.
+      optimizers: that they are for. An option is in order if any of them takes it; without one,
+        options of optimizers are.
+
+    Returns:
+      option → "goes with …, not with …".
+    """
+    found: dict[str, str] = {}
+    for rule in RULES:
+        instead = [rule.instead(values, optimizer) for optimizer in optimizers or (None,)]
+        if None not in instead:
+            words = ", ".join(dict.fromkeys(word for word in instead if word is not None))
+            found |= dict.fromkeys(rule.options, f"goes with {rule.goes_with}, not with {words}")
+    return found
+
+
+def check_applicable(config: Any, optimizers: Collection[str] = ()) -> None:
+    """Raises ValueError for an option that was given, not left at its default, and does nothing.
+
+    Args:
+      config: a dataclass of options.
+      optimizers: as in `without_effect`.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    values = {name: getattr(config, name) for name in fields}
+    for name, reason in without_effect(values, optimizers).items():
+        if name in fields and values[name] != fields[name].default:
+            raise ValueError(f"{name}={values[name]!r} {reason}: leave it out.")
