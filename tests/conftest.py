@@ -17,6 +17,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 import inspect
 
 import pytest
+import typechecking
+
+typechecking.install()  # before zosam_jax is imported
 
 import zosam_jax
 

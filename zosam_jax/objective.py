@@ -197,7 +197,7 @@ class Objective:
         """The loss of a part of the batch; `select` picks it from an array of examples."""
         _ = self.batch_size  # which raises for arguments that hold no batch
 
-        def selected(call: Call | None) -> Call | None:
+        def selected(call: Any) -> Any:
             if call is None:
                 return None
             args, kwargs = jax.tree.map(

@@ -78,7 +78,7 @@ def inner(
 
 
 def ratio(
-    numerator: Float[ArrayLike, "#*n"], length: Float[ArrayLike, "#*n"]
+    numerator: Float[Array, "#*n"], length: Float[Array, "#*n"]
 ) -> Float[Array, "*n"]:
     """numerator / length, or 0 where the quotient means nothing."""
     quotient = numerator / jnp.where(length > 0, length, 1.0)

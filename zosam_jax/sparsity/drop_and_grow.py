@@ -27,7 +27,7 @@ from zosam_jax.sparsity.moments import map_moments
 from zosam_jax.sparsity.patterns import Pattern, unstructured
 from zosam_jax.sparsity.schedules import Schedule
 from zosam_jax.sparsity.selection import largest_in_each
-from zosam_jax.transform import SharpnessAwareState
+from zosam_jax.gradient import SharpnessAwareState
 from zosam_jax.trees import Array, PyTree, wide_dtype
 
 Score: TypeAlias = Callable[..., Array]
