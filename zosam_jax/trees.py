@@ -77,9 +77,7 @@ def inner(
     return sum(jax.tree.leaves(products), start=jnp.zeros((), jnp.float32))
 
 
-def ratio(
-    numerator: Float[Array, "#*n"], length: Float[Array, "#*n"]
-) -> Float[Array, "*n"]:
+def ratio(numerator: Float[Array, "#*n"], length: Float[Array, "#*n"]) -> Float[Array, "*n"]:
     """numerator / length, or 0 where the quotient means nothing."""
     quotient = numerator / jnp.where(length > 0, length, 1.0)
     return jnp.where((length > 0) & jnp.isfinite(quotient), quotient, 0.0)

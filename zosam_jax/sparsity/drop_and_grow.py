@@ -20,6 +20,7 @@ import optax
 
 from zosam_jax import keys
 from zosam_jax.errors import check_one_of, is_traced
+from zosam_jax.gradient import SharpnessAwareState
 from zosam_jax.sparsity import budgets, layers, wrapper
 from zosam_jax.sparsity.budgets import Budget, Layout
 from zosam_jax.sparsity.layers import Layers
@@ -27,7 +28,6 @@ from zosam_jax.sparsity.moments import map_moments
 from zosam_jax.sparsity.patterns import Pattern, unstructured
 from zosam_jax.sparsity.schedules import Schedule
 from zosam_jax.sparsity.selection import largest_in_each
-from zosam_jax.gradient import SharpnessAwareState
 from zosam_jax.trees import Array, PyTree, wide_dtype
 
 Score: TypeAlias = Callable[..., Array]
