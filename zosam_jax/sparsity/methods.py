@@ -77,6 +77,13 @@ def set_(
       anneal: let α fall to zero along a cosine until then.
       **shared: see `Shared`.
 
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        a sparsity or masks that do not fit the parameters.
+
     Reference: Mocanu et al., Scalable training of artificial neural networks with adaptive sparse
     connectivity, https://arxiv.org/abs/1707.04780
     """
@@ -124,6 +131,13 @@ def rigl(
       replaces_step: see `drop_and_grow`. Default: as published for ΔT ≥ 100; at shorter periods it
         would cost more than one step in a hundred, and learning rates lag behind.
       **shared: see `Shared`.
+
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        a sparsity or masks that do not fit the parameters.
 
     Reference: Evci et al., Rigging the Lottery, https://arxiv.org/abs/1911.11134
     """
@@ -173,6 +187,13 @@ def dsr(
       threshold: the first H.
       stop: the fraction of the run after which masks stay.
       **shared: see `Shared`; the pattern cannot be N:M, whose groups do not trade.
+
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        a sparsity or masks that do not fit the parameters.
 
     Reference: Mostafa and Wang, Parameter efficient training of deep convolutional neural networks
     by dynamic sparse reparameterization, https://arxiv.org/abs/1902.05967
@@ -232,6 +253,13 @@ def mest(
       every: ΔT. Default: a thirty-second of the run (5 of 160 epochs), from step 0 on.
       **shared: see `Shared`; the pattern cannot be N:M, whose density is fixed. The publication
         leaves the first convolution, the projections and the classifier dense (`where`).
+
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        a sparsity or masks that do not fit the parameters.
 
     Reference: Yuan et al., MEST, https://arxiv.org/abs/2110.14032
     """
@@ -296,6 +324,13 @@ def svite(
       stop: the fraction of the run after which masks stay.
       **shared: see `Shared`. The original masks arrays of two and four dimensions (`where`): not
         class tokens and position embeddings.
+
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        a sparsity or masks that do not fit the parameters.
 
     Reference: Chen et al., Chasing Sparsity in Vision Transformers,
     https://arxiv.org/abs/2106.04533
