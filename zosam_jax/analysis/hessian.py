@@ -55,7 +55,7 @@ class Spectrum(NamedTuple):
     num_steps: int
 
 
-class Estimate(NamedTuple):
+class MonteCarloEstimate(NamedTuple):
     """A mean over random draws, and how far to trust it.
 
     Attributes:
@@ -180,7 +180,7 @@ def trace(
     mask: PyTree = None,
     num_samples: int = 16,
     key: int | Array = 0,
-) -> Estimate:
+) -> MonteCarloEstimate:
     """tr H = E[uᵀ H u] over random signs u on the kept weights.
 
     One sample has the variance 2 Σ_{i≠j} H²ᵢⱼ: none for a diagonal H.
@@ -208,7 +208,7 @@ def trace(
         signs = hessian.draw(directions.rademacher, key)
         return float(trees.inner(signs, hessian.times(signs)))
 
-    return estimate([sample(key) for key in jax.random.split(as_key(key), num_samples)])
+    return monte_carlo_estimate([sample(key) for key in jax.random.split(as_key(key), num_samples)])
 
 
 def density(
@@ -254,19 +254,19 @@ def density(
     return Density(nodes, weights)
 
 
-def estimate(samples: Sequence[float]) -> Estimate:
+def monte_carlo_estimate(samples: Sequence[float]) -> MonteCarloEstimate:
     """The mean of independent samples, one or more, with its standard error.
 
     Args:
       samples: n numbers.
 
     Returns:
-      An Estimate; its standard error is NaN for one sample.
+      A MonteCarloEstimate; its standard error is NaN for one sample.
     """
     values = np.asarray(samples, np.float64)
     count = len(values)
     error = float(np.std(values, ddof=1)) / np.sqrt(count) if count > 1 else np.nan
-    return Estimate(float(np.mean(values)), float(error), values)
+    return MonteCarloEstimate(float(np.mean(values)), float(error), values)
 
 
 class Point(NamedTuple):

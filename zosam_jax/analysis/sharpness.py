@@ -16,7 +16,7 @@ from zosam_jax import directions, masks, trees
 from zosam_jax import radius as radii
 from zosam_jax.analysis import batches as means
 from zosam_jax.analysis.batches import Batch, LossFn
-from zosam_jax.analysis.hessian import Estimate, estimate, look_at
+from zosam_jax.analysis.hessian import MonteCarloEstimate, look_at, monte_carlo_estimate
 from zosam_jax.errors import check_count, check_number, check_one_of, choose
 from zosam_jax.keys import as_key
 from zosam_jax.trees import Array, Float, Key, PyTree, T
@@ -49,7 +49,7 @@ def average_rise(
     num_samples: int = 16,
     distribution: str | directions.Distribution = "normal",
     key: int | Array = 0,
-) -> Estimate:
+) -> MonteCarloEstimate:
     """E_u[L(θ + ε(u))] − L(θ), ε what a radius makes of a random direction u.
 
     Args:
@@ -95,7 +95,9 @@ def average_rise(
 
     here = loss_at(jax.tree.map(jnp.zeros_like, point.params))
     samples = jax.random.split(as_key(key), num_samples)
-    return estimate([loss_at(perturb(k, point.params, point.mask)) - here for k in samples])
+    return monte_carlo_estimate(
+        [loss_at(perturb(k, point.params, point.mask)) - here for k in samples]
+    )
 
 
 def worst_rise(

@@ -13,7 +13,7 @@ from zosam_jax.errors import choose
 Shape: TypeAlias = tuple[int, ...]
 
 
-class Distribution(Protocol):
+class SparsityDistribution(Protocol):
     """A way to share a budget of weights among layers."""
 
     def __call__(self, shapes: Sequence[Shape], sparsity: float, /) -> list[int]:
@@ -82,10 +82,10 @@ def erdos_renyi_kernel(shapes: Sequence[Shape], sparsity: float) -> list[int]:
     return _to_counts(wanted, sizes, sparsity)
 
 
-DISTRIBUTIONS: dict[str, Distribution] = {"uniform": uniform, "erk": erdos_renyi_kernel}
+DISTRIBUTIONS: dict[str, SparsityDistribution] = {"uniform": uniform, "erk": erdos_renyi_kernel}
 
 
-def get(distribution: str | Distribution) -> Distribution:
+def get(distribution: str | SparsityDistribution) -> SparsityDistribution:
     """The distribution of that name; a function of your own is passed through.
 
     Raises:

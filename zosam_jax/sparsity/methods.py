@@ -15,7 +15,7 @@ import optax
 
 from zosam_jax.errors import check_number
 from zosam_jax.sparsity import budgets, pruning, schedules, scores
-from zosam_jax.sparsity.distributions import Distribution
+from zosam_jax.sparsity.distributions import SparsityDistribution
 from zosam_jax.sparsity.drop_and_grow import drop_and_grow
 from zosam_jax.sparsity.layers import Where
 from zosam_jax.sparsity.patterns import Pattern
@@ -40,7 +40,7 @@ class Shared(TypedDict, total=False):
       key: a seed or a random key, for the initial masks and for random growth.
     """
 
-    distribution: str | Distribution
+    distribution: str | SparsityDistribution
     where: Where
     pattern: Pattern | None
     masks: Masks

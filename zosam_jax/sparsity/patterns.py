@@ -5,15 +5,14 @@ says how the units to keep are chosen. Every way of making masks takes one.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from zosam_jax.errors import check_count
+from zosam_jax.sparsity.distributions import Shape
 from zosam_jax.sparsity.selection import largest_in_each, largest_in_groups
 from zosam_jax.trees import Array, Bool, Int, Num
-
-Shape: TypeAlias = tuple[int, ...]
 
 
 class Pattern(NamedTuple):

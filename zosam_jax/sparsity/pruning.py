@@ -17,7 +17,7 @@ from zosam_jax.errors import check_count, check_number, is_traced
 from zosam_jax.keys import as_key
 from zosam_jax.masks import restrict
 from zosam_jax.sparsity import distributions, layers
-from zosam_jax.sparsity.distributions import Distribution
+from zosam_jax.sparsity.distributions import SparsityDistribution
 from zosam_jax.sparsity.layers import Layers, Where, is_weight
 from zosam_jax.sparsity.patterns import Pattern, unstructured
 from zosam_jax.sparsity.selection import largest
@@ -34,7 +34,7 @@ def from_scores(
     scores: PyTree,
     sparsity: float,
     *,
-    distribution: str | Distribution = GLOBAL,
+    distribution: str | SparsityDistribution = GLOBAL,
     where: Where = is_weight,
     pattern: Pattern | None = None,
 ) -> PyTree[Bool[Array, "..."]]:
@@ -85,7 +85,7 @@ def random(
     params: PyTree,
     sparsity: float,
     *,
-    distribution: str | Distribution = "erk",
+    distribution: str | SparsityDistribution = "erk",
     where: Where = is_weight,
     pattern: Pattern | None = None,
     key: int | Array = 0,
