@@ -254,7 +254,7 @@ def _as_varying(
     return jax.tree.map(leaf, params)
 
 
-def _check_replicated(value: Float[Array, ""], params: PyTree, name: str) -> None:
+def _check_replicated(value: Float[Array, "..."], params: PyTree, name: str) -> None:
     """Raises for a loss that differs between devices where the parameters do not."""
 
     def axes(x: Any) -> frozenset[str]:

@@ -9,13 +9,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from zosam_jax.trees import Array, Float, PyTree
 
 
 def feature_maps(
-    model: nnx.Module, images: Float[Array, "n height width channels"], layers: str | Sequence[str]
+    model: nnx.Module,
+    images: Float[Array | np.ndarray, "n height width channels"],
+    layers: str | Sequence[str],
 ) -> dict[str, PyTree[Float[Array, "n ..."]]]:
     r"""The outputs of a model's submodules, in inference mode; the model stays as it is.
 
@@ -38,7 +41,7 @@ def feature_maps(
 
     @jax.jit
     def outputs(
-        state: PyTree, images: Float[Array, "n height width channels"]
+        state: PyTree, images: Float[Array | np.ndarray, "n height width channels"]
     ) -> dict[str, PyTree]:
         copy = nnx.merge(graphdef, state, copy=True)
         copy.eval()

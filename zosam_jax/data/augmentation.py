@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.trees import Array, Bool, Float, Int, Key, Num, Shaped
@@ -15,8 +16,8 @@ _ERASING_ATTEMPTS = 10
 
 
 def crop_and_flip(
-    images: Shaped[Array, "n height width channels"],
-    indices: Int[Array, " batch"],
+    images: Shaped[Array | np.ndarray, "n height width channels"],
+    indices: Int[Array | np.ndarray, " batch"],
     key: Key[Array, ""],
     *,
     padding: int = 4,
@@ -59,7 +60,7 @@ def crop_and_flip(
 
 
 def random_erasing(
-    images: Float[Array, "batch height width channels"],
+    images: Float[Array | np.ndarray, "batch height width channels"],
     key: Key[Array, ""],
     *,
     probability: float = 0.25,
@@ -114,8 +115,8 @@ def random_erasing(
 
 
 def mixup_and_cutmix(
-    images: Float[Array, "batch height width channels"],
-    labels: Int[Array, " batch"],
+    images: Float[Array | np.ndarray, "batch height width channels"],
+    labels: Int[Array | np.ndarray, " batch"],
     key: Key[Array, ""],
     *,
     num_classes: int,
