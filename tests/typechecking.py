@@ -9,7 +9,7 @@ from jaxtyping import AbstractArray, PyTree, install_import_hook
 
 CHECKED = (
     *("trees", "keys", "masks", "objective", "directions", "probes", "radius", "gradient"),
-    *("transform", "ascent", "descent", "sparsity", "analysis", "data"),
+    *("ascent", "descent", "sparsity", "analysis", "data"),
 )
 
 

@@ -7,7 +7,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.trees import Array, Bool, Float, Int, Key, Num, Shaped
@@ -16,8 +15,8 @@ _ERASING_ATTEMPTS = 10
 
 
 def crop_and_flip(
-    images: Shaped[Array | np.ndarray, "n height width channels"],
-    indices: Int[Array | np.ndarray, " batch"],
+    images: Shaped[Array, "n height width channels"],
+    indices: Int[Array, " batch"],
     key: Key[Array, ""],
     *,
     padding: int = 4,
@@ -60,7 +59,7 @@ def crop_and_flip(
 
 
 def random_erasing(
-    images: Float[Array | np.ndarray, "batch height width channels"],
+    images: Float[Array, "batch height width channels"],
     key: Key[Array, ""],
     *,
     probability: float = 0.25,
@@ -115,8 +114,8 @@ def random_erasing(
 
 
 def mixup_and_cutmix(
-    images: Float[Array | np.ndarray, "batch height width channels"],
-    labels: Int[Array | np.ndarray, " batch"],
+    images: Float[Array, "batch height width channels"],
+    labels: Int[Array, " batch"],
     key: Key[Array, ""],
     *,
     num_classes: int,
