@@ -704,7 +704,7 @@ def _first_on_part(options: Mapping[str, Any], default: float) -> Passes:
 
 
 def _probes(options: Mapping[str, Any]) -> float:
-    m = options["num_directions"]
+    m: int = options["num_directions"]
     return (2 * m if options["difference"] == "central" else m + 1) * _number(options["fraction"])
 
 

@@ -25,7 +25,7 @@ from zosam_jax.gradient import (
     SharpnessAwareState,
 )
 from zosam_jax.objective import AxisName
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, PyTree
 
 
 def sharpness_aware(
@@ -73,6 +73,10 @@ def sharpness_aware(
 
     Returns:
       An optax.GradientTransformationExtraArgs whose state is a SharpnessAwareState.
+
+    Raises:
+      ValueError, TypeError: at construction, from `init` or while tracing, for an argument that
+        cannot be right; the sentence names it.
     """
     gradient = SharpnessAwareGradient(
         None,
@@ -176,7 +180,7 @@ def comes_first(opt_state: PyTree) -> bool:
     return _is_state(opt_state)
 
 
-def value(opt_state: PyTree) -> Array:
+def value(opt_state: PyTree) -> Float[Array, ""]:
     """The loss of the last step, L(θ+ε), wherever in an optimizer state it stands.
 
     Args:

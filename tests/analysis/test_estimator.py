@@ -179,7 +179,7 @@ def test_an_ascent_that_remembers_sees_the_batches_in_turn():
 
 def test_compare_gives_every_ascent_the_same_looks():
     options = {"rho": 0.1, "num_draws": 2, "key": 5}
-    found = estimator.compare(
+    found = estimator.quality_of_each(
         loss_fn,
         mlp_params(),
         BATCHES,

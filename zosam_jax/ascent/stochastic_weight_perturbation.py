@@ -5,8 +5,9 @@ import jax.numpy as jnp
 
 from zosam_jax.ascent.base import Ascent, AscentResult
 from zosam_jax.errors import check_positive_fraction
+from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Key, PyTree
 
 # Folded into the step's key, so that the choice is independent of what the ascent draws.
 _CHOICE = 0x5A4D
@@ -23,6 +24,9 @@ def stochastic_weight_perturbation(ascent: Ascent, keep: float) -> Ascent:
       ascent: how to find the direction.
       keep: β in (0, 1].
 
+    Returns:
+      An Ascent.
+
     Raises:
       ValueError, TypeError: at construction, for β out of range.
 
@@ -32,7 +36,7 @@ def stochastic_weight_perturbation(ascent: Ascent, keep: float) -> Ascent:
     check_positive_fraction("keep", keep)
 
     def direction(
-        objective: Objective, params: PyTree, state: PyTree, *, key: Array, mask: PyTree
+        objective: Objective, params: PyTree, state: PyTree, *, key: Key[Array, ""], mask: Resolved
     ) -> AscentResult:
         found = ascent.direction(objective, params, state, key=key, mask=mask)
         leaves, structure = jax.tree.flatten(found.direction)

@@ -22,6 +22,9 @@ def sharpness_sensitive_selection(fraction: float) -> Descent:
     Args:
       fraction: γ in (0, 1]; at least one example is taken, of equal ones the first.
 
+    Returns:
+      A Descent.
+
     Raises:
       ValueError, TypeError: at construction, for a fraction out of range or traced.
 

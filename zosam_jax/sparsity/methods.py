@@ -15,7 +15,7 @@ import optax
 
 from zosam_jax.errors import check_number
 from zosam_jax.sparsity import budgets, pruning, schedules, scores
-from zosam_jax.sparsity.distributions import Distribution
+from zosam_jax.sparsity.distributions import SparsityDistribution
 from zosam_jax.sparsity.drop_and_grow import drop_and_grow
 from zosam_jax.sparsity.layers import Where
 from zosam_jax.sparsity.patterns import Pattern
@@ -40,7 +40,7 @@ class Shared(TypedDict, total=False):
       key: a seed or a random key, for the initial masks and for random growth.
     """
 
-    distribution: str | Distribution
+    distribution: str | SparsityDistribution
     where: Where
     pattern: Pattern | None
     masks: Masks
@@ -76,6 +76,13 @@ def set_(
       stop: the fraction of the run after which masks stay.
       anneal: let α fall to zero along a cosine until then.
       **shared: see `Shared`.
+
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        a sparsity or masks that do not fit the parameters.
 
     Reference: Mocanu et al., Scalable training of artificial neural networks with adaptive sparse
     connectivity, https://arxiv.org/abs/1707.04780
@@ -125,6 +132,13 @@ def rigl(
         would cost more than one step in a hundred, and learning rates lag behind.
       **shared: see `Shared`.
 
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        a sparsity or masks that do not fit the parameters.
+
     Reference: Evci et al., Rigging the Lottery, https://arxiv.org/abs/1911.11134
     """
     steps = _check_common(rigl, sparsity, total_steps, shared)
@@ -173,6 +187,13 @@ def dsr(
       threshold: the first H.
       stop: the fraction of the run after which masks stay.
       **shared: see `Shared`; the pattern cannot be N:M, whose groups do not trade.
+
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        a sparsity or masks that do not fit the parameters.
 
     Reference: Mostafa and Wang, Parameter efficient training of deep convolutional neural networks
     by dynamic sparse reparameterization, https://arxiv.org/abs/1902.05967
@@ -232,6 +253,13 @@ def mest(
       every: ΔT. Default: a thirty-second of the run (5 of 160 epochs), from step 0 on.
       **shared: see `Shared`; the pattern cannot be N:M, whose density is fixed. The publication
         leaves the first convolution, the projections and the classifier dense (`where`).
+
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        a sparsity or masks that do not fit the parameters.
 
     Reference: Yuan et al., MEST, https://arxiv.org/abs/2110.14032
     """
@@ -296,6 +324,13 @@ def svite(
       stop: the fraction of the run after which masks stay.
       **shared: see `Shared`. The original masks arrays of two and four dimensions (`where`): not
         class tokens and position embeddings.
+
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        a sparsity or masks that do not fit the parameters.
 
     Reference: Chen et al., Chasing Sparsity in Vision Transformers,
     https://arxiv.org/abs/2106.04533

@@ -11,7 +11,7 @@ from zosam_jax import masks as mask_trees
 from zosam_jax.trees import PyTree
 
 
-class Row(NamedTuple):
+class ParameterSummary(NamedTuple):
     """One parameter.
 
     Attributes:
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 class Summary(NamedTuple):
     """The rows of all parameters; printed, a table."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ParameterSummary, ...]
 
     @property
     def sparsity(self) -> float:
@@ -96,7 +96,7 @@ def summary(params: PyTree, masks: PyTree) -> Summary:
     leaves = mask_trees.leaves(mask_trees.resolve(masks, params), params)
     return Summary(
         tuple(
-            Row(
+            ParameterSummary(
                 name=jax.tree_util.keystr(path, simple=True, separator="/"),
                 shape=np.shape(param),
                 kept=math.prod(np.shape(param)) if mask is None else int(np.sum(np.asarray(mask))),
@@ -107,6 +107,6 @@ def summary(params: PyTree, masks: PyTree) -> Summary:
     )
 
 
-def _sparsity(rows: Sequence[Row]) -> float:
+def _sparsity(rows: Sequence[ParameterSummary]) -> float:
     size = sum(row.size for row in rows)
     return 1.0 - sum(row.kept for row in rows) / size if size else 0.0
