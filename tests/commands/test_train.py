@@ -115,12 +115,12 @@ def test_pruned_weights_stay_zero_and_the_network_learns(model, tmp_path):
 
 @pytest.mark.parametrize("method", SPARSE)
 def test_every_sparse_method_reaches_the_sparsity_it_is_asked_for(method, tmp_path):
-    images = ["--train-images", "256"] if method == "grasp" else []  # ten of each class
-    summary = train(tmp_path / "run", "--sparse", method, "--sparsity", "0.95", *images)
+    options = ["--train-images", "256", "--epochs", "3", "--sparse", method, "--sparsity", "0.95"]
+    summary = train(tmp_path / "run", *options)
     assert summary["sparse"] == method
     assert summary["sparsity"] == pytest.approx(0.95, abs=2e-5)
     # ZO-SAM's three forward passes and one backward, at a twentieth of the MACs and some.
-    assert 5 / 3 * 0.05 * 0.99 < summary["training_cost"] < 5 / 3 * 0.45
+    assert 5 / 3 * 0.05 * 0.99 < summary["training_cost"] < 5 / 3 * 0.35
     assert 0.05 * 0.99 < summary["inference_cost"] < 0.2
     table = (tmp_path / "run" / "masks.txt").read_text()
     assert "hidden1/kernel" in table

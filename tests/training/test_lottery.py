@@ -11,7 +11,7 @@ from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.trainer import Run
 
-SMALL = ["--model", "lenet-300-100", "--train-images", "128", "--epochs", "3", "--mesh", "data=1"]
+SMALL = ["--model", "lenet-300-100", "--train-images", "256", "--epochs", "3", "--mesh", "data=1"]
 
 
 @pytest.mark.parametrize(("optimizer", "passes"), [("sgd", 3), ("zo_sam", 5)])
