@@ -258,7 +258,10 @@ def _check_replicated(value: Float[Array, "..."], params: PyTree, name: str) -> 
     """Raises for a loss that differs between devices where the parameters do not."""
 
     def axes(x: Any) -> frozenset[str]:
-        return frozenset(getattr(jax.typeof(x), "vma", ()))
+        kind = jax.typeof(x)
+        # Older versions of jax have the axes as an attribute of the type itself, vma.
+        varying = getattr(getattr(kind, "manual_axis_type", None), "varying", None)
+        return frozenset(getattr(kind, "vma", ()) if varying is None else varying)
 
     apart = axes(value).difference(*map(axes, jax.tree.leaves(params)))
     if apart:
