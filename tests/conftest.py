@@ -47,3 +47,9 @@ def pytest_generate_tests(metafunc):
             if fixture == "factory" or "key" in inspect.signature(make).parameters
         ]
         metafunc.parametrize(fixture, rows)
+
+
+@pytest.fixture(autouse=True)
+def warns_anew():
+    """What is warned of once in a process is warned of once in each test."""
+    zosam_jax.transform._warn_of_ignored_updates.cache_clear()

@@ -3,6 +3,7 @@
 The algorithm itself is `zosam_jax.gradient`.
 """
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -111,7 +112,7 @@ def sharpness_aware(
         check_one_of("emit", emit, ("gradient", "perturbation"))
         _require(value_fn, params)
         if not _may_be_ignored(updates):
-            warnings.warn(_IGNORED, stacklevel=2)
+            _warn_of_ignored_updates()
         calls = bind(extra_args, value_fn=value_fn, probe_fn=probe_fn, losses_fn=losses_fn)
         kept = masks.resolve(own_mask if mask is None else mask, params)
         problem = gradient.problem(params, kept, calls, has_aux=has_aux)
@@ -131,6 +132,12 @@ def sharpness_aware(
         return updates, state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+@functools.cache
+def _warn_of_ignored_updates() -> None:
+    """Warns once; Python's own "once" forgets wherever anyone changes the filters of warnings."""
+    warnings.warn(_IGNORED, stacklevel=3)
 
 
 _IGNORED = (
