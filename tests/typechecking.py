@@ -45,7 +45,9 @@ def _has(hint, condition):
 
 
 def _is_shape(hint):
-    return isinstance(hint, type) and issubclass(hint, AbstractArray | PyTree)
+    return (
+        hint is not PyTree and isinstance(hint, type) and issubclass(hint, AbstractArray | PyTree)
+    )
 
 
 def _is_protocol(hint):

@@ -74,7 +74,7 @@ class Objective:
         value, gradient = self.across_devices((value, gradient))
         return ValueAndGrad(value, aux, gradient)
 
-    def value_and_aux(self, params: PyTree[Float[Array, "..."]]) -> tuple[Float[Array, ""], Any]:
+    def value_and_aux(self, params: PyTree) -> tuple[Float[Array, ""], Any]:
         """L(θ) and its auxiliary output on this device's part of the batch: one forward pass."""
         result = self._evaluate(self._loss, params)
         if not self.has_aux:
@@ -86,7 +86,7 @@ class Objective:
             )
         return self._scalar(result[0], self._name, params), result[1]
 
-    def probe(self, params: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
+    def probe(self, params: PyTree) -> Float[Array, ""]:
         """L(θ), or its stand-in, on this device's part of the batch: one forward pass."""
         if self._probe is None:
             return self.value_and_aux(params)[0]
