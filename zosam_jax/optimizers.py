@@ -21,7 +21,7 @@ from zosam_jax.transform import sharpness_aware
 from zosam_jax.trees import Array
 
 # The part of the batch that subbatch_sam's ascent sees.
-_SUBBATCH = 0.125
+SUBBATCH = 0.125
 
 
 def zo_sam(
@@ -125,7 +125,7 @@ def subbatch_sam(
 
     Reference: for an ascent on a part of the batch, Bahri et al., https://arxiv.org/abs/2110.08529
     """
-    gradient = ascent.backprop(_SUBBATCH if fraction is None else fraction)
+    gradient = ascent.backprop(SUBBATCH if fraction is None else fraction)
     return sharpness_aware(gradient, rho, radius=radius, mask=mask, axis_name=axis_name)
 
 
@@ -664,7 +664,7 @@ def _of_estimate(options: Mapping[str, Any], of_slopes: float) -> Passes:
 RECORDS: dict[str, Record] = {
     "sam": Record(sam, lambda o: _first_on_part(o, 1.0), ("fraction",), _ALONG_GRADIENT),
     "subbatch_sam": Record(
-        subbatch_sam, lambda o: _first_on_part(o, _SUBBATCH), ("fraction",), _ALONG_GRADIENT
+        subbatch_sam, lambda o: _first_on_part(o, SUBBATCH), ("fraction",), _ALONG_GRADIENT
     ),
     "zo_sam": Record(zo_sam, lambda o: Passes(1 + _probes(o), 1), _PROBED, _RANDOM),
     "random_weight_perturbation": Record(

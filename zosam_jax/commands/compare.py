@@ -19,7 +19,7 @@ from zosam_jax.commands.refusal import RefusedError, refusing
 from zosam_jax.errors import check_count
 from zosam_jax.report.estimates import Estimate, gain, over_seeds
 from zosam_jax.report.runs import Run, gather
-from zosam_jax.training import build
+from zosam_jax.training import build, run_folder
 from zosam_jax.training.config import OptimizerName, ProblemConfig, check_fraction
 from zosam_jax.training.run_folder import RunFolder
 
@@ -146,14 +146,14 @@ def compare(config: CompareConfig, console: Console) -> list[Row] | None:
       ValueError, OSError: as `sweep.sweep`.
       RefusedError: if a run was refused.
     """
-    is_resumed = config.output is not None and (config.output / ".sweep").is_dir()
+    is_resumed = config.output is not None and (config.output / run_folder.SWEEP).is_dir()
     folder = RunFolder(config.output, "compare", may_hold_results=is_resumed)
     runs = Runs(folder.path, console)
     cells = sweep.tune(config.tables, runs)
     if cells is None or not _are_made(cells, runs):
         return None
     rows = _rows(cells, runs)
-    folder.write_json("compare.json", [row._asdict() for row in rows])
+    folder.write_json(run_folder.COMPARISON, [row._asdict() for row in rows])
     console.print(_table(rows, config))
     console.print(f"results in {folder.path}; zosam report makes a page of them")
     return rows

@@ -17,7 +17,7 @@ from zosam_jax.commands.refusal import refusing
 from zosam_jax.data import CORRUPTIONS, Dataset, Split, cifar10_c, corrupt, corruptions
 from zosam_jax.data import dataset as datasets
 from zosam_jax.errors import check_count, check_number
-from zosam_jax.training import devices
+from zosam_jax.training import devices, run_folder
 from zosam_jax.training.config import ProblemConfig
 from zosam_jax.training.problem import Network, Problem, load_whole
 from zosam_jax.training.run_folder import RunFolder
@@ -137,7 +137,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> list[Robustness]:
         for group in groups.values():
             found = _measure(config, group, lambda: bar.advance(task))
             for subject, robustness in zip(group, found, strict=True):
-                subject.folder.write_json("robustness.json", robustness._asdict())
+                subject.folder.write_json(run_folder.ROBUSTNESS, robustness._asdict())
                 measured[subject.folder.path] = robustness
     for start in range(0, len(measured), _RUNS_A_TABLE):
         console.print(_table(dict(list(measured.items())[start : start + _RUNS_A_TABLE])))

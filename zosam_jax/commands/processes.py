@@ -108,11 +108,11 @@ class Runs(NamedTuple):
 
     def failure_file(self, cell: Cell) -> Path:
         """Where the reason of a failure is kept."""
-        return self._about(cell, "failed.json")
+        return self._about(cell, run_folder.FAILED)
 
     def log_file(self, cell: Cell) -> Path:
         """Where the output of a run goes."""
-        return self._about(cell, "log")
+        return self._about(cell, run_folder.LOG)
 
     def last_line(self, cell: Cell) -> str:
         """The last thing that a run said."""
@@ -120,9 +120,9 @@ class Runs(NamedTuple):
         return next((line for line in reversed(lines) if line.strip()), "no output")
 
     def _about(self, cell: Cell, ending: str) -> Path:
-        folder = self.output / ".sweep"
+        folder = self.output / run_folder.SWEEP
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{cell.name}.{ending}"
+        return folder / f"{cell.name}{ending}"
 
     @contextlib.contextmanager
     def claimed(self, cell: Cell) -> Iterator[int | None]:
@@ -131,7 +131,7 @@ class Runs(NamedTuple):
             import fcntl  # noqa: PLC0415 (Windows has none)
         except ModuleNotFoundError as error:
             raise OSError("zosam sweep needs a POSIX system: Linux, macOS or WSL.") from error
-        with self._about(cell, "lock").open("w") as file:
+        with self._about(cell, run_folder.LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -199,7 +199,7 @@ class _Work:
             self._done += 1
             place = f"{self._done}/{self._total} {cell.name}: "
             if self._runs.is_finished(cell):
-                summary = self._runs.folder(cell).read_json("summary.json")
+                summary = self._runs.folder(cell).read_json(run_folder.SUMMARY)
                 split = "validation" if cell.config.validation_fraction else "test"
                 accuracy = summary[f"{split}_accuracy"]
                 outcome = f"{split} accuracy {accuracy:.2%} in {summary['seconds']:.0f} s"

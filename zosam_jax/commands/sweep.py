@@ -16,6 +16,7 @@ from zosam_jax.commands.cells import Cell, Tables, Tuning, read_tables
 from zosam_jax.commands.processes import Runs
 from zosam_jax.commands.refusal import refusing
 from zosam_jax.errors import check_count
+from zosam_jax.training import run_folder
 from zosam_jax.training.run_folder import RunFolder
 
 
@@ -138,7 +139,7 @@ def tune(plan: Tables, runs: Runs) -> list[Cell] | None:
     if not tried:
         return found
     grids = {cell.method: cell.grid for cell in found}
-    apart = runs._replace(output=runs.output / "tune")
+    apart = runs._replace(output=runs.output / run_folder.TUNING_RUNS)
     runs.console.print("tuning on held-out images")
     missing = apart.make([run for trials in tried.values() for t in trials for run in t.runs])
     for cell in missing:
@@ -154,14 +155,14 @@ def tune(plan: Tables, runs: Runs) -> list[Cell] | None:
     def accuracy(cell: Cell) -> float:
         if cell in missing:
             return math.nan
-        value = apart.folder(cell).read_json("summary.json")["validation_accuracy"]
+        value = apart.folder(cell).read_json(run_folder.SUMMARY)["validation_accuracy"]
         return math.nan if value is None else float(value)
 
     choices = {
         name: tuning.choose(name, grids[name], trials, accuracy) for name, trials in tried.items()
     }
     folder = RunFolder(runs.output, "sweep", may_hold_results=True)
-    folder.write_json("tuning.json", [choice._asdict() for choice in choices.values()])
+    folder.write_json(run_folder.TUNING, [choice._asdict() for choice in choices.values()])
     runs.console.print(tuning.table(choices.values()))
     return [tuning.tuned(cell, choices) for cell in found]
 
@@ -171,7 +172,7 @@ def _print_commands(plan: Tables, runs: Runs) -> None:
     found = plan.cells()
     tried = {} if plan.tuning is None else tuning.trials(found, plan.tuning)
     commands = [
-        run.command(runs.output / "tune")
+        run.command(runs.output / run_folder.TUNING_RUNS)
         for trials in tried.values()
         for trial in trials
         for run in trial.runs

@@ -20,7 +20,7 @@ from zosam_jax.training.feed import BrokenDataError
 from zosam_jax.training.interruption import InterruptedRunError
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.progress import EpochRecord
-from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
+from zosam_jax.training.run_folder import RunFolder, UnreadableRunError, UnwritableError
 from zosam_jax.training.trainer import NonFiniteLossError, Run
 
 
@@ -31,7 +31,7 @@ def run(config: TrainConfig, console: Console) -> None:
         console.quiet = not devices.is_first()
         folder = _same_on_all(lambda: run_folder.for_training(config))
         if folder.is_complete:
-            console.print(f"{folder.path} is complete; its results are in summary.json")
+            console.print(f"{folder.path} is complete; its results are in {run_folder.SUMMARY}")
             return
         problem = checked_problem(config, [config.optimizer])
     except REFUSALS as error:
@@ -44,7 +44,7 @@ def run(config: TrainConfig, console: Console) -> None:
             f"{error} With --on-non-finite skip this run goes on from its newest checkpoint, if it "
             "has one; other options need another --output."
         ) from error
-    except (BrokenDataError, UnreadableRunError) as error:
+    except (BrokenDataError, UnreadableRunError, UnwritableError) as error:
         if devices.is_alone():
             raise RefusedError(str(error)) from error
         # Where one process fails the others wait for it, and so must not be waited for.
@@ -105,7 +105,8 @@ def train(
         )
         + (f", {problem.mesh.size} devices" if problem.mesh.size > 1 else "")
     )
-    folder.write_json("config.json", config)
+    _tell_versions(folder, console)
+    folder.write_options(config)
     every = config.keep_every
     with Checkpoints(
         folder.path,
@@ -121,17 +122,29 @@ def train(
     summary = _summary(config, run, rho, records)
     if devices.is_first():
         title = f"{config.model}, {config.dataset}, {config.optimizer}"
-        pictures.curves(folder.path / "curves.png", records, title)
+        pictures.curves(folder.path / run_folder.CURVES, records, title)
     if run.masks is not None:
-        folder.write_text("masks.txt", f"{sparsity.summary(run.state.params, run.masks)}\n")
+        folder.write_text(run_folder.MASKS, f"{sparsity.summary(run.state.params, run.masks)}\n")
     # Last: a run folder with a summary is complete.
-    folder.write_json("summary.json", summary)
+    folder.write_json(run_folder.SUMMARY, summary)
     console.print(
         f"test accuracy {summary['test_accuracy']:.2%}, sparsity {summary['sparsity']:.2%}, "
         f"training cost {summary['training_cost']:.1%} of dense SGD's MACs; "
         f"{summary['steps']} steps in {summary['seconds']:.1f} s; results in {folder.path}"
     )
     return summary
+
+
+def _tell_versions(folder: RunFolder, console: Console) -> None:
+    """Says if a run goes on under other versions of its libraries than it began with."""
+    before = folder.versions
+    changed = [
+        f"{name} {version} (was {before[name]})"
+        for name, version in run_folder.versions().items()
+        if name in before and before[name] != version
+    ]
+    if changed:
+        console.print(f"this run began under other versions: {', '.join(changed)}", markup=False)
 
 
 def _take_up(run: Run, folder: RunFolder, keeper: Checkpoints, console: Console) -> None:

@@ -11,6 +11,7 @@ from zosam_jax.report.runs import gather
 from zosam_jax.report.section import Section
 from zosam_jax.report.spreadsheet import to_csv
 from zosam_jax.report.study import Study
+from zosam_jax.training import run_folder
 from zosam_jax.training.run_folder import RunFolder
 
 __all__ = ["report"]
@@ -51,9 +52,9 @@ def report(
     study = Study(complete)
     sections = _sections(study, target)
     top = header(study, omissions, title)
-    folder.write_text("report.html", page(top, sections))
-    folder.write_text("report.md", markdown(top, sections))
-    folder.write_text("runs.csv", to_csv(study))
+    folder.write_text(run_folder.REPORT_PAGE, page(top, sections))
+    folder.write_text(run_folder.REPORT_MARKDOWN, markdown(top, sections))
+    folder.write_text(run_folder.REPORT_TABLE, to_csv(study))
     return folder.path
 
 

@@ -1,4 +1,4 @@
-"""Run folders as the report reads them; the one place that knows what their files are called."""
+"""Run folders as the report reads them."""
 
 import dataclasses
 import json
@@ -14,13 +14,18 @@ import numpy as np
 from zosam_jax.analysis.convergence import Reached, reach
 from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.progress import EpochRecord
-from zosam_jax.training.run_folder import UnreadableRunError
+from zosam_jax.training.run_folder import (
+    ANALYSIS,
+    FAILED,
+    METRICS,
+    ROBUSTNESS,
+    SUMMARY,
+    SWEEP,
+    UnreadableRunError,
+)
 from zosam_jax.training.saved_run import read_config, run_folders
 
 _Content = TypeVar("_Content")
-
-# Where `zosam sweep` says which of its runs failed.
-_SWEEP, _FAILED = ".sweep", ".failed.json"
 
 
 class Omission(NamedTuple):
@@ -145,7 +150,7 @@ def gather(paths: Sequence[Path]) -> tuple[list[Run], list[Omission]]:
     runs, omissions = [], []
     for folder in folders:
         name = str(folder.relative_to(root))
-        if (folder / "summary.json").is_file():
+        if (folder / SUMMARY).is_file():
             runs.append(_read(folder, name))
         else:
             omissions.append(Omission(name, _why_incomplete(folder)))
@@ -154,8 +159,8 @@ def gather(paths: Sequence[Path]) -> tuple[list[Run], list[Omission]]:
 
 def _folders(path: Path) -> list[Path]:
     """Those of all runs below a folder, and where those would be that a sweep could not begin."""
-    failures = path.rglob(f"{_SWEEP}/*{_FAILED}") if path.is_dir() else ()
-    unbegun = [f.parent.parent / f.name.removesuffix(_FAILED) for f in failures]
+    failures = path.rglob(f"{SWEEP}/*{FAILED}") if path.is_dir() else ()
+    unbegun = [f.parent.parent / f.name.removesuffix(FAILED) for f in failures]
     try:
         begun = run_folders(path)
     except FileNotFoundError as error:
@@ -166,7 +171,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _why_incomplete(folder: Path) -> str:
-    failure = folder.parent / _SWEEP / f"{folder.name}{_FAILED}"
+    failure = folder.parent / SWEEP / f"{folder.name}{FAILED}"
     if failure.is_file():
         reason = str(_understood(failure, _json).get("reason", "for no recorded reason"))
         return f"failed: {reason.removeprefix('zosam: ')}"
@@ -174,10 +179,10 @@ def _why_incomplete(folder: Path) -> str:
 
 
 def _read(folder: Path, name: str) -> Run:
-    records = _understood(folder / "metrics.jsonl", _records)
-    summary = _understood(folder / "summary.json", lambda path: _from_summary(_json(path)))
-    analysis = _understood(folder / "analysis.json", _analysis)
-    robustness = _understood(folder / "robustness.json", _robustness)
+    records = _understood(folder / METRICS, _records)
+    summary = _understood(folder / SUMMARY, lambda path: _from_summary(_json(path)))
+    analysis = _understood(folder / ANALYSIS, _analysis)
+    robustness = _understood(folder / ROBUSTNESS, _robustness)
     facts = {
         **summary,
         **_accuracies(records[-1], analysis),

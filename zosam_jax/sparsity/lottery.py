@@ -102,14 +102,19 @@ def lottery_ticket(
     elif pattern is not None and pattern.density is not None:
         levels = 1
     elif levels is None:
-        # The tolerance keeps 0.8 of the weights, say, at one level.
-        levels = math.ceil(math.log(1.0 - sparsity) / math.log(0.8) - 1e-9)
+        levels = default_levels(sparsity)
     options: dict[str, Any] = {"distribution": distribution, "where": where, "pattern": pattern}
     # An impossible budget fails here, without anything being computed.
     jax.eval_shape(lambda p: pruning.magnitude(p, sparsity, **options), params)
     densities = [(1.0 - sparsity) ** (i / levels) for i in range(1, levels + 1)]
     plan = _Plan(densities, total_steps, rewind_to, retrain)
     return _levels(train, (params, model_state), plan, options)
+
+
+def default_levels(sparsity: float) -> int:
+    """The rounds that pruning a fifth of the weights each time takes to a sparsity above 0."""
+    # The tolerance keeps 0.8 of the weights, say, at one level.
+    return math.ceil(math.log(1.0 - sparsity) / math.log(0.8) - 1e-9)
 
 
 class _Plan(NamedTuple):

@@ -125,7 +125,7 @@ def without_effect(values: Values, optimizers: Collection[str] = ()) -> dict[str
     Returns:
       option → "goes with …, not with …".
     """
-    found = {}
+    found: dict[str, str] = {}
     for rule in RULES:
         instead = [rule.instead(values, optimizer) for optimizer in optimizers or (None,)]
         if None not in instead:

@@ -1,5 +1,6 @@
 """From a run's options to its optimizer, the sharpness-aware part of it, its masks and its cost."""
 
+import dataclasses
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -9,10 +10,17 @@ import optax
 
 from zosam_jax import sparsity
 from zosam_jax.data import dataset as datasets
-from zosam_jax.optimizers import RECORDS, Passes
+from zosam_jax.optimizers import RECORDS, SUBBATCH, Passes
 from zosam_jax.sparsity import METHODS, DropAndGrowState, SparseState, macs
 from zosam_jax.sparsity.layers import is_weight
-from zosam_jax.training.applicable import PLAIN, base_optimizer, check_applicable
+from zosam_jax.sparsity.lottery import default_levels
+from zosam_jax.training.applicable import (
+    PLAIN,
+    base_optimizer,
+    check_applicable,
+    has_radius,
+    has_rho,
+)
 from zosam_jax.training.config import (
     MILESTONES,
     MOMENTUM,
@@ -21,7 +29,7 @@ from zosam_jax.training.config import (
     TrainConfig,
 )
 from zosam_jax.training.feed import Resident
-from zosam_jax.training.problem import Network, Problem
+from zosam_jax.training.problem import STREAMED_SIZE, Network, Problem
 from zosam_jax.trees import PyTree
 
 # The models' kernels; not DeiT's position embedding and class token.
@@ -30,6 +38,9 @@ KERNELS = "kernel"
 _SNIP_IMAGES = 128
 _GRASP_IMAGES_PER_CLASS = 10
 _GRASP_TEMPERATURE = 200.0
+
+# Pixels a side of a patch.
+DEIT_PATCH = 16
 
 # Half of a bfloat16's digits: what the differences of the losses can be told from rounding with.
 _DELTAS = {"float32": 1e-3, "bfloat16": 1e-2}
@@ -61,6 +72,67 @@ def build(problem: Problem, network: Network, optimizer: str, rho: float, seed: 
         seed=seed,
     )
     return Optimizer(tx, sam_tx, Cost(problem, optimizer, network))
+
+
+def resolved(config: TrainConfig) -> TrainConfig:
+    """The options as they take effect: where None stands for a value that depends on others, that.
+
+    `batching` may stay "auto", which the library settles for each loss.
+    """
+    missing: dict[str, Any] = {
+        name: value for name, value in _defaults(config).items() if getattr(config, name) is None
+    }
+    return dataclasses.replace(config, **missing)
+
+
+def canonical(config: TrainConfig) -> TrainConfig:
+    """The inverse of `resolved`: None where an option has the value that it would have by itself.
+
+    Runs of different optimizers then differ in what they were told alone.
+    """
+    same: dict[str, Any] = {
+        name: None for name, value in _defaults(config).items() if getattr(config, name) == value
+    }
+    return dataclasses.replace(config, **same)
+
+
+def _defaults(config: TrainConfig) -> dict[str, Any]:
+    """What None stands for in the options that have an effect."""
+    found: dict[str, Any] = {
+        **_defaults_of_optimizer(config),
+        "base_optimizer": config.optimizer if is_plain(config.optimizer) else "sgd",
+    }
+    if base_optimizer(vars(config), config.optimizer) == "sgd":
+        found["momentum"] = MOMENTUM
+    if config.schedule == "step":
+        found["milestones"] = MILESTONES
+    if not config.is_dense:
+        found["sparse_layers"] = KERNELS
+        found["sparsity_distribution"] = default_distribution(config.sparse)
+    if config.is_lottery:
+        found["lottery_levels"] = default_levels(config.sparsity)
+    if config.model.startswith("deit"):
+        found["patch"] = DEIT_PATCH
+    if config.stream:
+        found["image_size"] = STREAMED_SIZE
+    return found
+
+
+def _defaults_of_optimizer(config: TrainConfig) -> dict[str, Any]:
+    name = config.optimizer
+    if is_plain(name):
+        return {}
+    record = RECORDS[name]
+    found = {option: record.defaults[option] for option in record.options}
+    if "delta" in found:
+        found["delta"] = _DELTAS[config.precision]
+    if "fraction" in found:
+        found["fraction"] = SUBBATCH if name == "subbatch_sam" else 1.0
+    if has_rho(name):
+        found |= {"rho": default_rho(name, config.radius), "rho_warmup": RHO_WARMUP}
+    if has_radius(name):
+        found["radius"] = record.radius
+    return found
 
 
 def is_plain(optimizer: str) -> bool:
@@ -204,13 +276,17 @@ def check_budget(problem: Problem) -> None:
     if config.is_dense:
         return
     params = jax.eval_shape(lambda: problem.init(seed=0)).params
-    default = "uniform" if config.sparse in ("dsr", "mest") else "erk"
-    if config.sparse in ("snip", "grasp", "synflow", "lth"):
-        default = "global"
-    choice = {"distribution": default, **mask_options(config)}
+    choice = {"distribution": default_distribution(config.sparse), **mask_options(config)}
     jax.eval_shape(lambda p: sparsity.random(p, config.sparsity, **choice), params)
     if config.sparse == "grasp":
         _grasp_sample(problem, seed=0)
+
+
+def default_distribution(sparse: str) -> str:
+    """How a sparse method shares the kept weights among layers, if not told otherwise."""
+    if sparse in ("snip", "grasp", "synflow", "lth"):
+        return "global"
+    return "uniform" if sparse in ("dsr", "mest") else "erk"
 
 
 def masks_before_training(problem: Problem, network: Network, seed: int) -> PyTree:

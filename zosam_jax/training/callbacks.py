@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zosam_jax.training import run_folder
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.progress import EpochRecord
 from zosam_jax.training.run_folder import RunFolder
@@ -144,4 +145,4 @@ def _events(folder: RunFolder, done: int) -> Any:
     # Here, since only those who ask for events need the library.
     from tensorboardX import SummaryWriter  # noqa: PLC0415
 
-    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=done + 1)
+    return SummaryWriter(str(folder.path / run_folder.TENSORBOARD), purge_step=done + 1)

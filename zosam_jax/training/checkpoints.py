@@ -8,7 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from zosam_jax.training import step
+from zosam_jax.training import run_folder, step
 from zosam_jax.training.problem import Network
 from zosam_jax.training.progress import Progress
 from zosam_jax.training.run_folder import UnreadableRunError
@@ -50,7 +50,7 @@ class Checkpoints:
         policies = checkpoint_managers
         milestones = [] if every is None else [policies.EveryNSteps(every)]
         self._manager = ocp.CheckpointManager(
-            self._folder / "checkpoints",
+            self._folder / run_folder.CHECKPOINTS,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
@@ -138,8 +138,9 @@ class Checkpoints:
         try:
             restored = self._manager.restore(number, args=ocp.args.Composite(**wanted))
         except Exception as error:  # Orbax, JSON and the file system each have their own
+            damaged = self._folder / run_folder.CHECKPOINTS / str(number)
             raise UnreadableRunError(
-                f"{self._folder / 'checkpoints' / str(number)} cannot be read ({error}); without "
+                f"{damaged} cannot be read ({error}); without "
                 "that folder the run goes on from the checkpoint before it."
             ) from error
         return step.from_saved(restored[STATE], like), Progress(**restored[PROGRESS])
@@ -147,14 +148,14 @@ class Checkpoints:
     def save_network(self, training: int, network: Network) -> None:
         """Writes what a training of a lottery ticket ended with, and waits for it."""
         with ocp.StandardCheckpointer() as checkpointer:
-            path = self._folder / "rounds" / str(training)
+            path = self._folder / run_folder.ROUNDS / str(training)
             checkpointer.save(path, step.to_saved(network), force=True)
 
     def restore_network(self, training: int, like: Network) -> Network:
         """What that training ended with."""
         with ocp.StandardCheckpointer() as checkpointer:
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, step.to_saved(like))
-            saved = checkpointer.restore(self._folder / "rounds" / str(training), abstract)
+            saved = checkpointer.restore(self._folder / run_folder.ROUNDS / str(training), abstract)
         network: Network = step.from_saved(saved, like)
         return network
 

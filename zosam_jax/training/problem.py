@@ -22,7 +22,9 @@ from zosam_jax.trees import Array, PyTree
 
 _LABEL_NOISE_SEED = 0
 _VALIDATION_SEED = 0
-_STREAMED_SIZE = 224
+
+# Pixels a side of streamed images, if not told otherwise.
+STREAMED_SIZE = 224
 
 
 class Network(NamedTuple):
@@ -265,7 +267,7 @@ def load_dataset(config: ProblemConfig) -> Dataset | Stream:
     if config.stream:
         return Stream(
             *load_records(config.dataset, config.data_dir, label=config.label_column),
-            image_size=config.image_size or _STREAMED_SIZE,
+            image_size=config.image_size or STREAMED_SIZE,
             randaugment=config.randaugment,
             repeats=config.repeated_augmentation,
             workers=config.workers,
@@ -291,7 +293,7 @@ def load_whole(config: DataConfig) -> Dataset:
 
 def _feed(config: ProblemConfig, dataset: Dataset | Stream, mesh: jax.sharding.Mesh) -> Feed:
     if isinstance(dataset, Stream):
-        image_size = config.image_size or _STREAMED_SIZE
+        image_size = config.image_size or STREAMED_SIZE
         return Streamed(dataset, image_size, config.batch_size, mesh)
     return Resident(dataset, config.batch_size, mesh, crop_and_flip=config.crop_and_flip)
 

@@ -1,4 +1,4 @@
-"""The folder that a run leaves: config.json, metrics.jsonl, summary.json, masks.txt, curves.png.
+"""The folders that commands leave: the names of all their files, and how they are written.
 
 Each file is complete whenever it exists: metrics grow by whole flushed lines, the others are
 moved into place once written. Of several processes only the first one writes.
@@ -6,15 +6,56 @@ moved into place once written. Of several processes only the first one writes.
 
 import dataclasses
 import datetime
+import importlib.metadata
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zosam_jax.training import devices
+import zosam_jax
+from zosam_jax.training import build, devices
 from zosam_jax.training.config import CIRCUMSTANCES, TrainConfig
 from zosam_jax.training.progress import EpochRecord
+
+# Of a run.
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+MASKS = "masks.txt"
+CURVES = "curves.png"
+CHECKPOINTS = "checkpoints"
+ROUNDS = "rounds"
+TENSORBOARD = "tensorboard"
+# What analyze and evaluate add to it.
+ANALYSIS = "analysis.json"
+ANALYSIS_PICTURE = "analysis.png"
+FEATURES = "features.png"
+ROBUSTNESS = "robustness.json"
+# Of sweep and compare.
+TUNING_RUNS = "tune"
+TUNING = "tuning.json"
+COMPARISON = "compare.json"
+# Of a report.
+REPORT_PAGE = "report.html"
+REPORT_MARKDOWN = "report.md"
+REPORT_TABLE = "runs.csv"
+# Of a sweep: a folder beside the run folders, with files for each of them.
+SWEEP = ".sweep"
+FAILED = ".failed.json"
+LOG = ".log"
+LOCK = ".lock"
+
+_PARTIAL = ".partial"
+
+# What config.json has beside the options.
+VERSIONS = "versions"
+_VERSIONED = ("jax", "jaxlib", "optax", "flax", "numpy")
+
+
+class UnwritableError(OSError):
+    """Results cannot be written; says where, and why."""
 
 
 class UnreadableRunError(ValueError):
@@ -38,6 +79,7 @@ class RunFolder:
 
         Raises:
           FileExistsError: if it holds results already; nothing is overwritten.
+          UnwritableError: if it is to be new and cannot be made.
         """
         if path is None:
             now = datetime.datetime.now()
@@ -49,16 +91,30 @@ class RunFolder:
                 f"output={str(path)!r} is not empty, and nothing is overwritten: choose another "
                 "--output or move it away."
             )
+        if not path.is_dir():
+            check_writable(path)
         self.path = path
 
     @property
     def is_complete(self) -> bool:
         """Whether its run has ended: the summary is written last."""
-        return (self.path / "summary.json").is_file()
+        return (self.path / SUMMARY).is_file()
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a whole JSON file, numbers that are not finite as null."""
         self.write_text(name, json.dumps(_plain(content), indent=2) + "\n")
+
+    def write_options(self, config: TrainConfig) -> None:
+        """Writes config.json: the options as they take effect, and the versions of libraries."""
+        options = dataclasses.asdict(build.resolved(config))
+        self.write_json(CONFIG, {**options, VERSIONS: versions()})
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions in config.json; none if there is no such file yet, or it has none."""
+        if not (self.path / CONFIG).is_file():
+            return {}
+        return dict(self.read_json(CONFIG).get(VERSIONS, {}))
 
     def read_json(self, name: str) -> Any:
         """What a JSON file holds."""
@@ -68,42 +124,78 @@ class RunFolder:
         """Writes a whole text file."""
         if not devices.is_first():
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        partial = self.path / f"{name}.partial"
-        partial.write_text(content)
-        partial.replace(self.path / name)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            partial = self.path / f"{name}{_PARTIAL}"
+            partial.write_text(content)
+            partial.replace(self.path / name)
+        except OSError as error:
+            raise _unwritable(self.path / name, error) from error
 
     def append_metrics(self, record: EpochRecord) -> None:
         """Adds one line to metrics.jsonl."""
-        if devices.is_first():
+        if not devices.is_first():
+            return
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with (self.path / "metrics.jsonl").open("a") as file:
+            with (self.path / METRICS).open("a") as file:
                 file.write(json.dumps(_plain(record._asdict())) + "\n")
+        except OSError as error:
+            raise _unwritable(self.path / METRICS, error) from error
 
     def cut_metrics(self, count: int) -> list[EpochRecord]:
         """The first `count` records of metrics.jsonl; those after them are dropped."""
-        path = self.path / "metrics.jsonl"
+        path = self.path / METRICS
         lines = path.read_text().splitlines()[:count] if path.exists() else []
         if len(lines) < count:
             raise UnreadableRunError(
                 f"{path} has {len(lines)} of the {count} lines that go with the newest checkpoint."
             )
-        self.write_text("metrics.jsonl", "".join(f"{line}\n" for line in lines))
+        self.write_text(METRICS, "".join(f"{line}\n" for line in lines))
         return [_record(json.loads(line)) for line in lines]
+
+
+def versions() -> dict[str, str]:
+    """Library → its version here, of those that a run's numbers depend on."""
+    found = {name: importlib.metadata.version(name) for name in _VERSIONED}
+    return {**found, zosam_jax.__name__: zosam_jax.__version__}
+
+
+def check_writable(path: Path) -> None:
+    """Raises UnwritableError unless files can be made in a folder, which may be still to be made.
+
+    For commands that compute for long before they write.
+    """
+    existing = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    if not existing.is_dir():
+        raise UnwritableError(f"{path} cannot be written: {existing} is a file, not a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UnwritableError(
+            f"{path} cannot be written: {existing} is read-only, for this user at least."
+        )
+
+
+def _unwritable(path: Path, error: OSError) -> UnwritableError:
+    return UnwritableError(f"{path} cannot be written: {error.strerror or error}.")
 
 
 def for_training(config: TrainConfig) -> RunFolder:
     """The folder of a run, new or to be taken up again; nothing is created yet.
 
+    Args:
+      config: its options.
+
     Raises:
+      UnwritableError: if it cannot be written.
       FileExistsError: if it holds anything else, or is not to be resumed.
       ValueError: if it holds a run with other options, naming the first one that differs.
     """
     path = config.output
-    is_run = config.resume and path is not None and (path / "config.json").is_file()
+    is_run = config.resume and path is not None and (path / CONFIG).is_file()
     folder = RunFolder(path, "train", may_hold_results=is_run or not devices.is_first())
     if is_run:
-        _check_same(folder.read_json("config.json"), config, folder.path)
+        check_writable(folder.path)
+        _check_same(folder.read_json(CONFIG), build.resolved(config), folder.path)
     return folder
 
 
@@ -121,7 +213,7 @@ def _check_same(before: Mapping[str, Any], config: TrainConfig, path: Path) -> N
 
 def _is_result(path: Path) -> bool:
     """Whether a file is more than what a killed run left half written."""
-    return path.suffix != ".partial"
+    return path.suffix != _PARTIAL
 
 
 def _record(values: Mapping[str, Any]) -> EpochRecord:

@@ -16,7 +16,15 @@ from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import ProblemConfig, TrainConfig
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.progress import Progress
-from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
+from zosam_jax.training.run_folder import (
+    CONFIG,
+    SUMMARY,
+    SWEEP,
+    TUNING_RUNS,
+    VERSIONS,
+    RunFolder,
+    UnreadableRunError,
+)
 from zosam_jax.training.trainer import Run
 
 
@@ -116,7 +124,7 @@ def run_folders(path: Path) -> list[Path]:
     Raises:
       FileNotFoundError: if there is none.
     """
-    found = sorted(file.parent for file in path.rglob("config.json") if _is_of_run(file))
+    found = sorted(file.parent for file in path.rglob(CONFIG) if _counts(file, path))
     if not found:
         raise FileNotFoundError(
             f"{path} is neither a run folder (zosam train leaves config.json and summary.json "
@@ -134,30 +142,29 @@ def complete_runs(paths: Iterable[Path]) -> tuple[Path, ...]:
     found = []
     for path in paths:
         folders = run_folders(path)
-        ended = [f for f in folders if f == path or (f / "summary.json").is_file()]
+        ended = [f for f in folders if f == path or (f / SUMMARY).is_file()]
         if not ended:
             raise FileNotFoundError(f"{path}: none of its {len(folders)} runs has ended.")
         found += ended
     return tuple(dict.fromkeys(found))
 
 
-def _is_of_run(file: Path) -> bool:
-    """zosam compare leaves a config.json without one optimizer."""
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise UnreadableRunError(f"{file} is damaged: {error}") from error
-    return isinstance(content, dict) and "optimizer" in content
+def _counts(file: Path, path: Path) -> bool:
+    """Whether a config.json is of a run in its own right: those of a sweep's tuning are not."""
+    above = [path / folder for folder in file.relative_to(path).parents][:-1]
+    return not any(f.name == TUNING_RUNS and (f.parent / SWEEP).is_dir() for f in above)
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The options in a run folder's config.json."""
-    file = path / "config.json"
+    """The options in a run folder's config.json, None where they are the defaults."""
+    file = path / CONFIG
     if not file.is_file():
-        raise FileNotFoundError(f"{path} is no run folder: it holds no config.json.")
+        raise FileNotFoundError(f"{path} is no run folder: it holds no {CONFIG}.")
     try:
-        return TrainConfig(**typed(json.loads(file.read_text())))
-    except (ValueError, TypeError, KeyError) as error:
+        values = json.loads(file.read_text())
+        values.pop(VERSIONS, None)
+        return build.canonical(TrainConfig(**typed(values)))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UnreadableRunError(
             f"{file} cannot be read as the options of a run: {error}"
         ) from error
@@ -177,7 +184,10 @@ def typed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(name: str, kind: Any, value: Any) -> Any:
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(kind) if is_union else (kind,)
+    if value is None and types.NoneType in kinds:
+        return None
     if isinstance(value, str) and Path in kinds:
         return Path(value)
     if isinstance(value, list):
