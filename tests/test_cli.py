@@ -252,7 +252,7 @@ def test_help_explains_every_option(command, capsys):
         (["--schedule", "step", "--milestones", "0.01", "0.5"], "must come after warmup=0.05"),
         (["--final-learning-rate", "0.2"], "must be at most learning_rate=0.1"),
         (["--model", "deit-tiny"], "patch"),
-        (["--patch", "4"], "patch=4 goes with deit-tiny and deit-small"),
+        (["--patch", "4"], "patch=4 goes with deit-micro, deit-tiny and"),
         (["--mixup", "-1"], "mixup=-1.0 must be"),
         (["--accumulate", "3"], "accumulate=3 must divide batch_size=64"),
         (["--randaugment"], "randaugment=True needs stream"),

@@ -53,10 +53,9 @@ class Runs(NamedTuple):
 
         Raises:
           ValueError: if the folder has a run of the same name with other options.
-          FileExistsError: if the output is a file.
+          UnwritableError: as `prepare`.
         """
-        if self.output.is_file():
-            raise FileExistsError(f"output={str(self.output)!r} is a file: choose a folder.")
+        self.prepare()
         todo = [cell for cell in cells if not self.is_settled(cell)]
         shares = _shares(self.workers) if todo else []
         self.console.print(
@@ -68,6 +67,15 @@ class Runs(NamedTuple):
             with work.interruptible(), ThreadPoolExecutor(len(shares)) as pool:
                 list(pool.map(work.run, todo))
         return [cell for cell in cells if not self.is_finished(cell)]
+
+    def prepare(self) -> None:
+        """Makes the folder, if need be.
+
+        Raises:
+          UnwritableError: if it cannot be written.
+        """
+        run_folder.check_writable(self.output)
+        (self.output / run_folder.SWEEP).mkdir(parents=True, exist_ok=True)
 
     def is_finished(self, cell: Cell) -> bool:
         """Whether its run has ended.
@@ -120,9 +128,7 @@ class Runs(NamedTuple):
         return next((line for line in reversed(lines) if line.strip()), "no output")
 
     def _about(self, cell: Cell, ending: str) -> Path:
-        folder = self.output / run_folder.SWEEP
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{cell.name}{ending}"
+        return self.output / run_folder.SWEEP / f"{cell.name}{ending}"
 
     @contextlib.contextmanager
     def claimed(self, cell: Cell) -> Iterator[int | None]:

@@ -109,7 +109,7 @@ def sweep(config: SweepConfig, console: Console) -> bool:
 
     Raises:
       ValueError: as `cells`; or if the folder has a run of the same name with other options.
-      FileExistsError: if the output is a file.
+      UnwritableError: if the output cannot be written.
     """
     plan = tables(config)
     runs = Runs(config.output, console, config.workers, config.retry)
@@ -140,6 +140,7 @@ def tune(plan: Tables, runs: Runs) -> list[Cell] | None:
         return found
     grids = {cell.method: cell.grid for cell in found}
     apart = runs._replace(output=runs.output / run_folder.TUNING_RUNS)
+    runs.prepare()  # says that the folder is a sweep's
     runs.console.print("tuning on held-out images")
     missing = apart.make([run for trials in tried.values() for t in trials for run in t.runs])
     for cell in missing:
