@@ -108,82 +108,6 @@ def test_pruned_weights_stay_zero_and_the_network_learns(model, tmp_path):
     assert summary["sparsity"] == pytest.approx(0.9, abs=1e-4)
 
 
-@pytest.fixture(scope="module")
-def comparison(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("compare") / "run"
-    cli.main(["compare", *SMALL, "--output", str(folder), "--seeds", "2"])
-    return folder
-
-
-def test_compare_writes_one_row_for_each_optimizer(comparison):
-    rows = {row["optimizer"]: row for row in read(comparison / "compare.json")}
-    assert list(rows) == ["sgd", "sam", "random_weight_perturbation", "zo_sam"]
-    for name, row in rows.items():
-        assert row["accuracy_mean"] == pytest.approx(np.mean(row["accuracies"]))
-        assert row["accuracy_sd"] == pytest.approx(np.std(row["accuracies"], ddof=1))
-        assert row["time_ratio"] > 0
-        assert (row["cosine"] is None) == (name == "sgd")
-        assert (row["ascent_gain"] is None) == (name == "sgd")
-    assert rows["sgd"]["time_ratio"] == 1
-    assert rows["sam"]["cosine"] > 0.5
-    assert rows["sam"]["ascent_gain"] > 0
-    assert abs(rows["random_weight_perturbation"]["cosine"]) < 0.2
-
-
-def test_tuning_spends_the_same_budget_on_everyone(tmp_path):
-    cli.main(
-        [
-            "compare",
-            *SMALL,
-            "--output",
-            str(tmp_path / "run"),
-            "--seeds",
-            "1",
-            "--tune",
-            "--tune-seeds",
-            "1",
-            "--optimizers",
-            "sam",
-            "zo_sam",
-        ]
-    )
-    trials = read(tmp_path / "run" / "tuning.json")
-    counted = {name: sum(t["optimizer"] == name for t in trials) for name in ("sam", "zo_sam")}
-    assert counted["sam"] == counted["zo_sam"] == 5
-    rows = {row["optimizer"]: row for row in read(tmp_path / "run" / "compare.json")}
-    assert set(rows) == {"sgd", "sam", "zo_sam"}
-    for name in ("sam", "zo_sam"):
-        best = max(
-            (t for t in trials if t["optimizer"] == name),
-            key=lambda t: np.mean(t["validation_accuracies"]),
-        )
-        assert rows[name]["rho"] == best["rho"]
-    assert rows["sam"]["accuracy_sd"] is None
-
-
-def test_a_run_that_diverges_is_a_result_of_a_comparison(tmp_path):
-    options = ["--seeds", "1", "--optimizers", "sam", "--learning-rate", "1e30"]
-    cli.main(["compare", *SMALL, *options, "--output", str(tmp_path / "run")])
-    rows = read(tmp_path / "run" / "compare.json")
-    assert [row["accuracy_mean"] for row in rows] == [None, None]
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--validation-fraction", "0.1"], "validation_fraction=0.1 is for train"),
-        (["--optimizers", "adamw", "sam"], "adamw does not go with base_optimizer='sgd'"),
-        (["--tune", "--tune-fraction", "1.5"], "tune_fraction=1.5 must be below 1"),
-    ],
-)
-def test_a_comparison_that_makes_no_sense_is_refused(options, sentence, tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["compare", *SMALL, *options, "--output", str(tmp_path / "run")])
-    assert caught.value.code == 2
-    captured = capsys.readouterr()
-    assert sentence in " ".join((captured.out + captured.err).replace("│", " ").split())
-
-
 def test_every_registered_transformation_is_on_the_command_line():
     names = set(typing.get_args(config.OptimizerName))
     assert names == {"sgd", "adamw", *REGISTRY, *ESTIMATORS}
@@ -341,14 +265,6 @@ def test_the_test_split_is_looked_at_as_often_as_asked(tmp_path):
     assert lines[0] is None
     assert lines[1] > 0
     assert lines[2] > 0
-
-
-def test_comparisons_work_with_masks_that_change(tmp_path):
-    options = ["--sparse", "rigl", "--seeds", "1", "--optimizers", "sgd", "zo_sam"]
-    cli.main(["compare", *TINY, *options, "--output", str(tmp_path / "run")])
-    rows = read(tmp_path / "run" / "compare.json")
-    assert [row["optimizer"] for row in rows] == ["sgd", "zo_sam"]
-    assert rows[1]["ascent_gain"] is not None
 
 
 @pytest.mark.parametrize(

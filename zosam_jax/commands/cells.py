@@ -189,7 +189,7 @@ def _grid(
 
 def _check_same_numbers(cells: Iterable[Cell]) -> None:
     """Raises unless all that are tuned are so on as many candidates."""
-    numbers = {c.name: math.prod(map(len, c.grid.values())) for c in cells if c.grid}
+    numbers = {c.method: math.prod(map(len, c.grid.values())) for c in cells if c.grid}
     if len(set(numbers.values())) > 1:
         least, most = min(numbers, key=numbers.__getitem__), max(numbers, key=numbers.__getitem__)
         raise ValueError(

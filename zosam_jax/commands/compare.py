@@ -226,16 +226,15 @@ def _table(rows: Sequence[Row], config: CompareConfig) -> Table:
         "error; time is rough, of runs side by side (zosam bench measures it)",
     )
     table.add_column("optimizer", no_wrap=True)
-    for heading in ("rho", "accuracy (%)", "gain", "time / base", "‖ε‖", "slope", "ascent gain"):
-        table.add_column(heading, justify="right", no_wrap=heading in ("accuracy (%)", "gain"))
+    for heading in ("rho", "accuracy (%)", "gain", "time / base", "‖ε‖", "ascent gain"):
+        table.add_column(heading, justify="right", min_width=5)
     for row in rows:
         table.add_row(
             row.optimizer,
             f"{row.rho:g}" if row.rho else "–",
             _percent(row.accuracy_mean, row.accuracy_sd, "{:.2f}") or "diverged",
             "–" if row is rows[0] else _percent(row.gain, row.gain_error, "{:+.2f}") or "–",
-            *(_known(value) for value in (row.time_ratio, row.epsilon_norm, row.slope)),
-            _known(row.ascent_gain),
+            *map(_known, (row.time_ratio, row.epsilon_norm, row.ascent_gain)),
         )
     return table
 

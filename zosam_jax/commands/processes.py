@@ -172,9 +172,17 @@ class _Work:
             self._free.put(share)
 
     def _train(self, cell: Cell, share: "_Share", claim: int) -> int:
-        command = [sys.executable, "-m", "zosam_jax", *cell.command(self._runs.output)]
         failure = self._runs.failure_file(cell)
         failure.unlink(missing_ok=True)
+        status = self._launch(cell, share, claim)
+        if status == _REFUSED:
+            told = {"status": status, "reason": self._runs.last_line(cell), "options": cell.options}
+            failure.write_text(json.dumps(told, indent=2) + "\n")
+        return status
+
+    def _launch(self, cell: Cell, share: "_Share", claim: int) -> int:
+        """Its exit status, once it has ended."""
+        command = [sys.executable, "-m", "zosam_jax", *cell.command(self._runs.output)]
         with self._runs.log_file(cell).open("ab") as log, self._lock:
             if self._stopping.is_set():
                 return -signal.SIGTERM
@@ -195,9 +203,6 @@ class _Work:
         status = child.wait()
         with self._lock:
             self._children.remove(child)
-        if status == _REFUSED:
-            told = {"status": status, "reason": self._runs.last_line(cell), "options": cell.options}
-            failure.write_text(json.dumps(told, indent=2) + "\n")
         return status
 
     def _report(self, cell: Cell, status: int) -> None:
