@@ -1,78 +1,108 @@
-"""The command line, zosam COMMAND: from typed options to the command that carries them out."""
+"""The command line, zosam COMMAND: finds the command, parses its options and runs it."""
 
-import functools
-import operator
+import difflib
+import importlib
+import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import zosam_jax
 
 # The options, tyro and rich come with the extra `train`.
 try:
-    import tyro
     from rich.console import Console
 
-    from zosam_jax import recipes
-    from zosam_jax.commands import analyze, bench, compare, evaluate, report, sweep, train
-    from zosam_jax.commands import recipes as recipes_command
+    from zosam_jax.commands import options
     from zosam_jax.commands.refusal import RefusedError
-    from zosam_jax.training.config import TrainConfig
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"zosam needs {error.name}, which comes with: pip install 'zosam_jax[train]'"
     ) from error
 
-
-class Command(NamedTuple):
-    """A command's options, and what it does with them."""
-
-    options: type
-    run: Callable[[Any, Console], None]
-
-
+# Command → what its line in the help says. Each is a module of zosam_jax.commands with a function
+# run(config, console), whose annotation says what its options are.
 COMMANDS = {
-    "train": Command(TrainConfig, train.run),
-    "sweep": Command(sweep.SweepConfig, sweep.run),
-    "compare": Command(compare.CompareConfig, compare.run),
-    "bench": Command(bench.BenchConfig, bench.run),
-    "analyze": Command(analyze.AnalyzeConfig, analyze.run),
-    "evaluate": Command(evaluate.EvaluateConfig, evaluate.run),
-    "report": Command(report.ReportConfig, report.run),
-    "recipes": Command(recipes_command.RecipesConfig, recipes_command.run),
+    "train": "train one network and leave a run folder; the same command again resumes it",
+    "sweep": "run many trainings, from a file that says which",
+    "compare": "train with several optimizers on the same seeds, and print a table",
+    "bench": "time several optimizers' steps side by side; nothing is trained",
+    "analyze": "measure curvature, gradient variance and loss surfaces of finished runs",
+    "evaluate": "measure finished runs on corrupted test images",
+    "report": "gather runs into one page of tables and figures",
+    "recipes": "list the paper's experiments by name, for zosam train --recipe NAME",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the options and runs the command; a wrong option ends it with one sentence."""
+    """Parses the options and runs the command; a wrong option ends it with one sentence.
+
+    Args:
+      arguments: the words after `zosam`; by default those of this process.
+
+    Raises:
+      SystemExit: with status 2 for what is refused, 0 after --help.
+    """
     console = Console(soft_wrap=True)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        console.print(_help(), markup=False, highlight=False)
+        sys.exit(0 if words else 2)
+    if words[0] == "--version":
+        console.print(f"zosam {zosam_jax.__version__}", markup=False, highlight=False)
+        return
     try:
-        config = _parse(list(sys.argv[1:] if arguments is None else arguments))
-        command = next(c for c in COMMANDS.values() if c.options is type(config))
-        command.run(config, console)
+        run, config = _parse(words)
+        run(config, console)
     except RefusedError as refused:
-        console.print(f"zosam: {refused}", style="red", markup=False)
+        console.print(f"zosam: {refused}", style="red", markup=False, highlight=False)
         sys.exit(2)
+    except BrokenPipeError:  # whoever reads what is printed has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
-def _parse(arguments: list[str]) -> Any:
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: zosam COMMAND [OPTIONS]",
+            "",
+            "Sharpness-aware and sparse training in JAX.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`zosam COMMAND --help` explains a command's options; `zosam --version` says which.",
+        ]
+    )
+
+
+def _parse(words: Sequence[str]) -> tuple[Any, Any]:
+    """The function of a command, and its options."""
+    name, *others = words
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        meant = f"do you mean {near[0]}" if near else "`zosam --help` lists them"
+        raise RefusedError(f"{name!r} is no command; {meant}.")
+    module = importlib.import_module(f"zosam_jax.commands.{name}")
+    kind = typing.get_type_hints(module.run)["config"]
+    start = _recipe(others) if name == "train" else None
+    return module.run, options.parse(kind, others, prog=f"zosam {name}", default=start)
+
+
+def _recipe(words: Sequence[str]) -> Any:
+    """The configuration that --recipe names, if it is among the words."""
+    # Here, since other commands start faster without it.
+    from zosam_jax import recipes  # noqa: PLC0415
+
     try:
-        recipe = recipes.named_in(arguments)
-        start = TrainConfig() if recipe is None else recipe.config
+        found = recipes.named_in(words)
     except ValueError as error:
         raise RefusedError(str(error)) from error
-    subcommand: Any = tyro.conf.subcommand
-    kinds = [
-        Annotated[
-            command.options, subcommand(name, **({"default": start} if name == "train" else {}))
-        ]
-        for name, command in COMMANDS.items()
-    ]
-    commands: Any = functools.reduce(operator.or_, kinds)
-    return tyro.cli(
-        commands,
-        prog="zosam",
-        description="Sharpness-aware and sparse training in JAX.",
-        args=arguments,
-    )
+    return None if found is None else found.config
 
 
 if __name__ == "__main__":

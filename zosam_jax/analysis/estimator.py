@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,20 @@ class Spread(NamedTuple):
     sd: float
 
 
+class PerturbationQuality(NamedTuple):
+    """What one perturbation ε does to a loss.
+
+    Attributes:
+      norm: ‖ε‖.
+      cosine: cos(ε, ∇L(θ)); 0 for an ε of zero.
+      gain: L(θ+ε) − L(θ).
+    """
+
+    norm: Array
+    cosine: Array
+    gain: Array
+
+
 class Quality(NamedTuple):
     """What `quality` finds, g = ∇L being the gradient of the look's own batch.
 
@@ -54,6 +68,36 @@ class Quality(NamedTuple):
     relative_error: Spread
     dimension: int
     looks: int
+
+
+def perturbation_quality(
+    loss: Callable[[PyTree], Array],
+    params: PyTree,
+    epsilon: PyTree,
+    *,
+    direction: PyTree = None,
+    mask: PyTree = None,
+) -> PerturbationQuality:
+    """How long a perturbation is, how well it is aimed, and what it gains; for use within jit.
+
+    Args:
+      loss: params → scalar.
+      params: θ, floating-point arrays.
+      epsilon: ε, like the parameters.
+      direction: whose cosine to take, where a radius has turned it into ε; ε's own by default.
+      mask: the kept weights, on which the gradient is looked at; None for all.
+
+    Returns:
+      ‖ε‖, the cosine and the gain: one pass with gradients and one without.
+    """
+    value, gradient = jax.value_and_grad(loss)(params)
+    gradient = masks.restrict(gradient, mask)
+    aim = epsilon if direction is None else direction
+    return PerturbationQuality(
+        norm=trees.norm(epsilon),
+        cosine=trees.ratio(trees.inner(aim, gradient), trees.norm(aim) * trees.norm(gradient)),
+        gain=loss(trees.displace(params, epsilon)) - value,
+    )
 
 
 def quality(
@@ -194,11 +238,14 @@ def _look(
     # XLA drops the backward pass for ascents that do not remember its gradient.
     perturbed = objective.value_and_grad(trees.displace(theta, epsilon(direction)))
     highest = objective.probe(trees.displace(theta, epsilon(gradient)))
-    lengths = trees.norm(direction) * trees.norm(gradient)
+    # XLA computes once what this has in common with the passes above.
+    aimed = perturbation_quality(
+        objective.probe, theta, epsilon(direction), direction=direction, mask=kept
+    )
     error = trees.norm(trees.displace(direction, gradient, -1.0))
     seen = _Look(
-        cosine=trees.ratio(trees.inner(direction, gradient), lengths),
-        gain=perturbed.value - clean.value,
+        cosine=aimed.cosine,
+        gain=aimed.gain,
         gradient_gain=highest - clean.value,
         relative_error=jnp.square(error / trees.norm(gradient)),
     )

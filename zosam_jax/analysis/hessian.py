@@ -23,6 +23,7 @@ from matfree import decomp
 from zosam_jax import directions, masks, trees
 from zosam_jax.analysis import batches as means
 from zosam_jax.analysis.batches import Batch, LossFn
+from zosam_jax.binding import Call
 from zosam_jax.errors import check_count
 from zosam_jax.keys import as_key
 from zosam_jax.objective import Objective
@@ -274,9 +275,7 @@ def look_at(loss_fn: LossFn, params: PyTree, mask: PyTree) -> Point:
     return Point(
         params=jax.tree.map(lambda p: jnp.asarray(p, trees.wide_dtype(p)), floating),
         mask=masks.resolve(mask, floating),
-        on_batch=lambda batch: Objective(
-            lambda theta: loss_fn(merge(theta), batch), name="loss_fn"
-        ),
+        on_batch=lambda batch: Objective(Call(loss_fn, (batch,)), name="loss_fn", merge=merge),
     )
 
 

@@ -19,6 +19,7 @@ from zosam_jax import keys, masks, trees
 from zosam_jax import radius as radii
 from zosam_jax.analysis import batches as means
 from zosam_jax.analysis.batches import Batch, LossFn
+from zosam_jax.binding import Call
 from zosam_jax.objective import Objective
 from zosam_jax.trees import Array, PyTree
 
@@ -156,7 +157,7 @@ def _losses(
         offset = trees.scale(along[0], point[0])
         for direction, step in zip(along[1:], point[1:], strict=True):
             offset = trees.displace(offset, direction, step)
-        loss = Objective(loss_fn, (batch,), name="loss_fn")
+        loss = Objective(Call(loss_fn, (batch,)), name="loss_fn")
         return loss.probe(merge(trees.displace(floating, offset)))
 
     losses: Array = means.mean(

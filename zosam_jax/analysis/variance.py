@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from zosam_jax import masks, trees
 from zosam_jax.analysis.batches import Batch, LossFn
+from zosam_jax.binding import Call
 from zosam_jax.objective import Objective
 from zosam_jax.trees import Array, PyTree
 
@@ -125,6 +126,6 @@ def _gradient(
     if perturbation is not None:
         epsilon, _ = trees.split_floating(perturbation(params, batch))
         floating = trees.displace(floating, masks.restrict(epsilon, kept))
-    loss = Objective(lambda p, b: loss_fn(merge(p), b), (batch,), name="loss_fn")
+    loss = Objective(Call(loss_fn, (batch,)), name="loss_fn", merge=merge)
     gradient = masks.restrict(loss.value_and_grad(floating).gradient, kept)
     return jax.tree.map(lambda g: g.astype(trees.wide_dtype(g)), gradient)

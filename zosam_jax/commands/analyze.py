@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +16,14 @@ from rich.console import Console
 
 from zosam_jax import trees
 from zosam_jax.analysis import features, hessian, sharpness, surface, variance
+from zosam_jax.analysis.estimator import PerturbationQuality
 from zosam_jax.commands import pictures
 from zosam_jax.commands.refusal import refusing
+from zosam_jax.commands.steps import Steps
 from zosam_jax.data.dataset import Images, Labels, Split
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.optimizers import ESTIMATORS
-from zosam_jax.training import devices, step
+from zosam_jax.training import devices, run_folder, step
 from zosam_jax.training.problem import Examples
 from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
 from zosam_jax.training.saved_run import SavedRun, complete_runs, open_runs
@@ -36,6 +39,9 @@ _DEPTHS = 3
 # The length of the line along the Hessian's leading direction, as a fraction of the random one's.
 _STEEP = 0.03
 
+# How many training images to look at, and how many of them in a pass, if not told otherwise.
+_IMAGES, _BATCH_SIZE = 1000, 250
+
 # All runs are looked at on the same images and along the same random directions.
 _SEED = 0
 
@@ -47,17 +53,19 @@ class AnalyzeConfig:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders, and folders that hold run folders (a sweep's)."""
 
-    parts: tuple[Part, ...] = PARTS
-    """What to measure. variance: of the minibatch gradient and how well the climb is aimed, at
-    each checkpoint that the run kept (`zosam train --keep-every`). The others at the newest one.
+    parts: tuple[Part, ...] | None = None
+    """What to measure. variance: of the minibatch gradient and how well the perturbation is aimed,
+    at each checkpoint that the run kept (`zosam train --keep-every`). The others at the newest one.
     hessian: eigenvalues and trace; sharpness: the worst and the average rise of the loss nearby;
-    surface: the loss along a line and on a plane; features: what three layers make of an image."""
+    surface: the loss along a line and on a plane; features: the activations of three layers.
+    Default: all; without variance for a run of fewer than two batches."""
 
-    images: int = 1000
-    """How many training images to look at; the same for all runs."""
+    images: int | None = None
+    """How many training images to look at. Default: 1000, or two of the run's batches; fewer where
+    there are fewer."""
 
-    batch_size: int = 250
-    """Images a pass; those of variance are the run's own batches."""
+    batch_size: int | None = None
+    """Images a pass; those of variance are the run's own batches. Default: at most 250."""
 
     statistics: Literal["running", "batch"] = "running"
     """What BatchNorm normalises by: the running statistics, as in inference, or the batch's own,
@@ -106,14 +114,15 @@ class AnalyzeConfig:
         if not self.runs:
             raise ValueError("runs=() must name at least one run folder.")
         for name in ("images", "batch_size", "eigenvalues", "lanczos_steps", "ascent_steps"):
-            check_count(name, getattr(self, name))
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
         for name in ("samples", "points", "plane_points"):
             value = getattr(self, name)
             if value < 2 and (name, value) != ("plane_points", 0):
                 raise ValueError(f"{name}={value} must be at least 2.")
         for name in ("rho", "adaptive_rho", "average_rho", "distance"):
             check_number(name, getattr(self, name), above=0.0, inclusive=False)
-        if self.images % self.batch_size:
+        if self.images and self.batch_size and self.images % self.batch_size:
             raise ValueError(f"batch_size={self.batch_size} must divide images={self.images}.")
         if self.eigenvalues > self.lanczos_steps:
             raise ValueError(
@@ -146,22 +155,62 @@ def analyze(config: AnalyzeConfig, console: Console) -> None:
       ValueError: if some runs cannot be looked at so, naming them; the others are done.
     """
     refused = []
-    for saved in open_runs(complete_runs(config.runs), data_dir=config.data_dir):
-        path = saved.folder.path
-        try:
-            found = _look_at(config, saved)
-        except ValueError as error:
-            refused.append(f"{path}: {error}")
-        else:
-            console.print(f"{path}: {_in_words(found)}", markup=False)
+    with Steps(console) as steps:
+        for saved in open_runs(complete_runs(config.runs), data_dir=config.data_dir):
+            path = saved.folder.path
+            try:
+                found = _look_at(_fitted(config, saved), saved, steps)
+            except ValueError as error:
+                refused.append(f"{path}: {error}")
+            else:
+                console.print(f"{path}: {_in_words(found)}", markup=False)
     if refused:
         raise ValueError("\n".join(refused))
 
 
-def _look_at(config: AnalyzeConfig, saved: SavedRun) -> dict[str, Any]:
+def _fitted(config: AnalyzeConfig, saved: SavedRun) -> AnalyzeConfig:
+    """The options with defaults that suit the run's data.
+
+    Raises:
+      ValueError: for given values that do not.
+    """
+    there, own = saved.run.problem.feed.train_images, saved.config.batch_size
+    parts = config.parts
+    if parts is None:
+        parts = tuple(part for part in PARTS if part != "variance" or there >= 2 * own)
+    images, batch_size = config.images, config.batch_size
+    if images is None:
+        images = min(there, max(_IMAGES, 2 * own if "variance" in parts else 0))
+        batch_size = batch_size or images // math.ceil(images / _BATCH_SIZE)
+        images -= images % batch_size
+    batch_size = batch_size or _divisor(images)
+    if not 0 < images <= there:
+        wrong = f"images={images}" if config.images else f"batch_size={batch_size}"
+        raise ValueError(f"{wrong} is more than the {there} training images.")
+    if "variance" in parts and images < 2 * own:
+        raise ValueError(
+            f"images={images} must be at least two of the run's batches of {own}: the variance is "
+            "one over batches."
+        )
+    return dataclasses.replace(config, parts=parts, images=images, batch_size=batch_size)
+
+
+def _divisor(images: int) -> int:
+    """The largest batch size that divides a number of images."""
+    largest = max(size for size in range(1, _BATCH_SIZE + 1) if images % size == 0)
+    if largest < min(images, _BATCH_SIZE // 10):
+        raise ValueError(
+            f"images={images} has no divisor from {_BATCH_SIZE // 10} to {_BATCH_SIZE} to be the "
+            "batch size: pass --batch-size, or another number of images."
+        )
+    return largest
+
+
+def _look_at(config: AnalyzeConfig, saved: SavedRun, steps: Steps) -> dict[str, Any]:
+    run_folder.check_writable(saved.folder.path)
     checkpoint = saved.restore().total_steps
-    analysis = _Analysis(config, saved)
-    if "features" in config.parts and (config.layers or _has_depths(saved.model)):
+    analysis = _Analysis(config, saved, steps)
+    if "features" in (config.parts or ()) and (config.layers or _has_depths(saved.model)):
         _draw_features(config, saved)
     header = {
         "checkpoint": checkpoint,
@@ -173,16 +222,18 @@ def _look_at(config: AnalyzeConfig, saved: SavedRun) -> dict[str, Any]:
     before = _before(saved.folder)
     stays = all(before.get(name) == value for name, value in header.items())
     found = (before if stays else {}) | header | analysis.numbers()
-    saved.folder.write_json("analysis.json", found)
+    saved.folder.write_json(run_folder.ANALYSIS, found)
     title = f"{saved.config.model}, {saved.config.dataset}, {saved.config.optimizer}"
     pictures.analysis(
-        saved.folder.path / "analysis.png", saved.folder.read_json("analysis.json"), title
+        saved.folder.path / run_folder.ANALYSIS_PICTURE,
+        saved.folder.read_json(run_folder.ANALYSIS),
+        title,
     )
     return found
 
 
 def _before(folder: RunFolder) -> dict[str, Any]:
-    file = folder.path / "analysis.json"
+    file = folder.path / run_folder.ANALYSIS
     if not file.is_file():
         return {}
     try:
@@ -200,7 +251,7 @@ def _draw_features(config: AnalyzeConfig, saved: SavedRun) -> None:
     layers = config.layers or features.shallow_middle_deep(saved.model)
     image, _ = problem.feed.raw(_SEED, 1)
     maps = features.feature_maps(saved.model, problem.pixels(jnp.asarray(image)), layers)
-    pictures.features(saved.folder.path / "features.png", image[0], maps)
+    pictures.features(saved.folder.path / run_folder.FEATURES, image[0], maps)
 
 
 class _Analysis:
@@ -210,19 +261,10 @@ class _Analysis:
     batch, so that all checkpoints share them (and runs of one kind, by the cache on the disk).
     """
 
-    def __init__(self, config: AnalyzeConfig, saved: SavedRun) -> None:
-        self._config, self._saved, self._run = config, saved, saved.run
-        feed, batch_size = saved.run.problem.feed, saved.config.batch_size
-        if config.images > feed.train_images:
-            raise ValueError(
-                f"images={config.images} is more than the {feed.train_images} training images."
-            )
-        if "variance" in config.parts and config.images < 2 * batch_size:
-            raise ValueError(
-                f"images={config.images} must be at least two of the run's batches of "
-                f"{batch_size}: the variance is one over batches."
-            )
-        self._images = feed.raw(_SEED, config.images)
+    def __init__(self, config: AnalyzeConfig, saved: SavedRun, steps: Steps) -> None:
+        self._config, self._saved, self._run, self._steps = config, saved, saved.run, steps
+        assert config.images is not None
+        self._images = saved.run.problem.feed.raw(_SEED, config.images)
 
     def numbers(self) -> dict[str, Any]:
         """What goes into analysis.json; see `zosam_jax.report.runs`, which reads it."""
@@ -235,9 +277,9 @@ class _Analysis:
         images = Split(*self._images)
         accuracy = self._run.problem.accuracy_on(self._run.network, images)
         found: dict[str, Any] = {"train_accuracy": accuracy}
-        for part, measure in parts.items():
-            if part in self._config.parts:
-                found |= measure()
+        asked = [part for part in parts if part in (self._config.parts or ())]
+        for part in self._steps.each(f"{self._saved.folder.path.name}: measuring", asked):
+            found |= parts[part]()
         return found
 
     def _along_the_run(self) -> dict[str, Any]:
@@ -251,7 +293,7 @@ class _Analysis:
         return {"checkpoints": looks}
 
     def _noise(self) -> dict[str, Any]:
-        """The variance of the gradient over batches of the run's size, and the aim of the climb."""
+        """The variance of the gradient over batches of the run's size; how ε is aimed."""
         run = self._run
         batches = list(_batches(*self._images, run.problem.config.batch_size))
         keyed = [
@@ -264,10 +306,10 @@ class _Analysis:
         if run.sam_tx is None or run.optimizer in ESTIMATORS:
             return {"gradient_variance": gradient()._asdict()}
         looks = [jax.device_get(self._aim(*look)) for look in keyed]
-        cosines, gains = zip(*looks, strict=True)
+        cosines, gains = [look.cosine for look in looks], [look.gain for look in looks]
         return {
             "gradient_variance": gradient()._asdict(),
-            "perturbed_gradient_variance": gradient(perturbation=self._climb)._asdict(),
+            "perturbed_gradient_variance": gradient(perturbation=self._perturbation)._asdict(),
             "estimator": {
                 "cosine": float(np.mean(cosines)),
                 "cosine_sd": float(np.std(cosines, ddof=1)),
@@ -279,7 +321,7 @@ class _Analysis:
     def _training_loss(self, params: PyTree, look: "_Look") -> Array:
         return step.value_fn(self._run.problem, look.state)(params, look.examples)
 
-    def _climb(self, params: PyTree, look: "_Look") -> PyTree:
+    def _perturbation(self, params: PyTree, look: "_Look") -> PyTree:
         assert self._run.sam_tx is not None
         state = look.state._replace(params=params)
         return step.perturbation(
@@ -287,7 +329,7 @@ class _Analysis:
         )
 
     @functools.cached_property
-    def _aim(self) -> Callable[..., tuple[Array, Array]]:
+    def _aim(self) -> Callable[..., PerturbationQuality]:
         return jax.jit(functools.partial(step.ascent_quality, self._run.problem, self._run.sam_tx))
 
     def _loss(self, params: PyTree, batch: Any) -> Array:
@@ -299,9 +341,9 @@ class _Analysis:
     def _point(self) -> dict[str, Any]:
         """The arguments that say where the loss is looked at."""
         model_state = self._run.state.model_state
-        batches = [
-            (model_state, *batch) for batch in _batches(*self._images, self._config.batch_size)
-        ]
+        size = self._config.batch_size
+        assert size is not None
+        batches = [(model_state, *batch) for batch in _batches(*self._images, size)]
         return {"loss_fn": self._loss, "params": self._run.state.params, "batches": batches}
 
     @functools.cached_property

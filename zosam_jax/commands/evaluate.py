@@ -10,10 +10,10 @@ import numpy as np
 import tyro
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from zosam_jax.commands.refusal import refusing
+from zosam_jax.commands.steps import Steps
 from zosam_jax.data import CORRUPTIONS, Dataset, Split, cifar10_c, corrupt, corruptions
 from zosam_jax.data import dataset as datasets
 from zosam_jax.errors import check_count, check_number
@@ -132,10 +132,9 @@ def evaluate(config: EvaluateConfig, console: Console) -> list[Robustness]:
     for subject in subjects:
         groups.setdefault(_test_images(subject.problem.config), []).append(subject)
     measured: dict[Path, Robustness] = {}
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("corrupting", total=len(groups) * len(_cells(config)))
+    with Steps(console) as steps:
         for group in groups.values():
-            found = _measure(config, group, lambda: bar.advance(task))
+            found = _measure(config, group, steps)
             for subject, robustness in zip(group, found, strict=True):
                 subject.folder.write_json(run_folder.ROBUSTNESS, robustness._asdict())
                 measured[subject.folder.path] = robustness
@@ -166,6 +165,7 @@ def _open(config: EvaluateConfig) -> list[_Subject]:
     subjects = []
     for saved in open_runs(config.runs, data_dir=config.data_dir):
         path = saved.folder.path
+        run_folder.check_writable(path)
         if config.checkpoint == "best" and saved.best is None:
             raise FileNotFoundError(f"{path} has no best checkpoint: pass --checkpoint newest.")
         progress = saved.restore(saved.best if config.checkpoint == "best" else None)
@@ -175,7 +175,7 @@ def _open(config: EvaluateConfig) -> list[_Subject]:
 
 
 def _measure(
-    config: EvaluateConfig, subjects: Sequence[_Subject], advance: Callable[[], None]
+    config: EvaluateConfig, subjects: Sequence[_Subject], steps: Steps
 ) -> list[Robustness]:
     """All networks on all corrupted copies of the test images they share, one copy at a time."""
     dataset = load_whole(subjects[0].problem.config)
@@ -184,11 +184,11 @@ def _measure(
     accuracies: list[dict[str, list[float]]] = [
         {corruption: [] for corruption in config.only} for _ in subjects
     ]
-    for corruption, severity in _cells(config):
+    cells = steps.each("measuring under", _cells(config), lambda cell: f"{cell[0]} {cell[1]}")
+    for corruption, severity in cells:
         copy = copies(corruption, severity)
         for subject, own in zip(subjects, accuracies, strict=True):
             own[corruption].append(_accuracy(subject, copy))
-        advance()
     return [
         _robustness(config, subject, clean, source, own)
         for subject, own in zip(subjects, accuracies, strict=True)

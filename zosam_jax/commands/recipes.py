@@ -4,11 +4,10 @@ import dataclasses
 from typing import Annotated
 
 import tyro
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from zosam_jax import recipes
+from zosam_jax.commands.refusal import RefusedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,12 +19,19 @@ class RecipesConfig:
 
 
 def run(config: RecipesConfig, console: Console) -> None:
-    """Prints the recipes whose names contain a text."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("recipe", "expected", "run on"):
-        table.add_column(heading, no_wrap=True)
-    for recipe in recipes.every():
-        if config.containing in recipe.name:
-            expected = "" if recipe.expected is None else f"{recipe.expected:.2f}%"
-            table.add_row(recipe.name, expected, recipe.run_on)
-    console.print(table)
+    """Prints the recipes whose names contain a text, whole at any width.
+
+    Raises:
+      RefusedError: if there is none.
+    """
+    found = [recipe for recipe in recipes.every() if config.containing in recipe.name]
+    if not found:
+        raise RefusedError(f"no recipe's name contains {config.containing!r}.")
+    rows = [("recipe", "expected", "run on")]
+    for recipe in found:
+        expected = "" if recipe.expected is None else f"{recipe.expected:.2f}%"
+        rows.append((recipe.name, expected, recipe.run_on))
+    width = max(len(name) for name, _, _ in rows)
+    for name, expected, run_on in rows:
+        line = f"{name:{width}}  {expected:>8}  {run_on}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,9 +1,12 @@
 """What is called while a run goes on: progress bar, metrics.jsonl, TensorBoard events."""
 
 import math
+import statistics
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+import optax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -14,6 +17,10 @@ from zosam_jax.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from zosam_jax.training.trainer import Run
+
+
+# How many times longer than usual a perturbation is that has got out of hand.
+_EXPLODED = 20.0
 
 
 class Callback:
@@ -45,6 +52,7 @@ class ProgressLogger(Callback):
         self._problem, self._folder, self._console = problem, folder, console
         self._tensorboard = tensorboard
         self._events: Any = None
+        self._has_warned = False
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -110,6 +118,7 @@ class ProgressLogger(Callback):
             },
             run.progress.total_steps,
         )
+        self._warn_of_explosion(run)
         if record.bad_steps:
             self._say(
                 f"epoch {record.epoch}: {record.bad_steps} steps left out, whose loss was not "
@@ -132,6 +141,14 @@ class ProgressLogger(Callback):
             speed=record.images_per_second,
         )
 
+    def _warn_of_explosion(self, run: "Run") -> None:
+        if self._has_warned or math.isnan(run.records[-1].epsilon_norm):
+            return
+        warning = explosion(run.records, float(optax.tree.norm(run.state.params)))
+        if warning is not None:
+            self._has_warned = True
+            self._say(warning)
+
     def _say(self, text: str) -> None:
         self._bar.console.print(text, markup=False, highlight=False)
 
@@ -139,6 +156,36 @@ class ProgressLogger(Callback):
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
+
+
+def explosion(records: Sequence[EpochRecord], weights_norm: float) -> str | None:
+    """A warning if the last epoch's perturbations were far longer than usual; else None.
+
+    They are if their mean norm ‖ε‖ is above 20 times the median of the training's earlier epochs,
+    each in relation to its ρ, which may warm up, or above the norm of the weights.
+
+    Args:
+      records: of the epochs so far.
+      weights_norm: ‖θ‖ after the last one.
+    """
+    *earlier, last = records
+    usual = _usual_norm([r for r in earlier if r.round == last.round], last.rho_used)
+    if last.epsilon_norm > _EXPLODED * usual:
+        compared = f"where {usual:.3g} was usual in the epochs before"
+    elif last.epsilon_norm > weights_norm:
+        compared = f"more than the weights' own norm of {weights_norm:.3g}"
+    else:
+        return None
+    return (
+        f"step {last.step}: the perturbations of epoch {last.epoch} had a mean norm of "
+        f"{last.epsilon_norm:.3g}, {compared}; try --clip-norm or a smaller --rho."
+    )
+
+
+def _usual_norm(records: Sequence[EpochRecord], rho: float) -> float:
+    """The median of ‖ε‖ / ρ over epochs, times this ρ; NaN where none is known."""
+    ratios = [r.epsilon_norm / r.rho_used for r in records if r.rho_used > 0 and r.epsilon_norm > 0]
+    return rho * statistics.median(ratios) if ratios else math.nan
 
 
 def _events(folder: RunFolder, done: int) -> Any:

@@ -211,7 +211,7 @@ class SparseConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizationConfig:
-    """How the weights move; everything but the climb."""
+    """How the weights move; everything but the perturbation."""
 
     epochs: int = 20
     """Passes over the training images."""

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zosam_jax import keys, sparsity, transform, trees
+from zosam_jax import keys, sparsity, transform
+from zosam_jax.analysis.estimator import PerturbationQuality, perturbation_quality
 from zosam_jax.gradient import Diagnostics
 from zosam_jax.integrations.plain import apply_loss
 from zosam_jax.training import build, devices
@@ -199,13 +200,11 @@ def ascent_quality(
     state: TrainState,
     examples: Examples,
     key: Array | None = None,
-) -> tuple[Array, Array]:
-    """cos(ε, ∇L(θ)) and L(θ+ε) − L(θ) of `perturbation`'s ε on its own examples."""
+) -> PerturbationQuality:
+    """Of `perturbation`'s ε, on its own examples."""
     epsilon = perturbation(problem, sam_tx, state, examples, key)
     loss = value_fn(problem, state)
-    value, gradient = jax.value_and_grad(loss)(state.params, examples)
-    cosine = trees.ratio(trees.inner(epsilon, gradient), trees.norm(epsilon) * trees.norm(gradient))
-    return cosine, loss(trees.displace(state.params, epsilon), examples) - value
+    return perturbation_quality(lambda p: loss(p, examples), state.params, epsilon)
 
 
 def _diagnostics(opt_state: PyTree) -> Diagnostics:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from zosam_jax import keys, sparsity
+from zosam_jax.analysis.estimator import PerturbationQuality
 from zosam_jax.training import build, devices, lottery, step
 from zosam_jax.training.callbacks import Callback
 from zosam_jax.training.checkpoints import Checkpoints
@@ -20,7 +21,7 @@ from zosam_jax.training.interruption import InterruptedRunError, Interruption
 from zosam_jax.training.problem import Network, Problem
 from zosam_jax.training.progress import EpochRecord, Progress
 from zosam_jax.training.step import TrainState
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import PyTree
 
 # Reading a number from the devices makes the host wait for them; a few times a second is enough.
 _SECONDS_BETWEEN_READINGS = 0.25
@@ -120,16 +121,16 @@ class Run:
 
     def diagnose(self, batch: Batch) -> Diagnosis:
         """Measures the perturbation that the next step would take on this batch."""
-        cosine, gain = self._measure(self.state, batch, self.problem.feed.arrays)
-        return Diagnosis(float(cosine), float(gain))
+        found = self._measure(self.state, batch, self.problem.feed.arrays)
+        return Diagnosis(float(found.cosine), float(found.gain))
 
     @functools.cached_property
-    def _measure(self) -> Callable[[TrainState, Batch, PyTree], tuple[Array, Array]]:
+    def _measure(self) -> Callable[[TrainState, Batch, PyTree], PerturbationQuality]:
         sam_tx = self.sam_tx
         if sam_tx is None:
             raise ValueError(f"{self.optimizer} perturbs nothing; there is nothing to diagnose.")
 
-        def measure(state: TrainState, batch: Batch, arrays: PyTree) -> tuple[Array, Array]:
+        def measure(state: TrainState, batch: Batch, arrays: PyTree) -> PerturbationQuality:
             key = keys.from_data(state.key)
             examples = self.problem.examples(arrays, batch, state.step, key)
             return step.ascent_quality(self.problem, sam_tx, state, examples)

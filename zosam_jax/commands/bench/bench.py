@@ -1,12 +1,12 @@
-"""`zosam bench`: what each optimizer's step costs, and how well it climbs, side by side."""
+"""`zosam bench`: what each optimizer's step costs, and how well its perturbation is aimed."""
 
 import contextlib
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,15 @@ import numpy as np
 import optax
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from zosam_jax import trees
+from zosam_jax.analysis.estimator import PerturbationQuality, perturbation_quality
 from zosam_jax.commands.bench.entries import BenchProblem, Entry, parts, run_of
 from zosam_jax.commands.refusal import refusing
+from zosam_jax.commands.steps import Steps
 from zosam_jax.errors import check_count, check_number
-from zosam_jax.training import build, devices, step
+from zosam_jax.training import build, devices, run_folder, step
 from zosam_jax.training.applicable import has_rho
 from zosam_jax.training.config import (
     AscentConfig,
@@ -35,10 +36,10 @@ from zosam_jax.training.feed import Batch
 from zosam_jax.training.run_folder import RunFolder
 from zosam_jax.training.step import TrainState
 from zosam_jax.training.trainer import Run
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import PyTree
 
 # The ascents are measured a little away from the initial weights, whose gradients are unlike any
-# later ones, and by optimizers that have seen a few steps, since some climb by what they remember.
+# later ones, and by optimizers that have seen a few steps, since some remember earlier ones.
 _STEPS_OF_SGD = 16
 _STEPS_TO_REMEMBER = 2
 _MEASURED_STEPS = 4
@@ -61,11 +62,13 @@ else:
 class BenchConfig(ModelConfig, SparseConfig, AscentConfig):
     """Time several optimizers' steps side by side on random images; nothing is trained."""
 
-    optimizers: tuple[BenchName, ...] = tuple(o for o in get_args(OptimizerName) if o != "adamw")
+    optimizers: tuple[BenchName, ...] = (
+        *("sgd", "sam", "subbatch_sam", "random_weight_perturbation", "zo_sam"),
+    )
     """What to time; sgd is always among them, since the others are relative to it. forward_pass
     and gradient are parts of a step, optax.contrib.sam is another library's SAM."""
 
-    batch_size: int = 64
+    batch_size: int = 32
     """Images a step, on one device."""
 
     image_shape: tuple[int, int, int] = (32, 32, 3)
@@ -80,7 +83,7 @@ class BenchConfig(ModelConfig, SparseConfig, AscentConfig):
     rho: float = 0.05
     """Length to which every perturbation is scaled before its ascent gain is measured."""
 
-    rounds: int = 15
+    rounds: int = 9
     """How often the optimizers take turns, each for one step, after a round to warm up."""
 
     output: Path | None = None
@@ -174,17 +177,13 @@ class _Spectator:
         """Stays where it is: SAM remembers nothing."""
 
 
-class _Ascent(NamedTuple):
-    length: float
-    cosine: float
-    gain: float
-
-
 def run(config: BenchConfig, console: Console) -> None:
     """Builds the problem, and closes it when its steps are timed."""
     with refusing():
         if config.output is not None and config.output.is_dir():
             raise ValueError(f"output={str(config.output)!r} is a folder: name a file.")
+        if config.output is not None:
+            run_folder.check_writable(config.output.parent)
         devices.keep_compiled(None)
         devices.compute_exactly(config.precision)
         problem = BenchProblem(config)
@@ -201,10 +200,10 @@ def bench(config: BenchConfig, problem: BenchProblem, console: Console) -> list[
     All are compiled before any is timed, and then take turns, so that a busy machine slows them
     alike.
     """
-    with Progress(console=console, transient=True) as bar:
-        entries = _compile(config, problem, bar)
-        ascents = _climb(config, problem, entries, bar)
-        _time(entries, config.rounds, bar)
+    with Steps(console) as steps:
+        entries = _compile(config, problem, steps)
+        ascents = _measure_ascents(config, problem, entries, console, steps)
+        _time(entries, config.rounds, steps)
     rows = _rows(config, entries, ascents)
     console.width = max(console.width, _TABLE_WIDTH)  # a wrapped line is better than cut numbers
     console.print(_table(rows, config))
@@ -215,57 +214,55 @@ def bench(config: BenchConfig, problem: BenchProblem, console: Console) -> list[
     return rows
 
 
-def _compile(config: BenchConfig, problem: BenchProblem, bar: Progress) -> dict[str, Entry]:
-    task = bar.add_task("compiling", total=len(config.optimizers))
-    found = {name: parts(problem, name) for name in config.optimizers}
-    entries: dict[str, Entry] = {}
-    for name in config.optimizers:
-        entries[name] = Entry(problem, found[name])
-        bar.advance(task)
-    return entries
+def _compile(config: BenchConfig, problem: BenchProblem, steps: Steps) -> dict[str, Entry]:
+    names = config.optimizers
+    found = {name: parts(problem, name) for name in steps.each("initializing", names)}
+    return {name: Entry(problem, found[name]) for name in steps.each("compiling", names)}
 
 
-def _climb(
-    config: BenchConfig, problem: BenchProblem, entries: dict[str, Entry], bar: Progress
-) -> dict[str, list[_Ascent]]:
+def _measure_ascents(
+    config: BenchConfig,
+    problem: BenchProblem,
+    entries: dict[str, Entry],
+    console: Console,
+    steps: Steps,
+) -> dict[str, list[PerturbationQuality]]:
     """Measures every ε at the same weights on the same batches, those of one path of SGD.
 
     The entries go along, so that those that remember have something to remember. Those whose ε
     is always zero, since they descend along an estimate at θ, are left out.
     """
-    climbers: dict[str, Entry | _Spectator] = {**entries}
-    climbers.setdefault("sam", _Spectator(run_of(problem, "sam")))
-    perturbations = _perturbations(problem, climbers, bar.console)
-    ascents: dict[str, list[_Ascent]] = {name: [] for name in perturbations}
+    perturbers: dict[str, Entry | _Spectator] = {**entries}
+    perturbers.setdefault("sam", _Spectator(run_of(problem, "sam")))
+    perturbations = _perturbations(problem, perturbers, console)
+    ascents: dict[str, list[PerturbationQuality]] = {name: [] for name in perturbations}
     base, batch, arrays = entries["sgd"], problem.batch, problem.feed.arrays
     measure = _measure(problem, config.rho)
-    task = bar.add_task("climbing", total=_STEPS_TO_REMEMBER + _MEASURED_STEPS)
     for _ in range(_STEPS_OF_SGD):
         base.advance()
-    for number in range(_STEPS_TO_REMEMBER + _MEASURED_STEPS):
+    for number in steps.each("perturbing at step", range(_STEPS_TO_REMEMBER + _MEASURED_STEPS)):
         for name, perturbation in perturbations.items():
-            climber = climbers[name]
-            climber.state = state = _moved(climber.state, base.state)
+            perturber = perturbers[name]
+            perturber.state = state = _moved(perturber.state, base.state)
             if number >= _STEPS_TO_REMEMBER:
                 ascents[name].append(measure(state, perturbation(state, batch, arrays)))
-            climber.advance()
+            perturber.advance()
         base.advance()
-        bar.advance(task)
-    return {name: found for name, found in ascents.items() if any(a.length for a in found)}
+    return {name: found for name, found in ascents.items() if any(a.norm for a in found)}
 
 
 _Perturbation: TypeAlias = Callable[[TrainState, Batch, PyTree], PyTree]
 
 
 def _perturbations(
-    problem: BenchProblem, climbers: Mapping[str, Entry | _Spectator], console: Console
+    problem: BenchProblem, perturbers: Mapping[str, Entry | _Spectator], console: Console
 ) -> dict[str, _Perturbation]:
     """Of those that perturb; the others' steps are timed all the same."""
     found: dict[str, _Perturbation] = {}
-    for name, climber in climbers.items():
+    for name, perturber in perturbers.items():
         try:
-            if climber.sam_tx is not None:
-                found[name] = _perturbation(problem, climber.sam_tx, climber.state)
+            if perturber.sam_tx is not None:
+                found[name] = _perturbation(problem, perturber.sam_tx, perturber.state)
         except ValueError as error:
             console.print(f"{name} has no perturbation to measure: {error}", markup=False)
     return found
@@ -289,28 +286,22 @@ def _perturbation(
     return perturbation
 
 
-def _measure(problem: BenchProblem, rho: float) -> Callable[[TrainState, PyTree], _Ascent]:
-    """(state, ε) → ‖ε‖, cos(ε, ∇L(θ)) and L(θ + ρ ε/‖ε‖) − L(θ)."""
+def _measure(
+    problem: BenchProblem, rho: float
+) -> Callable[[TrainState, PyTree], PerturbationQuality]:
+    """(state, ε) → how well ρ ε/‖ε‖ is aimed, and what it gains."""
     batch, arrays = problem.batch, problem.feed.arrays
 
     @jax.jit
     def measure(
         state: TrainState, epsilon: PyTree, batch: Batch, arrays: PyTree
-    ) -> tuple[Array, Array, Array]:
+    ) -> PerturbationQuality:
         examples = problem.examples_of(state, batch, arrays)
-        value_fn = step.value_fn(problem, state)
-        value, gradient = jax.value_and_grad(value_fn)(state.params, examples)
-        length = trees.norm(epsilon)
-        unit = 1.0 / jnp.where(length > 0, length, 1.0)
-        cosine = unit * optax.tree.vdot(epsilon, gradient) / trees.norm(gradient)
-        perturbed = trees.displace(state.params, epsilon, rho * unit)
-        return length, cosine, value_fn(perturbed, examples) - value
+        loss = step.value_fn(problem, state)
+        scaled = trees.scale(epsilon, trees.ratio(jnp.asarray(rho), trees.norm(epsilon)))
+        return perturbation_quality(lambda p: loss(p, examples), state.params, scaled)
 
-    def ascent(state: TrainState, epsilon: PyTree) -> _Ascent:
-        found = measure(state, epsilon, batch, arrays)
-        return _Ascent(*map(float, found))
-
-    return ascent
+    return lambda state, epsilon: jax.device_get(measure(state, epsilon, batch, arrays))
 
 
 def _moved(state: TrainState, to: TrainState) -> TrainState:
@@ -319,26 +310,23 @@ def _moved(state: TrainState, to: TrainState) -> TrainState:
     return state._replace(**{name: jax.tree.map(jnp.copy, getattr(to, name)) for name in fields})
 
 
-def _time(entries: dict[str, Entry], rounds: int, bar: Progress) -> None:
-    task = bar.add_task("timing", total=rounds + 1)
-    # The first round warms up.
-    steps = max(1, math.ceil(_SHORTEST_TURN / entries["sgd"].advance()))
-    for number in range(rounds + 1):
+def _time(entries: dict[str, Entry], rounds: int, steps: Steps) -> None:
+    turn = max(1, math.ceil(_SHORTEST_TURN / entries["sgd"].advance()))
+    for number in steps.each("timing round", range(rounds + 1)):  # round 0 warms up
         for entry in entries.values():
-            seconds = entry.advance(steps * _CYCLE if entry.varies else steps)
+            seconds = entry.advance(turn * _CYCLE if entry.varies else turn)
             if number:
                 entry.seconds.append(seconds)
-        bar.advance(task)
 
 
 def _rows(
     config: BenchConfig,
     entries: dict[str, Entry],
-    ascents: dict[str, list[_Ascent]],
+    ascents: dict[str, list[PerturbationQuality]],
 ) -> list[Row]:
     base = entries["sgd"]
     quartiles = {name: _quartiles(c.seconds, base.seconds) for name, c in entries.items()}
-    gains = {name: statistics.fmean(a.gain for a in found) for name, found in ascents.items()}
+    gains = {name: _mean(a.gain for a in found) for name, found in ascents.items()}
     # Time beyond SGD's step, where there is some to tell from noise.
     extra = {name: q[1] - 1.0 for name, q in quartiles.items() if q[0] > 1.0}
 
@@ -356,7 +344,7 @@ def _rows(
             flops_ratio=entry.flops / base.flops if entry.flops and base.flops else None,
             forward_passes=entry.passes.forward,
             backward_passes=entry.passes.backward,
-            cosine=statistics.fmean(a.cosine for a in ascents[name]) if name in gains else None,
+            cosine=_mean(a.cosine for a in ascents[name]) if name in gains else None,
             ascent_gain_ratio=gain,
             ascent_gain_per_cost_ratio=worth,
             time_ratio_quartiles=(low, high),
@@ -370,6 +358,10 @@ def _rows(
         )
 
     return [row(name, entry) for name, entry in entries.items()]
+
+
+def _mean(values: Iterable[Any]) -> float:
+    return statistics.fmean(map(float, values))
 
 
 def _quartiles(seconds: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:

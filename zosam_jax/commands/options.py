@@ -1,0 +1,140 @@
+"""From the words of a command line to a command's options; the many of a training in groups."""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from zosam_jax.commands.refusal import RefusedError
+
+T = TypeVar("T")
+
+# The options of a training as its help shows them, most used first. Those of a command that are in
+# no group stand before them.
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "data": (
+        *("dataset", "data_dir", "train_images", "validation_fraction", "crop_and_flip"),
+        *("label_noise", "shrink", "image_size", "label_column", "mixup", "cutmix"),
+        *("label_smoothing", "random_erasing", "stream", "workers", "randaugment"),
+        "repeated_augmentation",
+    ),
+    "model": ("model", "precision", "patch", "drop_path"),
+    "optimizer": (
+        *("optimizer", "rho", "radius", "rho_warmup", "base_optimizer", "momentum", "nesterov"),
+        *("weight_decay", "clip_norm", "ema_decay", "num_directions", "fraction", "delta"),
+        *("distribution", "difference", "batching", "interval", "microbatches", "beta", "gamma"),
+    ),
+    "sparsity": (
+        *("sparse", "sparsity", "sparse_layers", "sparsity_distribution", "mest_soft_bound"),
+        *("lottery_levels", "rewind_epochs"),
+    ),
+    "schedule": (
+        *("epochs", "batch_size", "learning_rate", "schedule", "warmup", "milestones"),
+        *("final_learning_rate", "initial_learning_rate", "accumulate", "evaluate_every"),
+    ),
+    "run": (
+        *("output", "seed", "resume", "checkpoint_minutes", "keep_checkpoints", "keep_every"),
+        *("tensorboard", "on_non_finite", "mesh", "compilation_cache", "coordinator"),
+        *("num_processes", "process_id"),
+    ),
+}
+
+# Commands with options of fewer groups show them in one list.
+_FEWEST_GROUPS = 3
+
+
+def parse(options: type[T], words: Sequence[str], *, prog: str, default: T | None = None) -> T:
+    """A command's options.
+
+    Args:
+      options: their type, a dataclass whose fields have texts under them.
+      words: of the command line, after the command.
+      prog: what the help says the command is called.
+      default: what the words change; the type's own defaults without.
+
+    Raises:
+      RefusedError: for options that the type refuses.
+      SystemExit: after --help, and for words that are no options; tyro says which.
+    """
+    shared: dict[str, Any] = {"prog": prog, "args": list(words)}
+    shared["description"] = inspect.getdoc(options)
+    groups = _groups(options)
+    if len(groups) < _FEWEST_GROUPS:
+        if default is not None:
+            shared["default"] = default
+        parsed: T = tyro.cli(options, **shared)
+        return parsed
+    nested = tyro.cli(
+        _nested(options, groups, default), config=(tyro.conf.OmitArgPrefixes,), **shared
+    )
+    try:
+        return options(**dict(_flat(nested)))
+    except (TypeError, ValueError) as error:
+        raise RefusedError(str(error)) from error
+
+
+def _groups(options: Any) -> dict[str, list[str]]:
+    """Group → the options of this type in it; without empty ones."""
+    names = {field.name for field in dataclasses.fields(options)}
+    groups = {title: [n for n in group if n in names] for title, group in GROUPS.items()}
+    return {title: group for title, group in groups.items() if group}
+
+
+def _nested(options: Any, groups: Mapping[str, Sequence[str]], default: Any) -> Any:
+    """A dataclass with another one for each group, which tyro shows under a heading of its own."""
+    fields = _described(options, default)
+    grouped = {name for group in groups.values() for name in group}
+    parts: list[Any] = [field for name, field in fields.items() if name not in grouped]
+    for title, group in groups.items():
+        part = _dataclass(title, [fields[name] for name in group])
+        parts.append((title, part, dataclasses.field(default_factory=part)))
+    return _dataclass(options.__name__, parts)
+
+
+def _dataclass(name: str, fields: Sequence[Any]) -> Any:
+    made = dataclasses.make_dataclass(name, fields, kw_only=True, frozen=True)
+    made.__doc__ = ""  # in the place of a signature, which tyro would print
+    return made
+
+
+def _described(options: Any, default: Any) -> dict[str, tuple[str, Any, Any]]:
+    """Option → what dataclasses.make_dataclass takes for it, its text included."""
+    texts = dict(_texts(options))
+    kinds = typing.get_type_hints(options, include_extras=True)
+    described = {}
+    annotated: Any = Annotated  # of a type that is known at run time only
+    for field in dataclasses.fields(options):
+        value = field.default if default is None else getattr(default, field.name)
+        # The text says what None stands for.
+        hint: dict[str, Any] = {"help_behavior_hint": ""} if value is None else {}
+        about = tyro.conf.arg(help=texts.get(field.name), **hint)
+        kind = annotated[kinds[field.name], about]
+        described[field.name] = (field.name, kind, dataclasses.field(default=value))
+    return described
+
+
+def _texts(options: Any) -> Iterator[tuple[str, str]]:
+    """Option → the text under it in its class, base classes first."""
+    kinds: Sequence[Any] = [k for k in reversed(options.__mro__) if dataclasses.is_dataclass(k)]
+    for kind in kinds:
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        assert isinstance(body, ast.ClassDef)
+        for statement, following in zip(body.body, body.body[1:], strict=False):
+            if not isinstance(statement, ast.AnnAssign) or not isinstance(following, ast.Expr):
+                continue
+            if isinstance(statement.target, ast.Name) and isinstance(following.value, ast.Constant):
+                yield statement.target.id, " ".join(str(following.value.value).split())
+
+
+def _flat(nested: Any) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(nested):
+        value = getattr(nested, field.name)
+        if field.name in GROUPS and dataclasses.is_dataclass(value):
+            yield from _flat(value)
+        else:
+            yield field.name, value
