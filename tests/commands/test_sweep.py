@@ -66,7 +66,7 @@ def test_a_file_asks_for_every_combination_with_seeds_slowest(tmp_path):
 
 def test_a_command_means_what_the_file_says(tmp_path):
     found = cells(SweepConfig(file=written(tmp_path, GRID), data_dir=Path("DATA")))
-    parsed = cli._parse(found[1].command(Path("OUT")))
+    _, parsed = cli._parse(found[1].command(Path("OUT")))
     assert parsed == TrainConfig(
         model="lenet-300-100",
         train_images=256,
@@ -89,7 +89,7 @@ def test_recipes_and_seeds_are_axes():
     assert [cell.name for cell in found] == [
         f"recipe={name},seed={seed}" for seed in (0, 1) for name in names
     ]
-    parsed = cli._parse(found[0].command(Path("OUT")))
+    _, parsed = cli._parse(found[0].command(Path("OUT")))
     assert parsed.optimizer == known[0].config.optimizer
     assert parsed.recipe == names[0]
 

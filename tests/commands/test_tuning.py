@@ -122,7 +122,10 @@ def test_runs_that_hold_images_out_are_tuned_on_those(tmp_path, trained):
     ("text", "sentence"),
     [
         (TUNED.replace(", 0.01]}", "]}"), "weight_decay=tuned has 2 candidates and optimizer=sam"),
-        (TUNED.replace("weight_decay = [", "rho = ["), "optimizer=sgd,seed=0: rho of its tune would do"),
+        (
+            TUNED.replace("weight_decay = [", "rho = ["),
+            "optimizer=sgd,seed=0: rho of its tune would do",
+        ),
         (TUNED.replace("[tune]\nrho", "[tune]\nrhos"), "rhos is no option of a sweep's runs"),
         (TUNED.replace("rho = [0.01", "rho = [-1"), "rho=-1 must be"),
         (

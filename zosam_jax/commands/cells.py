@@ -1,6 +1,7 @@
 """The runs that a sweep consists of, from the tables of its TOML file."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import tomllib
@@ -94,7 +95,12 @@ def make_cell(own: Options, options: Options, grid: Mapping[str, Sequence[Any]] 
 
 
 def _start(options: Options) -> TrainConfig:
-    return recipes.get(options["recipe"]).config if "recipe" in options else TrainConfig()
+    return _recipe(options["recipe"]) if "recipe" in options else TrainConfig()
+
+
+@functools.cache
+def _recipe(name: str) -> TrainConfig:
+    return recipes.get(name).config
 
 
 def _words(name: str, value: Any) -> list[str]:

@@ -124,7 +124,9 @@ def run_folders(path: Path) -> list[Path]:
     Raises:
       FileNotFoundError: if there is none.
     """
-    found = sorted(file.parent for file in path.rglob(CONFIG) if _counts(file, path))
+    found = sorted(
+        file.parent for file in path.rglob(CONFIG) if _counts(file, path) and _is_of_run(file)
+    )
     if not found:
         raise FileNotFoundError(
             f"{path} is neither a run folder (zosam train leaves config.json and summary.json "
@@ -153,6 +155,15 @@ def _counts(file: Path, path: Path) -> bool:
     """Whether a config.json is of a run in its own right: those of a sweep's tuning are not."""
     above = [path / folder for folder in file.relative_to(path).parents][:-1]
     return not any(f.name == TUNING_RUNS and (f.parent / SWEEP).is_dir() for f in above)
+
+
+def _is_of_run(file: Path) -> bool:
+    """Another command's config.json names no optimizer."""
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise UnreadableRunError(f"{file} is damaged: {error}") from error
+    return isinstance(content, dict) and "optimizer" in content
 
 
 def read_config(path: Path) -> TrainConfig:
