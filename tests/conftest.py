@@ -17,8 +17,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 import inspect
 
 import pytest
+import typechecking
 
-import zosam_jax
+typechecking.install()  # before zosam_jax is imported
+
+import zosam_jax  # noqa: E402
 
 # The rows that are asked of everything in each run. The others answer the tests marked every_row,
 # those that a new method is most likely to fail, and everything with -m "slow or not slow".
@@ -44,3 +47,9 @@ def pytest_generate_tests(metafunc):
             if fixture == "factory" or "key" in inspect.signature(make).parameters
         ]
         metafunc.parametrize(fixture, rows)
+
+
+@pytest.fixture(autouse=True)
+def warns_anew():
+    """What is warned of once in a process is warned of once in each test."""
+    zosam_jax.transform._warn_of_ignored_updates.cache_clear()

@@ -1,13 +1,17 @@
 """The small problems that the tests share, and how to compare what comes out of them."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from zosam_jax import objective
+from zosam_jax.binding import Call
 
 RHO = 0.3
+KEY = jax.random.key(3)
 
 
 def mlp_params(dtype=jnp.float32, seed=0):
@@ -67,10 +71,37 @@ def train(tx, steps=3, params=None):
     return params, state
 
 
-def direction(ascent, loss, params, *, key=None, mask=None):
+def emitted(tx, value_fn=mlp_loss, **extra_args):
+    """The first step's updates and state, compiled."""
+    params = mlp_params()
+    return jax.jit(
+        lambda state, batch: tx.update(
+            None, state, params, value_fn=value_fn, **extra_args, **batch
+        )
+    )(tx.init(params), mlp_batch())
+
+
+def find(ascent, loss, params, state=None, *, key=KEY, mask=None, **options):
+    """What an ascent finds for a loss of the parameters alone."""
+    problem = objective.Objective(Call(loss), name="loss", **options)
+    state = ascent.init(params) if state is None else state
+    return ascent.direction(problem, params, state, key=key, mask=mask)
+
+
+def direction(ascent, loss, params, **options):
     """The direction that an ascent finds for a loss of the parameters alone."""
-    problem = objective.Objective(loss, name="loss")
-    return ascent.direction(problem, params, ascent.init(params), key=key, mask=mask).direction
+    return find(ascent, loss, params, **options).direction
+
+
+def quadratic(params):
+    """Curved differently along every coordinate, with its minimum off the origin."""
+    parts = [jnp.sum((1 + jnp.arange(p.size)) * (p.ravel() - 0.3) ** 2) for p in params.values()]
+    return sum(parts) / 10
+
+
+def wavy(params):
+    """A loss with all of its derivatives different from zero."""
+    return sum(jnp.sum(jnp.sin(2 * p) + p**3 / 3) for p in params.values()) + params["scalar"] ** 4
 
 
 def uneven_params(dtype=jnp.float32):
@@ -100,6 +131,30 @@ def flatten(tree):
 
 def keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
+
+
+class PassCounter:
+    """Counts how often a loss runs, in whole batches, by callbacks in the compiled program."""
+
+    def __init__(self, batch_size=8):
+        self.passes = collections.Counter()
+        self._batch_size = batch_size
+
+    def _tick(self, what, value, rows):
+        part = {what: rows / self._batch_size}
+        jax.debug.callback(lambda _: self.passes.update(part), value)  # seen by vmap
+        return value
+
+    def loss(self, params, x, y):
+        @jax.custom_vjp
+        def count(value):
+            return self._tick("forward alone", value, len(y))
+
+        count.defvjp(
+            lambda value: (self._tick("forward with gradient", value, len(y)), None),
+            lambda _, cotangent: (self._tick("backward", cotangent, len(y)),),
+        )
+        return count(mlp_loss(params, x, y))
 
 
 def assert_equal(actual, expected):

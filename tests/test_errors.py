@@ -36,7 +36,7 @@ AT_CONSTRUCTION = [
     (lambda: zo_sam(delta="small"), TypeError, "delta='small' must be a number greater than 0"),
     (lambda: zo_sam(distribution="cauchy"), ValueError, "distribution='cauchy' .*'rademacher'"),
     (lambda: zo_sam(distribution=3), ValueError, "distribution=3 .*'normal'"),
-    (lambda: zo_sam(radius="rowwise"), ValueError, "radius='rowwise' .*'layerwise'"),
+    (lambda: zo_sam(radius="rowwise"), ValueError, "radius='rowwise' .*'layerwise'.*'calibrated'"),
     (lambda: zo_sam(batching="scan"), ValueError, "batching='scan' .*'unroll'"),
     (lambda: zo_sam(batching=None), ValueError, "batching=None .*'unroll'"),
     (lambda: zosam_jax.sam(-1), ValueError, "rho=-1 "),
@@ -64,7 +64,8 @@ AT_CONSTRUCTION = [
     ),
     (lambda: zosam_jax.msam(0.1, microbatches=0), ValueError, "microbatches=0 must be"),
     (lambda: zosam_jax.s2_sam(0.1, decay=1), ValueError, "decay=1 must be below 1"),
-    (lambda: zosam_jax.guided_zo_sam(0.1, history=0), ValueError, "history=0 must be at least 1"),
+    (lambda: zosam_jax.friendly_sam(0.1, sigma=-1), ValueError, "sigma=-1 .*at least 0"),
+    (lambda: zosam_jax.friendly_sam(0.1, decay=1), ValueError, "decay=1 must be below 1"),
     (lambda: zosam_jax.antithetic_sam(-1), ValueError, "rho=-1 "),
     (lambda: zosam_jax.mezo(0), ValueError, "num_directions=0 must be at least 1"),
     (lambda: zosam_jax.mezo(delta=0), ValueError, "delta=0 .*greater than 0"),
@@ -126,8 +127,13 @@ def test_at_construction(make, error, sentence):
 KERNEL = {"hidden": {"kernel": jnp.ones((3, 5))}}
 
 AT_INIT = [
-    ({"mask": KERNEL}, ValueError, "mask has the structure .*does not fit"),
-    ({"mask": [True, False]}, ValueError, "mask has the structure .*does not fit"),
+    (
+        {"mask": KERNEL},
+        ValueError,
+        r"mask has the leaves \['hidden'\]\['kernel'\], the parameters have "
+        r"\['hidden'\]\['bias'\], .*: give one leaf",
+    ),
+    ({"mask": [True, False]}, ValueError, r"mask has the leaves \[0\], \[1\], the parameters"),
     (
         {"mask": {"hidden": jnp.ones(3), "out": True}},
         ValueError,
@@ -202,7 +208,7 @@ AT_UPDATE = [
     (
         {"value_fn": lambda p: p["out"]["bias"].sum(), "mask": KERNEL},
         ValueError,
-        "mask has the structure",
+        "mask has the leaves",
     ),
 ]
 
@@ -219,22 +225,22 @@ RGE, BACKPROP = ascent.random_gradient_estimate(), ascent.backprop()
 # An ascent, a radius and a descent that do not go together.
 WHILE_TRACING = [
     (RGE, 0.1, descent.surrogate_gap(0.1), TypeError, r"surrogate_gap needs .*ascent\.backprop"),
-    (RGE, 0.1, descent.looksam(), TypeError, r"look needs the gradient at θ.*ascent\.backprop"),
+    (RGE, 0.1, descent.looksam(), TypeError, r"looksam needs the gradient at θ.*backprop"),
     (
         ascent.backprop(0.5),
         0.1,
         descent.looksam(),
         TypeError,
-        "look needs the gradient at θ.*on the whole batch",
+        "looksam needs the gradient at θ.*on the whole batch",
     ),
     (ascent.random_direction(), 0.1, descent.estimate(), TypeError, "estimate takes .*measures"),
     (RGE, 0.0, descent.estimate(), ValueError, "rho=0 leaves out .*constant_schedule"),
 ]
 
 
-@pytest.mark.parametrize(("climb", "rho", "land", "error", "sentence"), WHILE_TRACING)
-def test_while_tracing(climb, rho, land, error, sentence):
-    tx, params = zosam_jax.sharpness_aware(climb, rho, descent=land), mlp_params()
+@pytest.mark.parametrize(("up", "rho", "down", "error", "sentence"), WHILE_TRACING)
+def test_while_tracing(up, rho, down, error, sentence):
+    tx, params = zosam_jax.sharpness_aware(up, rho, descent=down), mlp_params()
     with pytest.raises(error, match=sentence):
         jax.eval_shape(
             lambda s: tx.update(None, s, params, value_fn=mlp_loss, **mlp_batch()), tx.init(params)
@@ -309,7 +315,7 @@ SPARSE = [
     (
         lambda: sparsity.fixed(optax.sgd(0.1), {"hidden": np.ones(3)}).init(mlp_params()),
         ValueError,
-        "mask has the structure",
+        "mask has the leaves",
     ),
     (
         lambda: sparsity.fixed(optax.sgd(0.1), None).update(
@@ -321,7 +327,7 @@ SPARSE = [
     (
         lambda: sparsity.apply_masks(mlp_params(), {"hidden": True}),
         ValueError,
-        "mask has the structure",
+        "mask has the leaves",
     ),
 ]
 
@@ -330,3 +336,21 @@ SPARSE = [
 def test_in_sparse_training(make, error, sentence):
     with pytest.raises(error, match=sentence):
         make()
+
+
+METHODS = pytest.mark.parametrize("method", sparsity.METHODS.values(), ids=sparsity.METHODS)
+
+
+@METHODS
+def test_a_misspelt_option_is_reported_by_the_method_it_was_given_to(method):
+    sentence = f"^{method.__name__} takes no argument 'total_step'; it takes .*total_steps.*where"
+    with pytest.raises(TypeError, match=sentence):
+        method(optax.sgd(0.1), 0.9, total_step=100)
+
+
+@METHODS
+@pytest.mark.parametrize("wrong", [75, 1.0, -0.5])
+def test_a_sparsity_that_is_no_fraction_is_what_is_complained_about(method, wrong):
+    for steps in ({}, {"total_steps": 100}):
+        with pytest.raises(ValueError, match=f"^sparsity={wrong} must be"):
+            method(optax.sgd(0.1), wrong, **steps)

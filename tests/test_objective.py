@@ -8,11 +8,12 @@ from problems import assert_close, mlp_batch, mlp_loss, mlp_params
 
 import zosam_jax
 from zosam_jax import ascent, probes
+from zosam_jax.binding import Call
 from zosam_jax.objective import Objective
 
 
 def of_batch(rows=8, **options):
-    return Objective(mlp_loss, (), mlp_batch(rows), name="loss", **options)
+    return Objective(Call(mlp_loss, kwargs=mlp_batch(rows)), name="loss", **options)
 
 
 @pytest.mark.parametrize(("fraction", "rows"), [(0.25, [0, 4]), (0.5, [0, 2, 4, 6]), (0.01, [0])])
@@ -29,15 +30,15 @@ def test_a_fraction_that_does_not_divide_is_the_first_examples():
 
 
 def test_the_whole_batch_needs_no_arguments():
-    whole = Objective(jnp.sum, name="loss")
+    whole = Objective(Call(jnp.sum), name="loss")
     assert whole.on_fraction(1.0).probe(jnp.ones(3)) == 3
 
 
 def test_a_batch_that_cannot_be_told_is_asked_for():
-    closed = Objective(jnp.sum, name="value_fn")
+    closed = Objective(Call(jnp.sum), name="value_fn")
     with pytest.raises(ValueError, match="arguments of value_fn hold no array"):
         closed.on_fraction(0.5)
-    uneven = Objective(lambda p, x, w: 0.0, (jnp.ones(8), jnp.ones(3)), name="loss")
+    uneven = Objective(Call(lambda p, x, w: 0.0, (jnp.ones(8), jnp.ones(3))), name="loss")
     with pytest.raises(ValueError, match=r"have first axes of \[3, 8\]"):
         uneven.on_fraction(0.5)
 
@@ -47,7 +48,7 @@ def test_keys_and_scalars_are_not_part_of_the_batch():
         del key
         return jnp.sum(params) * scale + jnp.sum(x)
 
-    noisy = Objective(loss, (jnp.arange(4.0), jax.random.key(0), 2.0), name="loss")
+    noisy = Objective(Call(loss, (jnp.arange(4.0), jax.random.key(0), 2.0)), name="loss")
     assert noisy.batch_size == 4
     assert noisy.on_fraction(0.5).probe(jnp.ones(())) == 4
 
@@ -59,7 +60,7 @@ def test_the_examples_losses_have_the_loss_for_their_mean():
 
 
 def test_losses_of_another_shape_are_refused():
-    wrong = of_batch(losses=lambda p, x, y: jnp.zeros(3))
+    wrong = of_batch(losses=Call(lambda p, x, y: jnp.zeros(3), kwargs=mlp_batch()))
     with pytest.raises(TypeError, match=r"losses_fn returned an array of shape \(3,\)"):
         wrong.losses(mlp_params())
 

@@ -106,11 +106,22 @@ def test_what_is_not_finite_under_the_mask_does_not_matter(name, bad):
 
 def test_an_array_of_zeros_stays_in_place_where_radii_are_relative():
     params = uneven_params() | {"vector": jnp.zeros(5)}
-    for name in ("layerwise", "adaptive"):
+    for name in ("layerwise", "adaptive", "adaptive_layerwise"):
         epsilon = perturb(name, uphill(), params)
         assert not epsilon["vector"].any()
         assert epsilon["matrix"].any()
         assert np.isfinite(flatten(epsilon)).all()
+
+
+@pytest.mark.parametrize("mask", [None, [1, 1, 1, 0, 0]], ids=["dense", "masked"])
+def test_adaptive_layerwise_moves_kept_zeros_like_a_typical_weight(mask):
+    theta, g = jnp.asarray([0.0, -2.0, 1.0, 0.0, 3.0]), jnp.asarray([1.0, 1.0, -2.0, 5.0, 1.0])
+    kept = np.ones(5) if mask is None else np.asarray(mask)
+    epsilon = perturb("adaptive_layerwise", {"w": g}, {"w": theta}, {"w": jnp.asarray(kept)})
+    typical = np.sqrt(np.square(theta * kept).sum() / kept.sum())
+    scaled = np.where(theta == 0, typical, np.abs(theta)) * g * kept
+    expected = RHO * np.linalg.norm(theta * kept) * scaled / np.linalg.norm(scaled)
+    np.testing.assert_allclose(epsilon["w"], expected, rtol=1e-6)
 
 
 def test_an_array_without_slope_does_not_stop_the_others():

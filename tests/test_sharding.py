@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from problems import RHO, assert_close, mlp_batch, mlp_loss, mlp_params
+from problems import RHO, assert_close, mlp_batch, mlp_logits, mlp_loss, mlp_params
 
 import zosam_jax
-from zosam_jax import ascent
+from zosam_jax import ascent, descent
 
 DEVICES = 4
 REPLICATED, SPLIT = PartitionSpec(), PartitionSpec("data")
@@ -31,7 +31,7 @@ def two_steps(tx):
         updates, state = tx.update(None, state, params, value_fn=mlp_loss, **batch)
         params = optax.apply_updates(params, updates)
         updates, state = tx.update(None, state, params, value_fn=mlp_loss, **batch)
-        return updates, optax.tree.get(state, "value")
+        return updates, zosam_jax.value(state)
 
     return run
 
@@ -111,7 +111,7 @@ ASCENTS = {
 
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("name", ASCENTS)
-def test_every_device_climbs_to_the_same_point(name, check_vma):
+def test_every_device_finds_the_same_perturbation(name, check_vma):
     params, batch = mlp_params(), mlp_batch()
 
     def epsilon(params, batch, axis_name):
@@ -137,7 +137,7 @@ def test_every_device_climbs_to_the_same_point(name, check_vma):
     assert_close(jax.tree.map(lambda e: e[0], each), alone, rtol=1e-3, atol=1e-4)
 
 
-def test_devices_without_an_axis_name_climb_apart():
+def test_devices_without_an_axis_name_find_their_own():
     """The control of the test above: without averaging the devices do differ."""
     grad = zosam_jax.value_and_grad(mlp_loss, ascent=ascent.backprop(), rho=RHO)
 
@@ -159,3 +159,68 @@ def test_an_axis_of_vmap_averages_too(factory):
     vmapped = jax.jit(jax.vmap(run, in_axes=(None, 0), axis_name="data"))(mlp_params(), batch)
     first = jax.tree.map(lambda x: x[0], vmapped)
     assert_close(first, on_one_device(factory), rtol=1e-4, atol=1e-5)
+
+
+# Forgetting axis_name.
+
+
+def no_axis_name(loss=mlp_loss, split_params=False, **options):
+    """One step of a value_and_grad without axis_name, inside a checked shard_map."""
+    grad = zosam_jax.value_and_grad(loss, **({"rho": RHO} | options))
+
+    def step(params, batch):
+        (value, gradient), _ = grad(params, grad.init(params), **batch)
+        return jax.tree.map(lambda x: x[None], (value, gradient))
+
+    params = mlp_params()
+    if split_params:
+        params = jax.tree.map(lambda p: jnp.tile(p, (DEVICES,) + (1,) * (p.ndim - 1)), params)
+    return jax.shard_map(
+        step, mesh=mesh(), in_specs=(SPLIT if split_params else REPLICATED, SPLIT), out_specs=SPLIT
+    )(params, mlp_batch())
+
+
+def examples_losses(params, x, y):
+    return optax.losses.softmax_cross_entropy_with_integer_labels(mlp_logits(params, x), y)
+
+
+FORGETTING = {name: {"ascent": up} for name, up in ASCENTS.items()} | {
+    "forward gradient": {"ascent": ascent.forward_gradient(2)},
+    "forward gradient, looped": {"ascent": ascent.forward_gradient(2, batching="map")},
+    "previous gradient": {"ascent": ascent.previous_gradient()},
+    "friendly": {"ascent": ascent.friendly()},
+    "losses of examples": {
+        "ascent": ascent.backprop(losses=True),
+        "losses_fn": examples_losses,
+        "descent": descent.sharpness_sensitive_selection(0.5),
+    },
+    "worst side": {"ascent": ascent.random_direction(), "descent": descent.worst_side()},
+    "estimate": {"ascent": ascent.random_gradient_estimate(), "descent": descent.estimate()},
+    "without a perturbation": {"ascent": ascent.backprop(), "rho": 0.0},
+    "calibrated": {"ascent": ascent.random_direction(), "radius": "calibrated"},
+    "microbatches": {"ascent": ascent.backprop(), "microbatches": 2},
+}
+
+
+@pytest.mark.parametrize("options", FORGETTING.values(), ids=FORGETTING)
+def test_forgetting_axis_name_is_said(options):
+    sentence = "differs between the devices of the mesh axis 'data', .*: pass axis_name='data'"
+    with pytest.raises(ValueError, match=sentence):
+        no_axis_name(**options)
+
+
+UP = ascent.random_gradient_estimate(2, batching="map")
+
+
+def test_a_loss_that_is_averaged_by_its_caller_needs_no_axis_name():
+    def averaged(params, x, y):
+        return jax.lax.pmean(mlp_loss(params, x, y), "data")
+
+    value, _ = no_axis_name(averaged, ascent=UP)
+    np.testing.assert_array_equal(value, jnp.broadcast_to(value[:1], value.shape))
+
+
+def test_parameters_of_each_device_s_own_need_no_axis_name():
+    """Four runs at once, each with its own parameters and its part of the batch."""
+    value, _ = no_axis_name(ascent=ascent.backprop(), split_params=True)
+    assert value.shape == (DEVICES,)

@@ -87,10 +87,20 @@ def _parse(words: Sequence[str]) -> tuple[Any, Any]:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         meant = f"do you mean {near[0]}" if near else "`zosam --help` lists them"
         raise RefusedError(f"{name!r} is no command; {meant}.")
-    module = importlib.import_module(f"zosam_jax.commands.{name}")
-    kind = typing.get_type_hints(module.run)["config"]
+    module = _module(name)
     start = _recipe(others) if name == "train" else None
-    return module.run, options.parse(kind, others, prog=f"zosam {name}", default=start)
+    prog = f"zosam {name}"
+    return module.run, options.parse(_options(module), others, prog=prog, default=start)
+
+
+def _module(command: str) -> Any:
+    """The module of a command; the others are not imported."""
+    return importlib.import_module(f"zosam_jax.commands.{command}")
+
+
+def _options(module: Any) -> Any:
+    """The type of a command's options."""
+    return typing.get_type_hints(module.run)["config"]
 
 
 def _recipe(words: Sequence[str]) -> Any:

@@ -14,17 +14,34 @@ step compiles in half the time.
 """
 
 import itertools
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import masks, trees
 from zosam_jax.errors import choose
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.masks import Resolved
+from zosam_jax.trees import Array, Float, Key, PyTree, T, UInt32
 
-Distribution: TypeAlias = Callable[..., PyTree]
+
+class Distribution(Protocol):
+    """A way to draw a random direction."""
+
+    def __call__(
+        self, key: Key[Array, ""], params: PyTree[Float[Array, "..."]], mask: Resolved = None, /
+    ) -> PyTree[Float[Array, "..."]]:
+        """Draws a direction.
+
+        Args:
+          key: a random key.
+          params: θ; gives the shapes.
+          mask: resolved (`zosam_jax.masks.resolve`); the direction is 0 where it is.
+
+        Returns:
+          u, a pytree like `params` in float32 or wider, of mean 0 and variance 1 a coordinate.
+        """
+
 
 _BITS_PER_WORD = 32
 
@@ -32,7 +49,9 @@ _BITS_PER_WORD = 32
 _LARGE = 32_768
 
 
-def normal(key: Array, params: PyTree, mask: PyTree = None) -> PyTree:
+def normal(
+    key: Key[Array, ""], params: PyTree[Float[Array, "..."], "T"], mask: Resolved = None
+) -> PyTree[Float[Array, "..."], "T"]:
     """u ~ N(0, I) on the kept coordinates.
 
     Args:
@@ -59,7 +78,9 @@ def normal(key: Array, params: PyTree, mask: PyTree = None) -> PyTree:
     return masks.restrict(jax.tree.unflatten(structure, drawn), mask)
 
 
-def rademacher(key: Array, params: PyTree, mask: PyTree = None) -> PyTree:
+def rademacher(
+    key: Key[Array, ""], params: PyTree[Float[Array, "..."], "T"], mask: Resolved = None
+) -> PyTree[Float[Array, "..."], "T"]:
     """Independent signs, u ∈ {−1, +1}ᵈ on the kept coordinates; arguments as in `normal`.
 
     Each random word gives 32 signs, an order of magnitude cheaper than `jax.random.rademacher`,
@@ -74,7 +95,9 @@ def rademacher(key: Array, params: PyTree, mask: PyTree = None) -> PyTree:
     return masks.restrict(jax.tree.unflatten(structure, drawn), mask)
 
 
-def sphere(key: Array, params: PyTree, mask: PyTree = None) -> PyTree:
+def sphere(
+    key: Key[Array, ""], params: PyTree[Float[Array, "..."], "T"], mask: Resolved = None
+) -> PyTree[Float[Array, "..."], "T"]:
     """Uniform on the sphere of radius √d, d the number of kept coordinates; as in `normal`."""
     direction = normal(key, params, mask)
     length = trees.norm(direction)
@@ -94,11 +117,11 @@ def get(distribution: str | Distribution) -> Distribution:
     return choose("distribution", distribution, DISTRIBUTIONS)
 
 
-def _signs(words: Array, size: int) -> Array:
+def _signs(words: UInt32[Array, " words"], size: int) -> Float[Array, " size"]:
     """The first `size` bits of some random words, as ±1."""
     bits = (words[:, None] >> jnp.arange(_BITS_PER_WORD, dtype=jnp.uint32)) & 1
     return 1.0 / (1.0 - 2.0 * bits.reshape(-1)[:size].astype(jnp.float32))
 
 
-def _like(leaf: Array, values: Array) -> Array:
+def _like(leaf: Float[Array, "*s"], values: Float[Array, " size"]) -> Float[Array, "*s"]:
     return values.reshape(leaf.shape).astype(trees.wide_dtype(leaf))

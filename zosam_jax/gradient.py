@@ -18,7 +18,7 @@ from zosam_jax.binding import Call
 from zosam_jax.descent import Descent, DescentResult, PerturbedPoint
 from zosam_jax.errors import check_count, check_number, check_static
 from zosam_jax.objective import AxisName, Objective, ValueAndGrad
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, Int, Key, PyTree, UInt32
 
 Rho: TypeAlias = float | Array | Callable[[Array], jax.typing.ArrayLike]
 Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree] | None
@@ -37,10 +37,10 @@ class Diagnostics(NamedTuple):
         differences to O(δ²d), d the number of weights, which is too much for small ε.
     """
 
-    rho_used: Array
-    epsilon_norm: Array
-    slope: Array
-    ascent_gain: Array
+    rho_used: Float[Array, ""]
+    epsilon_norm: Float[Array, ""]
+    slope: Float[Array, ""]
+    ascent_gain: Float[Array, ""]
 
 
 class SharpnessAwareState(NamedTuple):
@@ -58,15 +58,15 @@ class SharpnessAwareState(NamedTuple):
         `pop_gradient` takes it out.
     """
 
-    key: Array
-    count: Array  # type: ignore[assignment]  # hides tuple.count, as optax's own states do
-    value: Array
+    key: UInt32[Array, " words"]
+    count: Int[Array, ""]  # type: ignore[assignment]  # hides tuple.count, as optax's own do
+    value: Float[Array, ""]
     ascent: PyTree
     descent: PyTree
     radius: PyTree
     diagnostics: Diagnostics
     aux: Any = None
-    gradient: PyTree = None
+    gradient: PyTree[Float[Array, "..."]] | None = None
 
 
 class SharpnessAwareGradient:
@@ -117,7 +117,19 @@ class SharpnessAwareGradient:
         return self._descent.has_dense_gradient
 
     def init(self, params: PyTree, key: int | Array = 0) -> SharpnessAwareState:
-        """The state before the first step; `key` is a seed or a random key."""
+        """The state before the first step.
+
+        Args:
+          params: θ.
+          key: a seed or a random key.
+
+        Returns:
+          Arrays in buffers of their own, so that the state may be donated.
+
+        Raises:
+          ValueError, TypeError: for a key that is none, complex parameters, or a mask given at
+            construction that does not fit the parameters.
+        """
         floating, _ = trees.split_floating(params)
         if self._mask is not None:
             masks.resolve(self._mask, params)  # a wrong mask should fail here, not in the loop
@@ -141,9 +153,22 @@ class SharpnessAwareGradient:
         mask: PyTree = None,
         **kwargs: Any,
     ) -> tuple[tuple[Any, PyTree], SharpnessAwareState]:
-        """One step: ((value, gradient), state), or (((value, aux), gradient), state) if has_aux.
+        """One step.
 
-        `args` and `kwargs` go to the loss; `mask` overrides the one given at construction.
+        Args:
+          params: θ.
+          state: that of `init`, or of the step before.
+          *args: the loss's further arguments.
+          mask: overrides the one given at construction.
+          **kwargs: the loss's keyword arguments.
+
+        Returns:
+          ((value, gradient), state), or (((value, aux), gradient), state) if has_aux: a scalar in
+          float32 or wider, and a pytree like `params`, zero where those are not floating point.
+
+        Raises:
+          ValueError, TypeError: while tracing, for a mask that does not fit the parameters, a loss
+            that is no real scalar, or a batch that the microbatches do not divide.
         """
         problem = self._problem_of(params, mask, args, kwargs)
         result, state = self.step(problem, state)
@@ -162,6 +187,12 @@ class SharpnessAwareGradient:
 
         Leaves are float32 or wider; those of parameters that are not floating point are zeros.
         With microbatches it is the first one's.
+
+        Returns:
+          ε, a pytree like `params`.
+
+        Raises:
+          ValueError, TypeError: as of a call.
         """
         return self.perturbation_of(self._problem_of(params, mask, args, kwargs), state)
 
@@ -178,7 +209,7 @@ class SharpnessAwareGradient:
         return self.problem(params, mask, calls, has_aux=self._has_aux)
 
     def problem(
-        self, params: PyTree, mask: PyTree, calls: dict[str, Call | None], *, has_aux: bool
+        self, params: PyTree, mask: masks.Resolved, calls: dict[str, Call | None], *, has_aux: bool
     ) -> "StepProblem":
         """What one step works on.
 
@@ -188,6 +219,12 @@ class SharpnessAwareGradient:
           calls: the loss, its stand-in at probes and the losses of the examples, in this order,
             under the names that error messages should use; None where there is none.
           has_aux: whether the loss returns auxiliary output.
+
+        Returns:
+          The floating-point part of the problem, and how to fill in the rest.
+
+        Raises:
+          TypeError: for complex parameters.
         """
         floating, merge = trees.split_floating(params)
         if mask is not None:
@@ -234,7 +271,7 @@ class SharpnessAwareGradient:
         point = problem.at(epsilon, ascent)
         return problem.fill(self._descent.effective_perturbation(point, state.descent))
 
-    def _key(self, state: SharpnessAwareState) -> Array:
+    def _key(self, state: SharpnessAwareState) -> Key[Array, ""]:
         return jax.random.fold_in(keys.from_data(state.key), state.count)
 
     def _over_microbatches(
@@ -248,7 +285,7 @@ class SharpnessAwareGradient:
         if count == 1:
             return self._on_batch(problem, state, key)
 
-        def on_part(index: Array) -> _StepOutcome:
+        def on_part(index: Int[Array, ""]) -> _StepOutcome:
             part = self._on_batch(_part(problem, index, count), state, _of_part(key, index))
             # Those of one part's examples, which have no mean over the parts.
             return part._replace(ascent=part.ascent._replace(losses=None))
@@ -262,7 +299,7 @@ class SharpnessAwareGradient:
         return mean
 
     def _on_batch(
-        self, problem: "StepProblem", state: SharpnessAwareState, key: Array
+        self, problem: "StepProblem", state: SharpnessAwareState, key: Key[Array, ""]
     ) -> "_StepOutcome":
         """The step on one batch."""
         epsilon, ascent, rho = self._perturb(problem, state, key)
@@ -280,8 +317,8 @@ class SharpnessAwareGradient:
         return _StepOutcome(ascent, result, radius_state, diagnostics)
 
     def _perturb(
-        self, problem: "StepProblem", state: SharpnessAwareState, key: Array
-    ) -> tuple[PyTree | None, AscentResult, Array]:
+        self, problem: "StepProblem", state: SharpnessAwareState, key: Key[Array, ""]
+    ) -> tuple[PyTree[Float[Array, "..."]] | None, AscentResult, Float[Array, ""]]:
         """ε, what the ascent found, and ρ; ε is None for a radius that is zero for good."""
         if isinstance(self._rho, int | float) and self._rho == 0:
             return None, AscentResult(None), jnp.zeros(())
@@ -306,12 +343,14 @@ class StepProblem(NamedTuple):
       fill: puts zeros into a tree like `params` where the caller's parameters have other leaves.
     """
 
-    params: PyTree
-    mask: PyTree
+    params: PyTree[Float[Array, "..."]]
+    mask: masks.Resolved
     objective: Objective
     fill: Callable[[PyTree], PyTree]
 
-    def at(self, epsilon: PyTree | None, ascent: AscentResult) -> PerturbedPoint:
+    def at(
+        self, epsilon: PyTree[Float[Array, "..."]] | None, ascent: AscentResult
+    ) -> PerturbedPoint:
         """The point that a descent starts from."""
         return PerturbedPoint(self.objective, self.params, epsilon, ascent, self.mask)
 
@@ -325,11 +364,11 @@ class _StepOutcome(NamedTuple):
     diagnostics: Diagnostics
 
 
-def _of_part(key: Array, index: Array | int) -> Array:
+def _of_part(key: Key[Array, ""], index: Int[Array, ""] | int) -> Key[Array, ""]:
     return jax.random.fold_in(key, index)
 
 
-def _part(problem: StepProblem, index: Array, count: int) -> StepProblem:
+def _part(problem: StepProblem, index: Int[Array, ""], count: int) -> StepProblem:
     """The problem on one of `count` equal parts of the batch."""
     size = problem.objective.batch_size
     if size % count:
@@ -353,8 +392,8 @@ def _on_floating(function: Callable[..., Array], tree: PyTree, *others: PyTree) 
 
 
 def _diagnostics(
-    rho: Array,
-    epsilon: PyTree | None,
+    rho: Float[Array, ""],
+    epsilon: PyTree[Float[Array, "..."]] | None,
     ascent: AscentResult,
     result: DescentResult,
     *,
@@ -407,7 +446,7 @@ def value_and_grad(
 
     Args:
       loss: a function (params, *args, **kwargs) → scalar, or → (scalar, aux) with `has_aux`.
-      ascent: which way is up (`zosam_jax.ascent`).
+      ascent: how to find the direction of ε (`zosam_jax.ascent`).
       rho: ρ ≥ 0, or an optax schedule of the step count. In the units of `radius`.
       radius: "global", "layerwise", "adaptive", "calibrated", or one of your own
         (`zosam_jax.radius`).
@@ -453,7 +492,7 @@ def value_and_grad(
     )
 
 
-def _fill(tree: PyTree, params: PyTree) -> PyTree:
+def _fill(tree: PyTree[Float[Array, "..."]], params: PyTree) -> PyTree:
     """Puts zeros where `params` has leaves that are not floating point."""
     values = iter(jax.tree.leaves(tree))
     return jax.tree.map(

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax.errors import is_number
-from zosam_jax.trees import Array
+from zosam_jax.trees import Array, Key, UInt32
 
 # The generator is told from the length of its key data, so that a state can hold a plain array.
 _IMPLEMENTATIONS = {2: "threefry2x32", 4: "rbg"}
 
 
-def as_key(key: int | Array) -> Array:
+def as_key(key: int | Array) -> Key[Array, ""]:
     """A random key from an integer seed, a key, or raw key data.
 
     Raises:
@@ -27,12 +27,12 @@ def as_key(key: int | Array) -> Array:
     raise TypeError(f"key={key!r} must be an integer seed or one random key (jax.random.key).")
 
 
-def to_data(key: int | Array) -> Array:
+def to_data(key: int | Array) -> UInt32[Array, " words"]:
     """A seed or a key as raw uint32 data, in a buffer of its own (states may be donated)."""
     return jnp.array(jax.random.key_data(as_key(key)), copy=True)
 
 
-def from_data(data: Array) -> Array:
+def from_data(data: UInt32[Array, " words"]) -> Key[Array, ""]:
     """The key whose raw data this is."""
     key: Array = jax.random.wrap_key_data(data, impl=_IMPLEMENTATIONS[data.shape[-1]])
     return key

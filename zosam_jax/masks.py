@@ -5,19 +5,23 @@ zeros in the parameters; whoever decides them hands them on.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from zosam_jax import trees
 from zosam_jax.errors import is_traced
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Bool, Int, PyTree, Shaped, T
+
+#: What `resolve` returns: bool leaves of the parameters' shapes, None for "all of it".
+Resolved: TypeAlias = PyTree[Bool[Array, "..."]] | None
 
 
-def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree) -> PyTree:
+def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree) -> Resolved:
     """Checks a mask against the parameters and fills it out to their structure.
 
     Args:
@@ -50,11 +54,18 @@ def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree) ->
         if str(error).startswith("mask"):
             raise
         raise ValueError(
-            f"mask has the structure {jax.tree.structure(mask)}, which does not fit the "
-            f"parameters' {jax.tree.structure(params)}: give one leaf for each parameter, with "
-            "None where all weights are kept."
+            f"mask has the leaves {_paths(mask)}, the parameters have {_paths(params)}: give one "
+            "leaf for each parameter, with None where all weights are kept."
         ) from error
     return pairs
+
+
+def _paths(tree: PyTree, shown: int = 4) -> str:
+    """The names of the first leaves of a tree."""
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+    names = [jax.tree_util.keystr(path) or "(the tree itself)" for path, _ in found]
+    rest = [f"{len(names) - shown} more"] if len(names) > shown else []
+    return ", ".join([*names[:shown], *rest]) or "(none)"
 
 
 def _resolve_leaf(path: tuple[Any, ...], mask: Any, param: Array) -> Array | None:
@@ -79,7 +90,9 @@ def leaves(tree: PyTree, params: PyTree) -> list[Any]:
     return [None] * structure.num_leaves if tree is None else list(structure.flatten_up_to(tree))
 
 
-def restrict(tree: PyTree, mask: PyTree) -> PyTree:
+def restrict(
+    tree: PyTree[Shaped[ArrayLike, "..."], "T"], mask: Resolved
+) -> PyTree[Shaped[ArrayLike, "..."], "T"]:
     """`tree` where the (resolved) mask is 1, exactly 0 elsewhere, even over NaN."""
     if mask is None:
         return tree
@@ -118,7 +131,7 @@ def get_masks(state: PyTree) -> PyTree:
     return found[0][1]
 
 
-def count_kept(params: PyTree, mask: PyTree) -> int | Array:
+def count_kept(params: PyTree, mask: Resolved) -> int | Int[Array, ""]:
     """The number of coordinates that the (resolved) mask keeps; a Python int if none is traced."""
     if mask is None:
         return trees.size(params)
@@ -126,7 +139,7 @@ def count_kept(params: PyTree, mask: PyTree) -> int | Array:
     return sum(jax.tree.leaves(kept))
 
 
-def _sum(mask: Array) -> int | Array:
+def _sum(mask: Bool[Array, "..."]) -> int | Int[Array, ""]:
     return jnp.sum(mask) if is_traced(mask) else int(np.sum(np.asarray(mask)))
 
 

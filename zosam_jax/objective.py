@@ -10,7 +10,7 @@ import numpy as np
 
 from zosam_jax import trees
 from zosam_jax.binding import Call
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, PyTree, T
 
 AxisName: TypeAlias = str | tuple[str, ...]
 
@@ -24,9 +24,9 @@ class ValueAndGrad(NamedTuple):
       gradient: ∇L.
     """
 
-    value: Array
+    value: Float[Array, ""]
     aux: Any
-    gradient: PyTree
+    gradient: PyTree[Float[Array, "..."]]
 
 
 class Objective:
@@ -61,7 +61,7 @@ class Objective:
         self._axis_name = axis_name
         self._merge = merge
 
-    def value_and_grad(self, params: PyTree) -> ValueAndGrad:
+    def value_and_grad(self, params: PyTree[Float[Array, "..."]]) -> ValueAndGrad:
         """L(θ), its auxiliary output and ∇L(θ), averaged over the device axis: one forward and one
         backward pass.
 
@@ -74,7 +74,7 @@ class Objective:
         value, gradient = self.across_devices((value, gradient))
         return ValueAndGrad(value, aux, gradient)
 
-    def value_and_aux(self, params: PyTree) -> tuple[Array, Any]:
+    def value_and_aux(self, params: PyTree[Float[Array, "..."]]) -> tuple[Float[Array, ""], Any]:
         """L(θ) and its auxiliary output on this device's part of the batch: one forward pass."""
         result = self._evaluate(self._loss, params)
         if not self.has_aux:
@@ -86,13 +86,13 @@ class Objective:
             )
         return self._scalar(result[0], self._name, params), result[1]
 
-    def probe(self, params: PyTree) -> Array:
+    def probe(self, params: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
         """L(θ), or its stand-in, on this device's part of the batch: one forward pass."""
         if self._probe is None:
             return self.value_and_aux(params)[0]
         return self._scalar(self._evaluate(self._probe, params), "probe_fn", params)
 
-    def losses(self, params: PyTree) -> Array:
+    def losses(self, params: PyTree[Float[Array, "..."]]) -> Float[Array, " batch"]:
         """The losses of the examples, of shape [batch]: one forward pass.
 
         Without a `losses` of the caller's each example is a batch of its own, which suits losses
@@ -108,9 +108,13 @@ class Objective:
                 f"losses_fn returned an array of shape {found.shape}; it must return one loss for "
                 f"each of the {self.batch_size} examples."
             )
+        if self._axis_name is None:
+            _check_replicated(found, params, "losses_fn")
         return found.astype(trees.wide_dtype(found))
 
-    def losses_and_grad(self, params: PyTree) -> tuple[Array, ValueAndGrad]:
+    def losses_and_grad(
+        self, params: PyTree[Float[Array, "..."]]
+    ) -> tuple[Float[Array, " batch"], ValueAndGrad]:
         """The losses of the examples, of shape [batch], and the pass of their mean: one forward
         and one backward pass, and a forward pass of the loss itself for its auxiliary output.
         """
@@ -126,7 +130,9 @@ class Objective:
         aux = self.value_and_aux(params)[1] if self.has_aux else None
         return losses, ValueAndGrad(value, aux, gradient)
 
-    def value_and_grad_of_worse(self, one: PyTree, other: PyTree) -> ValueAndGrad:
+    def value_and_grad_of_worse(
+        self, one: PyTree[Float[Array, "..."], "T"], other: PyTree[Float[Array, "..."], "T"]
+    ) -> ValueAndGrad:
         """The pass at the point of two that has the larger loss, `one` in a tie: a forward pass at
         both and one backward pass.
 
@@ -154,7 +160,7 @@ class Objective:
         (gradient,) = backward(jnp.ones_like(value))
         return ValueAndGrad(mean, aux, self.across_devices(gradient))
 
-    def across_devices(self, tree: PyTree) -> PyTree:
+    def across_devices(self, tree: PyTree[Array, "T"]) -> PyTree[Array, "T"]:
         """Averages over the device axis, where there is one."""
         return tree if self._axis_name is None else jax.lax.pmean(tree, self._axis_name)
 
@@ -166,7 +172,7 @@ class Objective:
     def _evaluate(self, call: Call, params: PyTree) -> Any:
         return call.function(self._merge(params), *call.args, **call.kwargs)
 
-    def _scalar(self, value: Any, name: str, params: PyTree) -> Array:
+    def _scalar(self, value: Any, name: str, params: PyTree) -> Float[Array, ""]:
         scalar = _scalar(value, name)
         if self._axis_name is None:
             _check_replicated(scalar, params, name)
@@ -191,7 +197,7 @@ class Objective:
         """The loss of a part of the batch; `select` picks it from an array of examples."""
         _ = self.batch_size  # which raises for arguments that hold no batch
 
-        def selected(call: Call | None) -> Call | None:
+        def selected(call: Any) -> Any:
             if call is None:
                 return None
             args, kwargs = jax.tree.map(
@@ -226,7 +232,9 @@ def _is_batch(x: Any) -> bool:
     return isinstance(x, jax.Array | np.ndarray) and x.ndim > 0 and not is_key
 
 
-def _as_varying(params: PyTree, axis_name: AxisName) -> PyTree:
+def _as_varying(
+    params: PyTree[Float[Array, "..."], "T"], axis_name: AxisName
+) -> PyTree[Float[Array, "..."], "T"]:
     """Marks replicated parameters as each device's own.
 
     A checked shard_map sums gradients with respect to replicated values over the devices by
@@ -246,11 +254,14 @@ def _as_varying(params: PyTree, axis_name: AxisName) -> PyTree:
     return jax.tree.map(leaf, params)
 
 
-def _check_replicated(value: Array, params: PyTree, name: str) -> None:
+def _check_replicated(value: Float[Array, "..."], params: PyTree, name: str) -> None:
     """Raises for a loss that differs between devices where the parameters do not."""
 
     def axes(x: Any) -> frozenset[str]:
-        return frozenset(getattr(jax.typeof(x), "vma", ()))
+        kind = jax.typeof(x)
+        # Older versions of jax have the axes as an attribute of the type itself, vma.
+        varying = getattr(getattr(kind, "manual_axis_type", None), "varying", None)
+        return frozenset(getattr(kind, "vma", ()) if varying is None else varying)
 
     apart = axes(value).difference(*map(axes, jax.tree.leaves(params)))
     if apart:
@@ -266,7 +277,7 @@ def _shown(value: Any) -> str:
     return "an array" if isinstance(value, jax.Array) else f"{type(value).__name__}: {value!r}"
 
 
-def _scalar(value: Any, name: str) -> Array:
+def _scalar(value: Any, name: str) -> Float[Array, ""]:
     if isinstance(value, tuple):
         raise TypeError(
             f"{name} returned a tuple of {len(value)}; it must return a scalar loss. For a loss "

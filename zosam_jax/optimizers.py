@@ -20,6 +20,28 @@ from zosam_jax.objective import AxisName
 from zosam_jax.transform import sharpness_aware
 from zosam_jax.trees import Array
 
+# What `zosam_jax` exports from here.
+__all__ = [
+    "ESTIMATORS",
+    "RECORDS",
+    "REGISTRY",
+    "antithetic_sam",
+    "asam",
+    "esam",
+    "forward_gradient",
+    "friendly_sam",
+    "gsam",
+    "gsam_rho",
+    "look_sam",
+    "mezo",
+    "msam",
+    "random_weight_perturbation",
+    "s2_sam",
+    "sam",
+    "subbatch_sam",
+    "zo_sam",
+]
+
 # The part of the batch that subbatch_sam's ascent sees.
 SUBBATCH = 0.125
 
@@ -373,6 +395,38 @@ def s2_sam(
     )
 
 
+def friendly_sam(
+    rho: Rho,
+    *,
+    sigma: float = 1.0,
+    decay: float = 0.9,
+    radius: radius.RadiusLike = "global",
+    mask: Mask = None,
+    axis_name: AxisName | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Friendly SAM: perturbs along what the batch's gradient adds to those of the steps before.
+
+        g = ∇L(θ),   d = g − σ m,   ε = ρ d / ‖d‖,   m ← λ m + (1 − λ) g,   emits ∇L(θ+ε)
+
+    Two forward and two backward passes a step, and one array of memory for each parameter. The
+    first step's d is g, and so is the first m.
+
+    Args:
+      rho: ρ ≥ 0 or an optax schedule, in the units of `radius`.
+      sigma: σ ≥ 0; 0 is SAM.
+      decay: λ in [0, 1).
+      radius: "global", "layerwise", "filterwise" or "adaptive" (`zosam_jax.radius`).
+      mask: which weights to perturb.
+      axis_name: the device axis of the batch inside shard_map or pmap.
+
+    Reference: Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024,
+      https://arxiv.org/abs/2403.12350
+    """
+    return sharpness_aware(
+        ascent.friendly(sigma, decay), rho, radius=radius, mask=mask, axis_name=axis_name
+    )
+
+
 def msam(
     rho: Rho,
     *,
@@ -650,7 +704,7 @@ def _first_on_part(options: Mapping[str, Any], default: float) -> Passes:
 
 
 def _probes(options: Mapping[str, Any]) -> float:
-    m = options["num_directions"]
+    m: int = options["num_directions"]
     return (2 * m if options["difference"] == "central" else m + 1) * _number(options["fraction"])
 
 
@@ -685,6 +739,7 @@ RECORDS: dict[str, Record] = {
         _ALONG_GRADIENT,
     ),
     "s2_sam": Record(s2_sam, _once, (), _ALONG_GRADIENT),
+    "friendly_sam": Record(friendly_sam, _twice, (), _ALONG_GRADIENT),
     "msam": Record(msam, _twice, ("microbatches",), _ALONG_GRADIENT),
     "antithetic_sam": Record(antithetic_sam, lambda o: Passes(2, 1), ("distribution",), _RANDOM),
     "mezo": Record(mezo, lambda o: _of_estimate(o, _probes(o)), _PROBED),

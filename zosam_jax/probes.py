@@ -22,18 +22,18 @@ import jax.numpy as jnp
 
 from zosam_jax import trees
 from zosam_jax.errors import check_one_of, is_traced
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, Int, PyTree, T
 
 BATCHING = ("auto", "unroll", "vmap", "map")
 
 # Written-out probes compile in a time that grows with their number; a loop's is constant.
 _MANY_PROBES = 16
 
-Loss: TypeAlias = Callable[[PyTree], Array]
+Loss: TypeAlias = Callable[[PyTree], Float[Array, ""]]
 
 
 def check_batching(batching: str) -> None:
-    """Raises unless `batching` is one of BATCHING."""
+    """Raises a ValueError unless `batching` is one of BATCHING."""
     check_one_of("batching", batching, BATCHING)
 
 
@@ -41,6 +41,9 @@ def choose_batching(batching: str, loss: Loss, params: PyTree, evaluations: int 
     """Settles "auto" for this loss and this number of evaluations.
 
     A number of evaluations that is traced (a tuned hyperparameter, say) leaves only the loop.
+
+    Returns:
+      "unroll", "vmap" or "map".
     """
     if is_traced(evaluations):
         return "map"
@@ -67,7 +70,9 @@ def _has_primitive(jaxpr: Any, name: str) -> bool:
     return False
 
 
-def in_precision(loss: Callable[..., Any], dtype: jax.typing.DTypeLike) -> Callable[..., Array]:
+def in_precision(
+    loss: Callable[..., Any], dtype: jax.typing.DTypeLike
+) -> Callable[..., Float[Array, ""]]:
     """A `probe_fn` that computes a loss in another precision, and returns it in float32.
 
         probe_fn = probes.in_precision(loss, jnp.bfloat16)
@@ -78,6 +83,9 @@ def in_precision(loss: Callable[..., Any], dtype: jax.typing.DTypeLike) -> Calla
     Args:
       loss: (params, *args, **kwargs) → scalar, or → (scalar, aux).
       dtype: a floating-point dtype.
+
+    Returns:
+      A function of the same arguments that returns a float32 scalar.
     """
 
     def cast(x: Any) -> Any:
@@ -85,7 +93,7 @@ def in_precision(loss: Callable[..., Any], dtype: jax.typing.DTypeLike) -> Calla
         return jnp.asarray(x, dtype) if floating else x
 
     @functools.wraps(loss)
-    def in_dtype(*args: Any, **kwargs: Any) -> Array:
+    def in_dtype(*args: Any, **kwargs: Any) -> Float[Array, ""]:
         args, kwargs = jax.tree.map(cast, (args, kwargs))
         result = loss(*args, **kwargs)
         value = result[0] if isinstance(result, tuple) else result
@@ -95,8 +103,12 @@ def in_precision(loss: Callable[..., Any], dtype: jax.typing.DTypeLike) -> Calla
 
 
 def along(
-    loss: Loss, params: PyTree, direction: PyTree, steps: Sequence[float | Array], batching: str
-) -> Array:
+    loss: Loss,
+    params: PyTree[Float[Array, "..."], "T"],
+    direction: PyTree[Float[Array, "..."], "T"],
+    steps: Sequence[float | Float[Array, ""]],
+    batching: str,
+) -> Float[Array, " steps"]:
     """L(θ + t·u) for each step t.
 
     Args:
@@ -110,7 +122,7 @@ def along(
       The losses, one for each step, in float32 or wider.
     """
 
-    def at(step: Array) -> Array:
+    def at(step: Float[Array, ""]) -> Float[Array, ""]:
         return loss(trees.displace(params, direction, step))
 
     if batching == "unroll":
@@ -124,13 +136,18 @@ def along(
     return jax.vmap(at)(values) if batching == "vmap" else jax.lax.map(at, values)
 
 
-def mean(term: Callable[[Array], PyTree], count: int | Array, batching: str) -> PyTree:
+def mean(
+    term: Callable[[Int[Array, ""]], PyTree[Float[Array, "..."]]], count: int | Array, batching: str
+) -> PyTree[Float[Array, "..."]]:
     """(1/count) Σᵢ term(i) for i = 0, …, count − 1, without keeping the terms.
 
     Args:
       term: a function of the index that returns a pytree of floating-point arrays.
       count: the number of terms; traced only where `batching` is "map".
       batching: "unroll", "vmap" (which does keep the terms) or "map".
+
+    Returns:
+      A pytree like one term.
     """
     if batching == "vmap":
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.vmap(term)(jnp.arange(count)))
@@ -147,7 +164,7 @@ def mean(term: Callable[[Array], PyTree], count: int | Array, batching: str) -> 
     return trees.scale(total, 1.0 / count)
 
 
-def after(tree: PyTree, index: Array) -> Array:
+def after(tree: PyTree[Float[Array, "..."]], index: Int[Array, ""]) -> Int[Array, ""]:
     """The index, as a value that cannot be known before all of `tree` is.
 
     Terms would otherwise be free to start together and all be alive at once, since XLA drops its
@@ -158,5 +175,7 @@ def after(tree: PyTree, index: Array) -> Array:
     return index + jnp.isnan(everything).astype(index.dtype)
 
 
-def _add(a: PyTree, b: PyTree) -> PyTree:
+def _add(
+    a: PyTree[Float[Array, "..."], "T"], b: PyTree[Float[Array, "..."], "T"]
+) -> PyTree[Float[Array, "..."], "T"]:
     return jax.tree.map(jnp.add, a, b)

@@ -1,4 +1,4 @@
-"""How far to climb: turns an ascent direction g and a radius ρ into the perturbation ε.
+"""Radius rules: from an ascent's direction g and a radius ρ to the perturbation ε.
 
 A radius rule is a function `(direction, params, rho, mask=None) -> epsilon`. It sees directions
 that are zero where the mask is, and returns ε = 0 where there is nothing to scale. A `Radius` is a
@@ -6,16 +6,63 @@ rule with a factor on ρ that it learns from the steps.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import masks, probes, trees
 from zosam_jax.errors import check_count, check_number, check_part, check_positive_fraction, choose
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.objective import Objective
+from zosam_jax.trees import Array, Float, Int, PyTree, T
 
-Rule: TypeAlias = Callable[..., PyTree]
+
+class Rule(Protocol):
+    """How far to go along a direction."""
+
+    def __call__(
+        self,
+        direction: PyTree[Float[Array, "..."]],
+        params: PyTree[Float[Array, "..."]],
+        rho: Float[Array, ""],
+        mask: masks.Resolved = None,
+        /,
+    ) -> PyTree[Float[Array, "..."]]:
+        """Scales a direction to the radius.
+
+        Args:
+          direction: g, zero where the mask is.
+          params: θ, a pytree like `direction`.
+          rho: ρ ≥ 0, a scalar in the units of the rule.
+          mask: resolved (`zosam_jax.masks.resolve`).
+
+        Returns:
+          ε, a pytree like `direction`; zero where there is nothing to scale.
+        """
+
+
+class Observe(Protocol):
+    """How a radius learns from a step."""
+
+    def __call__(
+        self,
+        state: PyTree,
+        objective: Objective,
+        params: PyTree[Float[Array, "..."]],
+        epsilon: PyTree[Float[Array, "..."]] | None,
+        /,
+    ) -> PyTree:
+        """The state after a step.
+
+        Args:
+          state: the radius's own, arrays only.
+          objective: the step's loss, which may be asked for further passes.
+          params: θ.
+          epsilon: ε, a pytree like `params`; None where ρ is zero for good.
+
+        Returns:
+          The new state, a pytree like `state`.
+        """
 
 
 class Radius(NamedTuple):
@@ -31,14 +78,19 @@ class Radius(NamedTuple):
 
     rule: Rule
     init: Callable[[], PyTree]
-    factor: Callable[[PyTree], Array | float]
-    observe: Callable[..., PyTree]
+    factor: Callable[[PyTree], Float[Array, ""] | float]
+    observe: Observe
 
 
 RadiusLike: TypeAlias = str | Rule | Radius
 
 
-def global_(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None) -> PyTree:
+def global_(
+    direction: PyTree[Float[Array, "..."], "T"],
+    params: PyTree[Float[Array, "..."], "T"],
+    rho: Float[Array, ""],
+    mask: masks.Resolved = None,
+) -> PyTree[Float[Array, "..."], "T"]:
     """ε = ρ g / ‖g‖₂ over all leaves together, so that ‖ε‖₂ = ρ (SAM, ZO-SAM).
 
     Args:
@@ -53,7 +105,12 @@ def global_(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None) 
     return trees.scale(direction, trees.ratio(rho, trees.norm(direction)))
 
 
-def layerwise(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None) -> PyTree:
+def layerwise(
+    direction: PyTree[Float[Array, "..."], "T"],
+    params: PyTree[Float[Array, "..."], "T"],
+    rho: Float[Array, ""],
+    mask: masks.Resolved = None,
+) -> PyTree[Float[Array, "..."], "T"]:
     """ε_l = ρ ‖θ_l‖₂ g_l / ‖g_l‖₂ for every array l of the parameters on its own.
 
     ρ is relative: 0.1 moves each array by a tenth of its norm, whatever its scale. An array that
@@ -73,7 +130,12 @@ def layerwise(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None
     return jax.tree.map(leaf, direction, masks.restrict(params, mask))
 
 
-def filterwise(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None) -> PyTree:
+def filterwise(
+    direction: PyTree[Float[Array, "..."], "T"],
+    params: PyTree[Float[Array, "..."], "T"],
+    rho: Float[Array, ""],
+    mask: masks.Resolved = None,
+) -> PyTree[Float[Array, "..."], "T"]:
     """ε_f = ρ ‖θ_f‖₂ g_f / ‖g_f‖₂ for every filter f, the weights of one output feature.
 
     Filters are the slices along the last axis, where Flax keeps output features; an array of
@@ -96,13 +158,18 @@ def filterwise(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = Non
     return jax.tree.map(leaf, direction, masks.restrict(params, mask))
 
 
-def _norms(leaf: Array, axes: tuple[int, ...] | None) -> Array:
+def _norms(leaf: Float[Array, "..."], axes: tuple[int, ...] | None) -> Float[Array, "..."]:
     """Euclidean norms over some axes, which are kept with length 1; one norm for None."""
     wide = leaf.astype(trees.wide_dtype(leaf))
     return jnp.sqrt(jnp.sum(jnp.square(wide), axis=axes, keepdims=True))
 
 
-def adaptive(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None) -> PyTree:
+def adaptive(
+    direction: PyTree[Float[Array, "..."], "T"],
+    params: PyTree[Float[Array, "..."], "T"],
+    rho: Float[Array, ""],
+    mask: masks.Resolved = None,
+) -> PyTree[Float[Array, "..."], "T"]:
     """ε = ρ T²g / ‖T g‖₂ with T = |θ| elementwise, so that ‖ε/θ‖₂ = ρ (ASAM without its η).
 
     The norm is over the relative changes of all weights together: for the same mean relative
@@ -121,21 +188,37 @@ def adaptive(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None)
 
 
 def adaptive_layerwise(
-    direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None
-) -> PyTree:
-    """ε_l = ρ ‖θ_l‖₂ T_l g_l / ‖T_l g_l‖₂ with T = |θ| elementwise, for every array l on its own.
+    direction: PyTree[Float[Array, "..."], "T"],
+    params: PyTree[Float[Array, "..."], "T"],
+    rho: Float[Array, ""],
+    mask: masks.Resolved = None,
+) -> PyTree[Float[Array, "..."], "T"]:
+    """ε_l = ρ ‖θ_l‖₂ T_l g_l / ‖T_l g_l‖₂ for every array l on its own, T = |θ| elementwise.
+
+        T_i = |θ_i|,   but ‖θ_l‖₂ / √n_l where a kept weight is exactly 0, n_l the kept weights of l
 
     `layerwise`'s lengths and `adaptive`'s directions, with one |θ| where that has two: large
-    weights of an array move most, and each array by the fraction ρ of its norm.
+    weights of an array move most, and each array by the fraction ρ of its norm. Weights at zero
+    move like one of root mean square size. With T = 0 they would stand still, and where all kept
+    weights of a channel are new, at zero, the gradient at θ+ε would be that of a channel without
+    variance, which BatchNorm multiplies by 1/√(its ε), 316 for 1e-5.
 
     Args:
       direction: g, a pytree of floating-point arrays.
       params: θ, a pytree like `direction`.
       rho: ρ ≥ 0, a scalar without units.
-      mask: where given, ‖θ_l‖₂ counts the kept weights only.
+      mask: where given, ‖θ_l‖₂ and n_l count the kept weights only.
     """
-    scaled = jax.tree.map(lambda g, theta: jnp.abs(theta).astype(g.dtype) * g, direction, params)
-    return layerwise(scaled, params, rho, mask)
+
+    def scaled(g: Array, theta: Array, kept: Array | None) -> Array:
+        count = jnp.size(theta) if kept is None else jnp.maximum(jnp.sum(kept), 1)
+        typical = trees.norm(theta) / jnp.sqrt(count)
+        size = jnp.abs(theta).astype(g.dtype)
+        return jnp.where(theta == 0, typical.astype(g.dtype), size) * g
+
+    present = masks.restrict(params, mask)
+    kept = jax.tree.map(lambda g: None, direction) if mask is None else mask
+    return layerwise(jax.tree.map(scaled, direction, present, kept), params, rho, mask)
 
 
 def asam(eta: float = 0.01) -> Rule:
@@ -159,14 +242,23 @@ def asam(eta: float = 0.01) -> Rule:
         is_bias = "bias" in names[-2:]  # an nnx.State's paths go on to its variables' "value"
         return jnp.ones_like(theta) if is_bias else jnp.abs(theta) + eta
 
-    def rule(direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None) -> PyTree:
+    def rule(
+        direction: PyTree[Float[Array, "..."], "T"],
+        params: PyTree[Float[Array, "..."], "T"],
+        rho: Float[Array, ""],
+        mask: masks.Resolved = None,
+    ) -> PyTree[Float[Array, "..."], "T"]:
         del mask
         return _scaled_by(jax.tree_util.tree_map_with_path(scale, params), direction, rho)
 
     return rule
 
 
-def _scaled_by(scales: PyTree, direction: PyTree, rho: Array) -> PyTree:
+def _scaled_by(
+    scales: PyTree[Float[Array, "..."], "T"],
+    direction: PyTree[Float[Array, "..."], "T"],
+    rho: Float[Array, ""],
+) -> PyTree[Float[Array, "..."], "T"]:
     """ρ T²g / ‖T g‖₂."""
     scaled = jax.tree.map(lambda t, g: t.astype(g.dtype) * g, scales, direction)
     factor = trees.ratio(rho, trees.norm(scaled))
@@ -195,8 +287,8 @@ class Calibration(NamedTuple):
       factor: float32 scalar, what ρ is multiplied by.
     """
 
-    count: Array  # type: ignore[assignment]  # hides tuple.count, as optax's own states do
-    factor: Array
+    count: Int[Array, ""]  # type: ignore[assignment]  # hides tuple.count, as optax's own do
+    factor: Float[Array, ""]
 
 
 def calibrated(
@@ -242,7 +334,12 @@ def calibrated(
     def init() -> Calibration:
         return Calibration(jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32))
 
-    def measured(objective: Any, params: PyTree, epsilon: PyTree, factor: Array) -> Array:
+    def measured(
+        objective: Objective,
+        params: PyTree[Float[Array, "..."], "T"],
+        epsilon: PyTree[Float[Array, "..."], "T"],
+        factor: Float[Array, ""],
+    ) -> Float[Array, ""]:
         part = objective.on_fraction(fraction)
         losses = probes.along(part.probe, params, epsilon, (1.0, -1.0, 0.0), "unroll")
         above, below, here = objective.across_devices(losses)
@@ -256,9 +353,9 @@ def calibrated(
 
     def observe(
         state: Calibration,
-        objective: Any,
-        params: PyTree,
-        epsilon: PyTree | None,
+        objective: Objective,
+        params: PyTree[Float[Array, "..."]],
+        epsilon: PyTree[Float[Array, "..."]] | None,
     ) -> Calibration:
         if epsilon is None:
             return state
@@ -275,18 +372,24 @@ def calibrated(
     )
 
 
+_BY_NAME: dict[str, Rule | Radius] = {**RULES, "calibrated": calibrated()}
+
+
 def get(radius: RadiusLike) -> Radius:
     """The radius of that name; a function of your own is taken for a rule."""
     if isinstance(radius, Radius):
         return radius
-    if radius == "calibrated":
-        return calibrated()
-    return constant(choose("radius", radius, RULES))
+    found = choose("radius", radius, _BY_NAME)
+    return found if isinstance(found, Radius) else constant(found)
 
 
 def perturbation(
-    rule: Rule, direction: PyTree, params: PyTree, rho: Array, mask: PyTree = None
-) -> PyTree:
+    rule: Rule,
+    direction: PyTree[Float[Array, "..."], "T"],
+    params: PyTree[Float[Array, "..."], "T"],
+    rho: Float[Array, ""],
+    mask: masks.Resolved = None,
+) -> PyTree[Float[Array, "..."], "T"]:
     """ε by `rule`, with every guard in one place: masked, and zero if the estimate is not finite.
 
     A direction of norm zero, or one that holds a NaN or an infinity, gives ε = 0 on every leaf:

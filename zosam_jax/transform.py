@@ -3,11 +3,13 @@
 The algorithm itself is `zosam_jax.gradient`.
 """
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from zosam_jax import masks
@@ -24,7 +26,7 @@ from zosam_jax.gradient import (
     SharpnessAwareState,
 )
 from zosam_jax.objective import AxisName
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, PyTree
 
 
 def sharpness_aware(
@@ -54,13 +56,13 @@ def sharpness_aware(
       losses_fn: the loss of each example, of shape [batch], likewise; for descents that ask.
       mask: overrides the one given here.
       has_aux: True if `value_fn` returns (scalar, aux); `pop_aux` then takes aux out of the state.
-      emit: "gradient", or "perturbation" for ε itself in its place and no step taken: a look at
-        what the next update would do, for diagnostics.
+      emit: "gradient", or "perturbation" for the ε of the next step in its place, the state left
+        as it is; for diagnostics.
       keep_gradient: True to emit the gradient of the weights that `mask` keeps and leave the whole
         one in the state, where `pop_gradient` finds it; for wrappers that grow masks by it.
 
     Args:
-      ascent: which way is up (`zosam_jax.ascent`).
+      ascent: how to find the direction of ε (`zosam_jax.ascent`).
       rho: ρ ≥ 0, or an optax schedule of the step count. In the units of `radius`.
       radius: "global", "layerwise", "adaptive", "calibrated", or one of your own
         (`zosam_jax.radius`).
@@ -72,6 +74,10 @@ def sharpness_aware(
 
     Returns:
       An optax.GradientTransformationExtraArgs whose state is a SharpnessAwareState.
+
+    Raises:
+      ValueError, TypeError: at construction, from `init` or while tracing, for an argument that
+        cannot be right; the sentence names it.
     """
     gradient = SharpnessAwareGradient(
         None,
@@ -105,8 +111,8 @@ def sharpness_aware(
     ) -> tuple[PyTree, SharpnessAwareState]:
         check_one_of("emit", emit, ("gradient", "perturbation"))
         _require(value_fn, params)
-        if updates is not None:
-            warnings.warn(_IGNORED, stacklevel=2)
+        if not _may_be_ignored(updates):
+            _warn_of_ignored_updates()
         calls = bind(extra_args, value_fn=value_fn, probe_fn=probe_fn, losses_fn=losses_fn)
         kept = masks.resolve(own_mask if mask is None else mask, params)
         problem = gradient.problem(params, kept, calls, has_aux=has_aux)
@@ -128,12 +134,28 @@ def sharpness_aware(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@functools.cache
+def _warn_of_ignored_updates() -> None:
+    """Warns once; Python's own "once" forgets wherever anyone changes the filters of warnings."""
+    warnings.warn(_IGNORED, stacklevel=3)
+
+
 _IGNORED = (
     "a sharpness-aware transformation ignores the incoming updates: it takes the gradient itself, "
     "at θ+ε. Pass None in their place. Where they come from another transformation, as in "
     "optax.chain(clip, zo_sam(...)) or optax.MultiSteps(zo_sam(...)), that one has no effect: "
     "write optax.chain(zo_sam(...), clip, ...) or optax.chain(zo_sam(...), optax.MultiSteps(...))."
 )
+
+
+def _may_be_ignored(updates: PyTree) -> bool:
+    """Whether nothing is lost by ignoring these updates: there are none, or they had to be there.
+
+    optax.masked and optax.partition need updates for the parameters that other transformations
+    train, and put MaskedNode in the place of those.
+    """
+    leaves = jax.tree.leaves(updates, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    return not leaves or any(isinstance(x, optax.MaskedNode) for x in leaves)
 
 
 def _require(value_fn: Callable[..., Any] | None, params: PyTree) -> None:
@@ -155,11 +177,22 @@ def states(opt_state: PyTree) -> list[SharpnessAwareState]:
     return [leaf for leaf in leaves if _is_state(leaf)]
 
 
-def value(opt_state: PyTree) -> Array:
+def comes_first(opt_state: PyTree) -> bool:
+    """Whether it is the state of a sharpness-aware transformation, or of a chain that begins so.
+
+    Such a transformation ignores its incoming updates.
+    """
+    while type(opt_state) is tuple and opt_state:  # that of optax.chain
+        opt_state = opt_state[0]
+    return _is_state(opt_state)
+
+
+def value(opt_state: PyTree) -> Float[Array, ""]:
     """The loss of the last step, L(θ+ε), wherever in an optimizer state it stands.
 
     Args:
-      opt_state: the state of any optax transformation around one sharpness-aware transformation.
+      opt_state: the state of any optax transformation around one sharpness-aware transformation;
+        a Flax NNX optimizer's `opt_state` too.
 
     Returns:
       A float32 scalar; inf before the first step.
@@ -167,12 +200,12 @@ def value(opt_state: PyTree) -> Array:
     Raises:
       ValueError: if there is not exactly one sharpness-aware transformation in the state.
     """
-    return _only(opt_state).value
+    return jnp.asarray(_only(opt_state).value)
 
 
 def diagnostics(opt_state: PyTree) -> Diagnostics:
     """What the last step's passes tell about it; arguments and errors as of `value`."""
-    return _only(opt_state).diagnostics
+    return Diagnostics(*map(jnp.asarray, _only(opt_state).diagnostics))
 
 
 def pop_aux(opt_state: PyTree) -> tuple[Any, PyTree]:

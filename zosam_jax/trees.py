@@ -1,27 +1,75 @@
-"""Arithmetic on pytrees of parameters, in float32 or wider where rounding matters."""
+"""Arithmetic on pytrees of parameters, in float32 or wider where rounding matters.
+
+The names of annotations have their home here too: jaxtyping's, which the tests check as the
+functions run, or stand-ins for Any where it is not installed. Arguments that a function checks
+itself, numbers and choices above all, are left to the function, whose sentence says more.
+"""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-PyTree: TypeAlias = Any
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Key, Num, PyTree, Shaped, UInt8, UInt32
+else:
+    try:
+        from jaxtyping import Bool, Float, Int, Key, Num, PyTree, Shaped, UInt8, UInt32
+    except ModuleNotFoundError:
+
+        class Bool:
+            """An array of some dtype and shape, or a tree: any value."""
+
+            def __class_getitem__(cls, item: object) -> object:
+                """Any, whatever the dtype and shape."""
+                return Any
+
+        Float = Int = Key = Num = PyTree = Shaped = UInt8 = UInt32 = Bool
+
+__all__ = [
+    "Array",
+    "Bool",
+    "Float",
+    "Int",
+    "Key",
+    "Num",
+    "PyTree",
+    "Shaped",
+    "T",
+    "UInt8",
+    "UInt32",
+    "displace",
+    "inner",
+    "norm",
+    "ratio",
+    "scale",
+    "size",
+    "split_floating",
+    "wide_dtype",
+]
+
 Array: TypeAlias = jax.Array
 
+#: The structure of a tree: PyTree[..., "T"] twice in a signature says that the two have the same.
+T = TypeVar("T")
 
-def wide_dtype(leaf: jax.typing.ArrayLike) -> jnp.dtype:
+
+def wide_dtype(leaf: ArrayLike) -> jnp.dtype:
     """The dtype to compute in for `leaf`: its own, but never narrower than float32."""
     return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
 
 
-def norm(tree: PyTree) -> Array:
+def norm(tree: PyTree[Num[ArrayLike, "..."]]) -> Float[Array, ""]:
     """The Euclidean norm ‖x‖₂ over all leaves, summed in float32 or wider."""
     squares = [jnp.sum(jnp.square(leaf.astype(wide_dtype(leaf)))) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
 
 
-def inner(a: PyTree, b: PyTree) -> Array:
+def inner(
+    a: PyTree[Num[ArrayLike, "..."], "T"], b: PyTree[Num[ArrayLike, "..."], "T"]
+) -> Float[Array, ""]:
     """⟨a, b⟩ over all leaves, summed in float32 or wider."""
     products = jax.tree.map(
         lambda x, y: jnp.sum(x.astype(wide_dtype(x)) * y.astype(wide_dtype(y))), a, b
@@ -29,7 +77,7 @@ def inner(a: PyTree, b: PyTree) -> Array:
     return sum(jax.tree.leaves(products), start=jnp.zeros((), jnp.float32))
 
 
-def ratio(numerator: Array, length: Array) -> Array:
+def ratio(numerator: Float[Array, "#*n"], length: Float[Array, "#*n"]) -> Float[Array, "*n"]:
     """numerator / length, or 0 where the quotient means nothing."""
     quotient = numerator / jnp.where(length > 0, length, 1.0)
     return jnp.where((length > 0) & jnp.isfinite(quotient), quotient, 0.0)
@@ -40,7 +88,11 @@ def size(tree: PyTree) -> int:
     return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def displace(params: PyTree, direction: PyTree, step: jax.typing.ArrayLike = 1.0) -> PyTree:
+def displace(
+    params: PyTree[Float[ArrayLike, "?*s"], "T"],
+    direction: PyTree[Float[ArrayLike, "?*s"], "T"],
+    step: Float[ArrayLike, ""] = 1.0,
+) -> PyTree[Float[Array, "?*s"], "T"]:
     """params + step·direction, computed wide and rounded once to each parameter's dtype."""
 
     def leaf(p: Array, u: Array) -> Array:
@@ -50,7 +102,9 @@ def displace(params: PyTree, direction: PyTree, step: jax.typing.ArrayLike = 1.0
     return jax.tree.map(leaf, params, direction)
 
 
-def scale(tree: PyTree, factor: jax.typing.ArrayLike) -> PyTree:
+def scale(
+    tree: PyTree[Shaped[ArrayLike, "..."], "T"], factor: Shaped[ArrayLike, ""]
+) -> PyTree[Shaped[Array, "..."], "T"]:
     """factor·tree, leaf by leaf, each leaf's dtype kept."""
     return jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), tree)
 

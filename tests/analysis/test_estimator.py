@@ -136,14 +136,14 @@ def test_pruned_weights_do_not_move():
     assert np.isnan(found.cosine.sd)
 
 
-def test_packed_masks_and_parameters_that_are_not_floating_point():
+def test_parameters_that_are_not_floating_point():
     params = {**uneven_params(), "table": jnp.arange(3)}
 
     def loss(params, batch):
         floating = {name: leaf for name, leaf in params.items() if name != "table"}
         return linear_loss(floating, batch) + jnp.sum(params["table"])
 
-    mask = masks.pack({**uneven_mask(), "table": None})
+    mask = {**uneven_mask(), "table": None}
     found = estimator.quality(
         loss, params, [jnp.float32(2)], ascent.random_direction(), rho=0.5, mask=mask, num_draws=3
     )
@@ -179,7 +179,7 @@ def test_an_ascent_that_remembers_sees_the_batches_in_turn():
 
 def test_compare_gives_every_ascent_the_same_looks():
     options = {"rho": 0.1, "num_draws": 2, "key": 5}
-    found = estimator.compare(
+    found = estimator.quality_of_each(
         loss_fn,
         mlp_params(),
         BATCHES,

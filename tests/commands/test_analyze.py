@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 
 from zosam_jax import cli
 from zosam_jax.analysis import hessian
-from zosam_jax.commands import pictures
+from zosam_jax.commands import analyze, pictures
 from zosam_jax.commands.analyze import AnalyzeConfig
 from zosam_jax.training import step
 from zosam_jax.training.saved_run import open_run
@@ -133,9 +134,10 @@ def test_parts_that_looked_otherwise_go(run, found):
     [
         (["--images", "512", "--batch-size", "64"], "images=512 is more than the 256 training"),
         (["--images", "64", "--batch-size", "64"], "images=64 must be at least two of the run's"),
+        (["--batch-size", "257"], "batch_size=257 is more than the 256 training images"),
     ],
 )
-def test_more_or_fewer_images_than_can_be_looked_at(options, sentence, run, capsys):
+def test_given_values_that_do_not_fit(options, sentence, run, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["analyze", str(run), *options])
     assert caught.value.code == 2
@@ -199,6 +201,7 @@ def test_a_residual_network_shows_three_blocks_and_takes_either_statistics(tmp_p
         ({"plane_points": -1}, "plane_points=-1 must be at least 2"),
         ({"samples": 1}, "samples=1 must be at least 2"),
         ({"eigenvalues": 5, "lanczos_steps": 4}, "eigenvalues=5 must be at most lanczos_steps=4"),
+        ({"images": 0}, "images=0 must be at least 1"),
         ({"layers": "("}, r"layers='\(' is not a regular expression"),
         ({"runs": ()}, r"runs=\(\) must name at least one"),
     ],
@@ -206,6 +209,35 @@ def test_a_residual_network_shows_three_blocks_and_takes_either_statistics(tmp_p
 def test_wrong_options(options, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence):
         AnalyzeConfig(**{"runs": (tmp_path,), **options})
+
+
+@pytest.mark.parametrize(
+    ("there", "own", "options", "expected"),
+    [
+        (60_000, 64, {}, (1000, 250)),
+        (60_000, 1024, {}, (2052, 228)),
+        (514, 257, {}, (514, 257)),
+        (600, 64, {}, (600, 200)),
+        (997, 64, {}, (996, 249)),
+        (100, 64, {}, (100, 100)),
+        (600, 64, {"batch_size": 128}, (512, 128)),
+        (600, 64, {"images": 300}, (300, 150)),
+    ],
+)
+def test_defaults_fit_the_data(there, own, options, expected, tmp_path):
+    saved = SimpleNamespace(
+        config=SimpleNamespace(batch_size=own),
+        run=SimpleNamespace(problem=SimpleNamespace(feed=SimpleNamespace(train_images=there))),
+    )
+    fitted = analyze._fitted(AnalyzeConfig(runs=(tmp_path,), **options), saved)
+    assert (fitted.images, fitted.batch_size) == expected
+    assert fitted.images % fitted.batch_size == 0
+    assert ("variance" in fitted.parts) == (there >= 2 * own)
+
+
+def test_a_prime_number_of_images_has_no_batch_size(tmp_path):
+    with pytest.raises(ValueError, match="images=997 has no divisor from 25 to 250"):
+        analyze._divisor(997)
 
 
 def test_a_folder_without_a_run(tmp_path, capsys):

@@ -56,7 +56,7 @@ def test_without_padding_a_crop_is_the_image():
 
 def test_padding_must_not_be_negative():
     with pytest.raises(ValueError, match="padding=-1 must be a finite number at least 0"):
-        crop_and_flip(random_images(1, 4, 4), np.arange(1), jax.random.key(0), padding=-1)
+        crop_and_flip(jnp.zeros((1, 4, 4, 3)), jnp.arange(1), jax.random.key(0), padding=-1)
 
 
 def erased_pixels(images, key, **options):
@@ -127,12 +127,13 @@ BATCH, HEIGHT, WIDTH, CLASSES = 6, 9, 12, 10
 PATTERN = np.random.default_rng(0).normal(size=(HEIGHT, WIDTH, 3)).astype(np.float32)
 IMAGES = np.arange(BATCH, dtype=np.float32)[:, None, None, None] + PATTERN
 LABELS = np.array([3, 1, 4, 1, 5, 9])
+BATCHED = jnp.array(IMAGES), jnp.array(LABELS)
 
 
 @functools.cache
 def mixed(**options):
     """Targets under 4,000 keys, and the weight that each pixel of the image itself kept."""
-    mix = functools.partial(mixup_and_cutmix, IMAGES, LABELS, num_classes=CLASSES, **options)
+    mix = functools.partial(mixup_and_cutmix, *BATCHED, num_classes=CLASSES, **options)
     images, targets = jax.jit(jax.vmap(mix))(jax.random.split(jax.random.key(0), 4000))
     partner = IMAGES[::-1]
     kept = (np.asarray(images) - partner) / (IMAGES - partner)
@@ -197,7 +198,7 @@ def test_switch_and_probability_choose_between_cutmix_mixup_and_nothing():
 
 def test_with_both_off_only_the_targets_are_smoothed():
     images, targets = mixup_and_cutmix(
-        IMAGES, LABELS, jax.random.key(0), num_classes=CLASSES, mixup=0.0, cutmix=0.0
+        *BATCHED, jax.random.key(0), num_classes=CLASSES, mixup=0.0, cutmix=0.0
     )
     np.testing.assert_array_equal(images, IMAGES)
     np.testing.assert_allclose(targets, smoothed(0.1), rtol=1e-6)
@@ -217,7 +218,7 @@ def test_with_both_off_only_the_targets_are_smoothed():
 def test_mixing_refuses_impossible_options(options, message):
     options = {"num_classes": CLASSES} | options
     with pytest.raises(ValueError, match=message):
-        mixup_and_cutmix(IMAGES, LABELS, jax.random.key(0), **options)
+        mixup_and_cutmix(*BATCHED, jax.random.key(0), **options)
 
 
 def crop(images, key):

@@ -146,6 +146,20 @@ def test_functional_loss_leaves_the_model_alone():
     np.testing.assert_array_equal(value, loss(params, X, Y)[0])
 
 
+def test_attention_s_values_do_not_hide_the_loss():
+    """nnx.MultiHeadAttention has a parameter that is called "value", and so has Adam then."""
+    model = nnx.MultiHeadAttention(2, 4, decode=False, rngs=nnx.Rngs(0))
+    tx = optax.chain(zosam_jax.sam(0.05), optax.adam(1e-2))
+    optimizer = Optimizer(model, sparsity.fixed(tx, None), wrt=nnx.Param)
+    images = X[None]
+    step = nnx.jit(
+        lambda model, optimizer: optimizer.apply_loss(model, lambda m: jnp.mean(m(images) ** 2))
+    )
+    value = step(model, optimizer)
+    assert zosam_jax.value(optimizer.opt_state) == value
+    np.testing.assert_allclose(zosam_jax.diagnostics(optimizer.opt_state).epsilon_norm, 0.05, 1e-5)
+
+
 class StatState(TrainState):
     batch_stats: dict | None = None
 
@@ -185,6 +199,7 @@ def test_linen_trains_and_batchnorm_moves_once(name):
         state, last = linen_step(state, X, Y)
     assert float(last) < 0.7 * float(first)
     assert int(state.step) == 61
+    assert name == "sgd" or zosam_jax.value(state.opt_state) == last
 
 
 def test_linen_apply_gradients_still_works():

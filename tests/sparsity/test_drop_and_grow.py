@@ -68,7 +68,7 @@ CORE = ("fixed", "rigl", "dsr")
     params=[pytest.param(n, marks=() if n in CORE else pytest.mark.slow) for n in WRAPPERS]
 )
 def wrap(request):
-    """Every sparse wrapper in turn: (inner, packed=) → transformation."""
+    """Every sparse wrapper in turn: inner → transformation."""
     return WRAPPERS[request.param]
 
 
@@ -155,15 +155,6 @@ def test_donated_states_and_checkpoints(wrap):
             carry = donating(*carry, mlp_batch())
         assert_equal(sparsity.get_masks(carry[1]), sparsity.get_masks(expected[1]))
         assert_close(carry, expected)
-
-
-def test_packed_masks_are_the_same_masks_in_an_eighth_of_the_memory(wrap, first):
-    plain, packed = (trained(wrap(chain(first), packed=p), first) for p in (False, True))
-    assert_close(packed[0], plain[0])
-    assert_equal(sparsity.get_masks(packed[1]), sparsity.get_masks(plain[1]))
-    big = {"w": jnp.ones((64, 128))}
-    state = wrap(optax.sgd(0.1), packed=True).init(big)
-    assert sum(x.nbytes for x in jax.tree.leaves(state.masks)) == 64 * 128 // 8 + 1
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -286,24 +277,6 @@ def test_sharded_parameters_give_the_same_masks(wrap):
     split = NamedSharding(mesh(), PartitionSpec("data"))
     masks = jax.jit(run, in_shardings=({"w": split},))(params)
     assert_equal(jax.tree.map(np.asarray, masks), jax.tree.map(np.asarray, jax.jit(run)(params)))
-
-
-@pytest.mark.parametrize("shape", [(1,), (7,), (8,), (3, 9), (2, 3, 16), ()])
-def test_packing_takes_any_shape(shape):
-    mask = {"m": jax.random.bernoulli(jax.random.key(0), shape=shape), "none": None}
-    assert_equal(sparsity.unpack(sparsity.pack(mask)), mask)
-    assert all(x.size for x in jax.tree.leaves(sparsity.pack(mask)))  # storable anywhere
-    batched = jax.vmap(lambda _: sparsity.pack(mask))(jnp.arange(2))
-    assert_equal(sparsity.unpack(batched), jax.tree.map(lambda m: jnp.stack([m, m]), mask))
-
-
-def test_a_look_at_the_perturbation_moves_nothing(wrap):
-    tx = wrap(chain(zosam_jax.zo_sam(RHO), optax.identity()))
-    params, state = start(tx)
-    look = functools.partial(tx.update, value_fn=loss_without_ties, emit="perturbation")
-    epsilon, after = jax.jit(look)(None, state, params, **mlp_batch())
-    assert_equal(after, state)
-    np.testing.assert_allclose(np.linalg.norm(flatten(epsilon)), RHO, rtol=1e-5)
 
 
 def test_a_parameter_may_be_called_masks():

@@ -1,8 +1,10 @@
 """The table of what is kept accounts for every parameter."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from problems import mlp_mask, mlp_params
 
 from zosam_jax import sparsity
@@ -44,8 +46,22 @@ def test_a_dense_network():
 
 
 def test_masks_of_another_model_are_refused():
-    with pytest.raises(ValueError, match="structure"):
+    with pytest.raises(ValueError, match=r"mask has the leaves \['w'\], the parameters have"):
         sparsity.summary(mlp_params(), {"w": jnp.ones(3)})
+
+
+def test_a_model_of_flax_nnx_is_named_leaf_by_leaf():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    assert [row.size for row in sparsity.summary(model, None).rows] == [3, 6]
+    masks = sparsity.random(nnx.as_pure(nnx.state(model, nnx.Param)), 0.5)
+    with pytest.raises(ValueError, match="give one leaf for each parameter") as refused:
+        sparsity.summary(model, masks)
+    assert "PyTreeDef" not in str(refused.value)
+
+
+def test_what_holds_no_arrays_is_refused():
+    with pytest.raises(TypeError, match=r"params holds a Dense; .*variables\['params'\]"):
+        sparsity.summary(nn.Dense(3), None)
 
 
 def test_shapes_are_enough():

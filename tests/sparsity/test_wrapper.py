@@ -193,3 +193,11 @@ def test_probes_read_kept_weights_alone():
     tx.update(None, tx.init(params), params, value_fn=mlp_loss, probe_fn=probe_fn, **mlp_batch())
     assert len(seen) == 2
     assert not np.stack(seen)[:, ~is_kept()].any()
+
+
+def test_a_sparse_wrapper_takes_steps_and_nothing_else():
+    tx, params = sparsity.fixed(zosam_jax.sam(RHO), mlp_mask()), mlp_params()
+    with pytest.raises(ValueError, match="emit='perturbation': a sparse wrapper takes steps"):
+        tx.update(
+            None, tx.init(params), params, value_fn=mlp_loss, emit="perturbation", **mlp_batch()
+        )

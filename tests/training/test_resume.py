@@ -1,6 +1,5 @@
 """Runs that are stopped, killed and resumed end as those that were left alone."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,30 +9,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import pytest
-from rich.console import Console
+from small_runs import CrashError, crashing, final_state, metrics, options, run_once
 
 from zosam_jax import cli
-from zosam_jax.commands.train import train
-from zosam_jax.training import run_folder
-from zosam_jax.training.callbacks import ProgressLogger
-from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.problem import Problem
-from zosam_jax.training.run_folder import UnreadableRunError
-from zosam_jax.training.step import to_saved
 from zosam_jax.training.trainer import NonFiniteLossError, Run
-
-QUIET = Console(quiet=True)
-CLOCKS = ("seconds", "images_per_second", "data_wait")
-
-
-def options(**changes):
-    base = {"model": "lenet-300-100", "train_images": 256, "epochs": 3, "mesh": "data=1"}
-    # A checkpoint after every step.
-    return {**base, "checkpoint_minutes": 0.0, **changes}
-
 
 CASES = {
     "lottery ticket": {"sparse": "lth", "lottery_levels": 2, "rewind_epochs": 1},
@@ -60,33 +42,6 @@ PARAMETERS = [
 ]
 
 
-def metrics(path):
-    """The lines of metrics.jsonl without the times in them."""
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines]
-
-
-def run_once(config):
-    train(config, Problem(config), run_folder.for_training(config), QUIET)
-
-
-class CrashError(Exception):
-    pass
-
-
-def crashing(monkeypatch, after):
-    """Makes runs end in an error after so many steps, as a machine's failure would."""
-    calls = 0
-
-    def on_step(self, run):
-        nonlocal calls
-        calls += 1
-        if calls == after:
-            raise CrashError
-
-    monkeypatch.setattr(ProgressLogger, "on_step", on_step)
-
-
 @pytest.mark.parametrize("case", PARAMETERS)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(case, tmp_path, monkeypatch):
     whole = TrainConfig(output=tmp_path / "whole", **options(**CASES[case]))
@@ -102,76 +57,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(case, tmp_path, monk
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
     last, other = (final_state(c) for c in (whole, config))
     jax.tree.map(np.testing.assert_array_equal, last, other)
-
-
-def final_state(config):
-    run = Run(Problem(config), config.optimizer, 0.01, config.seed)
-    with Checkpoints(config.output, keep=2, seconds=0) as keeper:
-        state, _ = keeper.restore(run.state)
-    return to_saved((state.params, state.model_state, state.average, state.opt_state))
-
-
-def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
-    config = TrainConfig(output=tmp_path / "run", **options(epochs=6, learning_rate=0.02))
-    run_once(config)
-    with Checkpoints(config.output, keep=2, seconds=0) as keeper:
-        newest, chosen = keeper.newest, keeper.best
-    numbers = sorted(int(p.name) for p in (config.output / "checkpoints").iterdir())
-    assert numbers[-1] == newest == 24
-    assert chosen in numbers
-    assert len(numbers) <= 3
-    accuracies = [line["test_accuracy"] for line in metrics(config.output)]
-    assert accuracies[chosen // 4 - 1] == max(accuracies)
-
-
-def test_a_run_with_other_options_is_refused_by_name(tmp_path, capsys):
-    config = TrainConfig(output=tmp_path / "run", **options(epochs=1))
-    run_once(config)
-    with pytest.raises(ValueError, match=r"weight_decay=0.1 contradicts .* weight_decay=0.0005"):
-        run_folder.for_training(
-            TrainConfig(output=config.output, **options(epochs=1, weight_decay=0.1))
-        )
-    # Where it runs may change.
-    other = {**options(epochs=1), "mesh": None, "checkpoint_minutes": 7.0, "workers": 3}
-    assert run_folder.for_training(TrainConfig(output=config.output, **other)).is_complete
-
-
-def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
-    config = TrainConfig(output=tmp_path / "run", **options())
-    with monkeypatch.context() as patch:
-        crashing(patch, 6)
-        with pytest.raises(CrashError):
-            run_once(config)
-    folder = tmp_path / "run" / "checkpoints"
-    newest = max(int(p.name) for p in folder.iterdir())
-    # Orbax renames a checkpoint into place once it is complete.
-    (folder / f"{newest + 1}.orbax-checkpoint-tmp").mkdir()
-    (folder / f"{newest + 1}.orbax-checkpoint-tmp" / "state").write_text("half")
-    run_once(config)
-    assert len(metrics(config.output)) == 3
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
-    config = TrainConfig(output=tmp_path / "run", **options())
-    with monkeypatch.context() as patch:
-        crashing(patch, 6)
-        with pytest.raises(CrashError):
-            run_once(config)
-    newest = max(int(p.name) for p in (config.output / "checkpoints").iterdir())
-    damaged = config.output / "checkpoints" / str(newest)
-    (damaged / "progress" / "metadata").write_text("{")
-    with pytest.raises(UnreadableRunError, match=f"checkpoints/{newest} cannot be read"):
-        run_once(config)
-
-
-def test_a_rewound_adam_starts_anew_where_its_schedule_does_not():
-    config = TrainConfig(**options(sparse="lth", optimizer="adamw", rewind_epochs=1))
-    run = Run(Problem(config), "adamw", 0.0, 0)
-    run.restart(run.network, run.masks, epoch=2)
-    counts = dict(optax.tree.get_all_with_path(run.state.opt_state, "count"))
-    by_owner = {path[-1].tuple_name: int(count) for path, count in counts.items()}
-    assert by_owner["ScaleByAdamState"] == 0
-    assert by_owner["ScaleByScheduleState"] == 2 * 4
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, capsys):

@@ -12,7 +12,19 @@ from zosam_jax.training.saved_run import open_run, read_config
 
 OPTIONS = [
     *("--model", "lenet-300-100", "--train-images", "256", "--epochs", "5", "--mesh", "data=1"),
-    *("--milestones", "0.3", "0.6", "--sparse", "rigl", "--optimizer", "sam", "--rho", "0.03"),
+    *(
+        "--schedule",
+        "step",
+        "--milestones",
+        "0.3",
+        "0.6",
+        "--sparse",
+        "rigl",
+        "--optimizer",
+        "sam",
+        "--rho",
+        "0.03",
+    ),
     *("--keep-every", "2", "--keep-checkpoints", "1"),
 ]
 STEPS = 256 // 64
@@ -26,7 +38,8 @@ def folder(tmp_path_factory):
 
 
 def test_the_options_come_back(folder):
-    assert read_config(folder) == cli._parse(["train", *OPTIONS, "--output", str(folder)])
+    _, given = cli._parse(["train", *OPTIONS, "--output", str(folder)])
+    assert read_config(folder) == given
 
 
 def test_every_so_many_epochs_a_checkpoint_stays(folder):

@@ -11,18 +11,23 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, Num, PyTree
 
 Batch: TypeAlias = Any
-LossFn: TypeAlias = Callable[[PyTree, Batch], Array]
+LossFn: TypeAlias = Callable[[PyTree, Batch], Float[Array, ""]]
 
 
-def mean(evaluate: Callable[[Batch], PyTree], batches: Iterable[Batch]) -> PyTree:
+def mean(
+    evaluate: Callable[[Batch], PyTree[Num[Array, "..."]]], batches: Iterable[Batch]
+) -> PyTree[Num[Array, "..."]]:
     """(1/n) Σ_b evaluate(b), with one result alive beside the sum.
 
     Args:
       evaluate: batch → a pytree of arrays, compiled by the caller.
       batches: of equal size; walked through once in this call, and again in others.
+
+    Returns:
+      A pytree like one result.
 
     Raises:
       ValueError: if there are no batches.

@@ -16,7 +16,7 @@ from zosam_jax.ascent.base import Ascent
 from zosam_jax.binding import Call
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, Key, PyTree, T
 
 
 class Spread(NamedTuple):
@@ -130,6 +130,9 @@ def quality(
       num_draws: how often each batch is looked at, with a random key of its own each time.
       key: a seed or a random key; the same one gives other ascents the same random numbers.
 
+    Returns:
+      The numbers of all looks, each with its spread.
+
     Raises:
       ValueError, TypeError: for an argument out of range, a mask that does not fit the
         parameters, no batches, or a loss that is no scalar.
@@ -171,7 +174,7 @@ def quality(
     )
 
 
-def compare(
+def quality_of_each(
     loss_fn: LossFn,
     params: PyTree,
     batches: Iterable[Batch],
@@ -182,8 +185,8 @@ def compare(
 
     For the estimate against the number of directions m (or δ likewise):
 
-        compare(loss_fn, params, batches,
-                {m: random_gradient_estimate(m) for m in (1, 4, 16)}, rho=0.05)
+        quality_of_each(loss_fn, params, batches,
+                        {m: random_gradient_estimate(m) for m in (1, 4, 16)}, rho=0.05)
 
     and against sparsity, `quality(..., mask=masks)` for the masks of each.
 
@@ -196,6 +199,9 @@ def compare(
 
     Returns:
       label → Quality, in the order of `ascents`.
+
+    Raises:
+      ValueError, TypeError: as `quality`.
     """
     return {
         label: quality(loss_fn, params, batches, ascent, **options)
@@ -220,15 +226,15 @@ def _look(
     *,
     params: PyTree,
     batch: Batch,
-    kept: PyTree,
+    kept: masks.Resolved,
     state: PyTree,
-    key: Array,
+    key: Key[Array, ""],
 ) -> tuple[_Look, PyTree]:
     """What one look finds, and what the ascent remembers after it."""
     theta, merge = trees.split_floating(params)
     objective = Objective(Call(loss_fn, (batch,)), name="loss_fn", merge=merge)
 
-    def epsilon(direction: PyTree) -> PyTree:
+    def epsilon(direction: PyTree[Float[Array, "..."], "T"]) -> PyTree[Float[Array, "..."], "T"]:
         return radii.perturbation(rule, direction, theta, jnp.asarray(rho), kept)
 
     clean = objective.value_and_grad(theta)
@@ -252,6 +258,6 @@ def _look(
     return seen, ascent.observe(state, result, perturbed.gradient)
 
 
-def _spread(values: np.ndarray) -> Spread:
+def _spread(values: Float[np.ndarray, " looks"]) -> Spread:
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     return Spread(float(np.mean(values)), sd)

@@ -9,14 +9,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, PyTree
 
 
 def feature_maps(
-    model: nnx.Module, images: Array, layers: str | Sequence[str]
-) -> dict[str, PyTree]:
+    model: nnx.Module,
+    images: Float[Array | np.ndarray, "n height width channels"],
+    layers: str | Sequence[str],
+) -> dict[str, PyTree[Float[Array, "n ..."]]]:
     r"""The outputs of a model's submodules, in inference mode; the model stays as it is.
 
     Args:
@@ -37,7 +40,9 @@ def feature_maps(
     graphdef, state = nnx.split(model)
 
     @jax.jit
-    def outputs(state: PyTree, images: Array) -> dict[str, PyTree]:
+    def outputs(
+        state: PyTree, images: Float[Array | np.ndarray, "n height width channels"]
+    ) -> dict[str, PyTree]:
         copy = nnx.merge(graphdef, state, copy=True)
         copy.eval()
         capture = nnx.capture(copy, nnx.Intermediate, method_outputs=nnx.Intermediate)
@@ -50,6 +55,12 @@ def feature_maps(
 
 def shallow_middle_deep(model: nnx.Module) -> tuple[str, str, str]:
     """The paths of the first, the middle and the last block: three depths for `feature_maps`.
+
+    Args:
+      model: one with a list of `blocks`.
+
+    Returns:
+      Three paths, the shallowest first.
 
     Raises:
       ValueError: for a model without three blocks.

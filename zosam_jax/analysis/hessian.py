@@ -27,7 +27,7 @@ from zosam_jax.binding import Call
 from zosam_jax.errors import check_count
 from zosam_jax.keys import as_key
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, Int, Key, PyTree, T
 
 
 class Spectrum(NamedTuple):
@@ -47,15 +47,15 @@ class Spectrum(NamedTuple):
       num_steps: the products made use of, the dimension of the Krylov space.
     """
 
-    eigenvalues: np.ndarray
-    eigenvectors: tuple[PyTree, ...]
-    residuals: np.ndarray
+    eigenvalues: Float[np.ndarray, " k"]
+    eigenvectors: tuple[PyTree[Float[Array, "..."]], ...]
+    residuals: Float[np.ndarray, " k"]
     smallest: float
     smallest_residual: float
     num_steps: int
 
 
-class Estimate(NamedTuple):
+class MonteCarloEstimate(NamedTuple):
     """A mean over random draws, and how far to trust it.
 
     Attributes:
@@ -66,7 +66,7 @@ class Estimate(NamedTuple):
 
     mean: float
     standard_error: float
-    samples: np.ndarray
+    samples: Float[np.ndarray, " n"]
 
 
 class Density(NamedTuple):
@@ -79,10 +79,12 @@ class Density(NamedTuple):
       weights: float64[n, m], each row summing to 1; zero where a Krylov space closed early.
     """
 
-    nodes: np.ndarray
-    weights: np.ndarray
+    nodes: Float[np.ndarray, "n m"]
+    weights: Float[np.ndarray, "n m"]
 
-    def smoothed(self, points: Sequence[float] | np.ndarray, width: float) -> np.ndarray:
+    def smoothed(
+        self, points: Sequence[float] | Float[np.ndarray, "*s"], width: float
+    ) -> Float[np.ndarray, "*s"]:
         """The density at some points of the axis, each node a Gaussian of standard deviation
         `width`: float64 of the points' shape.
         """
@@ -94,7 +96,7 @@ class Density(NamedTuple):
 
 def vector_product(
     loss_fn: LossFn, params: PyTree, batches: Iterable[Batch], *, mask: PyTree = None
-) -> Callable[[PyTree], PyTree]:
+) -> Callable[[PyTree[Float[Array, "..."]]], PyTree[Float[Array, "..."]]]:
     """v ↦ P H P v, H = ∇²L(θ) averaged over all batches, P the projection on the kept weights.
 
     Args:
@@ -139,6 +141,9 @@ def spectrum(
       num_steps: Hessian-vector products; no more are made than weights are kept.
       key: a seed or a random key.
 
+    Returns:
+      A Spectrum.
+
     Raises:
       ValueError, TypeError: for an argument out of range, a mask that does not fit the parameters
         or keeps none, no batches, a loss that is no scalar, or a Hessian that is not finite.
@@ -175,7 +180,7 @@ def trace(
     mask: PyTree = None,
     num_samples: int = 16,
     key: int | Array = 0,
-) -> Estimate:
+) -> MonteCarloEstimate:
     """tr H = E[uᵀ H u] over random signs u on the kept weights.
 
     One sample has the variance 2 Σ_{i≠j} H²ᵢⱼ: none for a diagonal H.
@@ -188,6 +193,9 @@ def trace(
       num_samples: Hessian-vector products.
       key: a seed or a random key.
 
+    Returns:
+      The trace, with its standard error.
+
     Raises:
       ValueError, TypeError: as `spectrum` does, but for a Hessian that is not finite.
 
@@ -196,11 +204,11 @@ def trace(
     check_count("num_samples", num_samples)
     hessian = _hessian(loss_fn, params, batches, mask)
 
-    def sample(key: Array) -> float:
+    def sample(key: Key[Array, ""]) -> float:
         signs = hessian.draw(directions.rademacher, key)
         return float(trees.inner(signs, hessian.times(signs)))
 
-    return estimate([sample(key) for key in jax.random.split(as_key(key), num_samples)])
+    return monte_carlo_estimate([sample(key) for key in jax.random.split(as_key(key), num_samples)])
 
 
 def density(
@@ -227,6 +235,9 @@ def density(
       num_steps: m, Hessian-vector products from each; no more than weights are kept.
       key: a seed or a random key.
 
+    Returns:
+      The nodes and weights of num_samples quadratures.
+
     Raises:
       ValueError, TypeError: as `spectrum` does.
 
@@ -243,12 +254,19 @@ def density(
     return Density(nodes, weights)
 
 
-def estimate(samples: Sequence[float]) -> Estimate:
-    """The mean of independent samples, one or more, with its standard error."""
+def monte_carlo_estimate(samples: Sequence[float]) -> MonteCarloEstimate:
+    """The mean of independent samples, one or more, with its standard error.
+
+    Args:
+      samples: n numbers.
+
+    Returns:
+      A MonteCarloEstimate; its standard error is NaN for one sample.
+    """
     values = np.asarray(samples, np.float64)
     count = len(values)
     error = float(np.std(values, ddof=1)) / np.sqrt(count) if count > 1 else np.nan
-    return Estimate(float(np.mean(values)), float(error), values)
+    return MonteCarloEstimate(float(np.mean(values)), float(error), values)
 
 
 class Point(NamedTuple):
@@ -260,8 +278,8 @@ class Point(NamedTuple):
       on_batch: batch → the loss on it, of a tree like `params`.
     """
 
-    params: PyTree
-    mask: PyTree
+    params: PyTree[Float[Array, "..."]]
+    mask: masks.Resolved
     on_batch: Callable[[Batch], Objective]
 
 
@@ -291,12 +309,14 @@ class _Hessian(NamedTuple):
     """
 
     point: Point
-    times: Callable[[PyTree], PyTree]
+    times: Callable[[PyTree[Float[Array, "..."]]], PyTree[Float[Array, "..."]]]
     dimension: int
-    take: Callable[[PyTree], Array]
-    put: Callable[[Array], PyTree]
+    take: Callable[[PyTree[Float[Array, "..."]]], Float[Array, " d"]]
+    put: Callable[[Float[Array, " d"]], PyTree[Float[Array, "..."]]]
 
-    def draw(self, distribution: directions.Distribution, key: Array) -> PyTree:
+    def draw(
+        self, distribution: directions.Distribution, key: Key[Array, ""]
+    ) -> PyTree[Float[Array, "..."]]:
         """A random direction on the kept weights."""
         return distribution(key, self.point.params, self.point.mask)
 
@@ -313,7 +333,12 @@ def _hessian(loss_fn: LossFn, params: PyTree, batches: Iterable[Batch], mask: Py
         )
 
     @jax.jit
-    def on_batch(theta: PyTree, kept: PyTree, batch: Batch, vector: PyTree) -> PyTree:
+    def on_batch(
+        theta: PyTree[Float[Array, "..."], "T"],
+        kept: masks.Resolved,
+        batch: Batch,
+        vector: PyTree[Float[Array, "..."], "T"],
+    ) -> PyTree[Float[Array, "..."], "T"]:
         loss = point.on_batch(batch)
         vector = jax.tree.map(lambda p, v: jnp.asarray(v, p.dtype), theta, vector)
         _, product = jax.jvp(
@@ -324,14 +349,14 @@ def _hessian(loss_fn: LossFn, params: PyTree, batches: Iterable[Batch], mask: Py
         return masks.restrict(product, kept)
 
     @jax.jit
-    def take(indices: Array, tree: PyTree) -> Array:
+    def take(indices: Int[Array, " d"], tree: PyTree[Float[Array, "..."]]) -> Float[Array, " d"]:
         return ravel_pytree(tree)[0][indices]
 
     @jax.jit
-    def put(indices: Array, vector: Array) -> PyTree:
+    def put(indices: Int[Array, " d"], vector: Float[Array, " d"]) -> PyTree[Float[Array, "..."]]:
         return unravel(jnp.zeros(size, dtype).at[indices].set(vector))
 
-    def times(vector: PyTree) -> PyTree:
+    def times(vector: PyTree[Float[Array, "..."], "T"]) -> PyTree[Float[Array, "..."], "T"]:
         return means.mean(lambda b: on_batch(point.params, point.mask, b, vector), batches)
 
     return _Hessian(
@@ -352,12 +377,12 @@ class _Krylov(NamedTuple):
       coupling: ‖r‖₂.
     """
 
-    basis: np.ndarray
-    matrix: np.ndarray
+    basis: Float[np.ndarray, "m d"]
+    matrix: Float[np.ndarray, "m m"]
     coupling: float
 
 
-def _lanczos(hessian: _Hessian, num_steps: int, key: Array) -> _Krylov:
+def _lanczos(hessian: _Hessian, num_steps: int, key: Key[Array, ""]) -> _Krylov:
     """The Krylov space of a random vector on the kept weights."""
     start = hessian.take(hessian.draw(directions.normal, key))
     iterate = decomp.tridiag_sym(min(num_steps, hessian.dimension), custom_vjp=False)
@@ -369,7 +394,7 @@ def _lanczos(hessian: _Hessian, num_steps: int, key: Array) -> _Krylov:
     product = Primitive("hessian_vector_product")
     product.def_abstract_eval(lambda vector: vector)
 
-    def compiled(vector: Array) -> Array:
+    def compiled(vector: Float[Array, " d"]) -> Float[Array, " d"]:
         with jax.disable_jit(False):
             return hessian.take(hessian.times(hessian.put(vector)))
 
@@ -381,7 +406,9 @@ def _lanczos(hessian: _Hessian, num_steps: int, key: Array) -> _Krylov:
     )
 
 
-def _until_closed(basis: np.ndarray, matrix: np.ndarray, coupling: float) -> _Krylov:
+def _until_closed(
+    basis: Float[np.ndarray, "m d"], matrix: Float[np.ndarray, "m m"], coupling: float
+) -> _Krylov:
     """The part of a tridiagonalisation before the first coupling that is zero up to rounding.
 
     There the space is invariant, and what follows is rounding errors, scaled up.

@@ -16,10 +16,10 @@ from zosam_jax import directions, masks, trees
 from zosam_jax import radius as radii
 from zosam_jax.analysis import batches as means
 from zosam_jax.analysis.batches import Batch, LossFn
-from zosam_jax.analysis.hessian import Estimate, estimate, look_at
+from zosam_jax.analysis.hessian import MonteCarloEstimate, look_at, monte_carlo_estimate
 from zosam_jax.errors import check_count, check_number, check_one_of, choose
 from zosam_jax.keys import as_key
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, Key, PyTree, T
 
 
 class WorstRise(NamedTuple):
@@ -34,8 +34,8 @@ class WorstRise(NamedTuple):
     """
 
     rise: float
-    epsilon: PyTree
-    rises: np.ndarray
+    epsilon: PyTree[Float[Array, "..."]]
+    rises: Float[np.ndarray, " steps"]
 
 
 def average_rise(
@@ -49,7 +49,7 @@ def average_rise(
     num_samples: int = 16,
     distribution: str | directions.Distribution = "normal",
     key: int | Array = 0,
-) -> Estimate:
+) -> MonteCarloEstimate:
     """E_u[L(θ + ε(u))] − L(θ), ε what a radius makes of a random direction u.
 
     Args:
@@ -63,6 +63,9 @@ def average_rise(
       distribution: theirs, of `zosam_jax.directions`, by name or your own.
       key: a seed or a random key; the same one gives other networks the same directions.
 
+    Returns:
+      The rise, in units of the loss, with its standard error.
+
     Raises:
       ValueError, TypeError: for an argument out of range, a mask that does not fit the parameters,
         no batches, or a loss that is no scalar.
@@ -74,19 +77,27 @@ def average_rise(
     point = look_at(loss_fn, params, mask)
 
     @jax.jit
-    def perturb(key: Array, theta: PyTree, kept: PyTree) -> PyTree:
+    def perturb(
+        key: Key[Array, ""], theta: PyTree[Float[Array, "..."], "T"], kept: masks.Resolved
+    ) -> PyTree[Float[Array, "..."], "T"]:
         return radii.perturbation(rule, draw(key, theta, kept), theta, jnp.asarray(rho), kept)
 
     @jax.jit
-    def loss(theta: PyTree, epsilon: PyTree, batch: Batch) -> Array:
+    def loss(
+        theta: PyTree[Float[Array, "..."], "T"],
+        epsilon: PyTree[Float[Array, "..."], "T"],
+        batch: Batch,
+    ) -> Float[Array, ""]:
         return point.on_batch(batch).probe(trees.displace(theta, epsilon))
 
-    def loss_at(epsilon: PyTree) -> float:
+    def loss_at(epsilon: PyTree[Float[Array, "..."]]) -> float:
         return float(means.mean(lambda batch: loss(point.params, epsilon, batch), batches))
 
     here = loss_at(jax.tree.map(jnp.zeros_like, point.params))
     samples = jax.random.split(as_key(key), num_samples)
-    return estimate([loss_at(perturb(k, point.params, point.mask)) - here for k in samples])
+    return monte_carlo_estimate(
+        [loss_at(perturb(k, point.params, point.mask)) - here for k in samples]
+    )
 
 
 def worst_rise(
@@ -123,6 +134,9 @@ def worst_rise(
       mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_steps: passes with gradients, each over all batches; 1 for SAM's point alone.
       key: a seed or a random key, for the random point.
+
+    Returns:
+      A WorstRise, in units of the loss.
 
     Raises:
       ValueError, TypeError: for an argument out of range, a mask that does not fit the parameters,
@@ -182,23 +196,25 @@ def worst_rise(
 class _Climb(NamedTuple):
     """A point in the ball, its loss, and the unit direction of steepest ascent there."""
 
-    z: PyTree
+    z: PyTree[Float[Array, "..."]]
     loss: float
-    uphill: PyTree
+    uphill: PyTree[Float[Array, "..."]]
 
 
 class _Ball(NamedTuple):
     """ε = T z with ‖z‖₂ ≤ ρ, over all arrays together or `each` on its own."""
 
-    scales: PyTree
+    scales: PyTree[Float[Array, "..."]]
     each: Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]
 
-    def unit(self, z: PyTree) -> PyTree:
+    def unit(self, z: PyTree[Float[Array, "..."], "T"]) -> PyTree[Float[Array, "..."], "T"]:
         """Scaled to the length 1; zero stays zero."""
         one = jnp.ones(())
         return self.each(lambda part: trees.scale(part, trees.ratio(one, trees.norm(part))), z)
 
-    def project(self, z: PyTree, rho: float) -> PyTree:
+    def project(
+        self, z: PyTree[Float[Array, "..."], "T"], rho: float
+    ) -> PyTree[Float[Array, "..."], "T"]:
         """The nearest point of the ball."""
         return self.each(
             lambda part: trees.scale(part, rho / jnp.maximum(trees.norm(part), rho)), z

@@ -21,10 +21,12 @@ from zosam_jax.analysis import batches as means
 from zosam_jax.analysis.batches import Batch, LossFn
 from zosam_jax.binding import Call
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, PyTree, T
 
 
-def filter_normalised(direction: Any, params: PyTree, *, mask: PyTree = None) -> PyTree:
+def filter_normalised(
+    direction: Any, params: PyTree, *, mask: PyTree = None
+) -> PyTree[Float[Array, "..."]]:
     """u_f ‖θ_f‖₂ / ‖u_f‖₂ for every filter f, and 0 for arrays of fewer than two axes.
 
     A distance of 1 along it moves every filter by as much as its weights are long, so that the
@@ -57,7 +59,7 @@ def filter_normalised(direction: Any, params: PyTree, *, mask: PyTree = None) ->
 
 def random_plane(
     params: PyTree, key: int | Array = 0, *, mask: PyTree = None, orthogonal: bool = False
-) -> tuple[PyTree, PyTree]:
+) -> tuple[PyTree[Float[Array, "..."], "T"], PyTree[Float[Array, "..."], "T"]]:
     """Two random filter-normalised directions (u, v), drawn independently.
 
     Among d weights their cosine is of the size 1/√d, so that they are all but orthogonal.
@@ -68,6 +70,9 @@ def random_plane(
       mask: the kept weights; None for all.
       orthogonal: whether to make v ← v − (⟨u, v⟩ / ⟨u, u⟩) u. Its filters are then no longer
         exactly as long as their weights.
+
+    Returns:
+      Two pytrees as `filter_normalised` returns them.
 
     Raises:
       ValueError, TypeError: for a key that is none, or a mask that does not fit the parameters.
@@ -86,7 +91,7 @@ def line(
     batches: Iterable[Batch],
     direction: PyTree,
     distances: Sequence[float] | np.ndarray,
-) -> Array:
+) -> Float[Array, " n"]:
     """L(θ + t·u) at every distance t, the mean over all batches.
 
     Args:
@@ -115,7 +120,7 @@ def plane(
     *,
     xs: Sequence[float] | np.ndarray,
     ys: Sequence[float] | np.ndarray,
-) -> Array:
+) -> Float[Array, "rows columns"]:
     """L(θ + x·u + y·v) at every point of a grid, the mean over all batches.
 
     Args:
@@ -145,13 +150,18 @@ def _losses(
     loss_fn: LossFn,
     params: PyTree,
     batches: Iterable[Batch],
-    along: tuple[PyTree, ...],
-    points: np.ndarray,
-) -> Array:
+    along: tuple[PyTree[Float[Array, "..."]], ...],
+    points: Float[np.ndarray, "n k"],
+) -> Float[Array, " n"]:
     """The mean losses at points of shape [n, k], coordinates along k directions."""
 
     @jax.jit
-    def at(params: PyTree, batch: Batch, along: tuple[PyTree, ...], point: Array) -> Array:
+    def at(
+        params: PyTree,
+        batch: Batch,
+        along: tuple[PyTree[Float[Array, "..."]], ...],
+        point: Float[Array, " k"],
+    ) -> Float[Array, ""]:
         floating, merge = trees.split_floating(params)
         # Summed first, so that parameters of a narrow dtype are rounded once.
         offset = trees.scale(along[0], point[0])
@@ -174,7 +184,7 @@ def _is_key(value: Any) -> bool:
     return dtype is not None and (dtype == jnp.uint32 or jnp.issubdtype(dtype, jax.dtypes.prng_key))
 
 
-def _fitting(argument: str, direction: PyTree, params: PyTree) -> PyTree:
+def _fitting(argument: str, direction: PyTree, params: PyTree) -> PyTree[Float[Array, "..."]]:
     """The direction's floating-point leaves in float32 or wider, one for each of `params`.
 
     Raises:
@@ -198,7 +208,7 @@ def _fitting(argument: str, direction: PyTree, params: PyTree) -> PyTree:
     return jax.tree.map(lambda u: jnp.asarray(u, trees.wide_dtype(u)), direction)
 
 
-def _axis(argument: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
+def _axis(argument: str, values: Sequence[float] | np.ndarray) -> Float[np.ndarray, " n"]:
     """Coordinates as float64 of shape [n], n ≥ 1."""
     axis = np.asarray(values, np.float64)
     if axis.ndim != 1 or axis.size == 0 or not np.isfinite(axis).all():

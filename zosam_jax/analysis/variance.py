@@ -11,7 +11,7 @@ from zosam_jax import masks, trees
 from zosam_jax.analysis.batches import Batch, LossFn
 from zosam_jax.binding import Call
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, PyTree, T
 
 
 class GradientVariance(NamedTuple):
@@ -58,6 +58,9 @@ def gradient_variance(
         state it is `lambda params, batch: grad.perturbation(params, state, batch)`; random
         directions are then the same for all batches, unless each brings a state of its own.
 
+    Returns:
+      A GradientVariance.
+
     Raises:
       ValueError, TypeError: for fewer than two batches, a mask that does not fit the parameters,
         or a loss that is no scalar.
@@ -98,15 +101,15 @@ def gradient_variance(
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "perturbation"))
 def _include(
-    mean: PyTree,
-    count: Array,
+    mean: PyTree[Float[Array, "..."], "T"],
+    count: Float[Array, ""],
     *,
     loss_fn: LossFn,
     perturbation: Callable[[PyTree, Batch], PyTree] | None,
     params: PyTree,
     batch: Batch,
-    kept: PyTree,
-) -> tuple[PyTree, Array]:
+    kept: masks.Resolved,
+) -> tuple[PyTree[Float[Array, "..."], "T"], Float[Array, ""]]:
     """The mean with one gradient more, and by how much Σ‖g_b − ḡ‖² grows."""
     g = _gradient(loss_fn, perturbation, params, batch, kept)
     deviation = trees.displace(g, mean, -1.0)
@@ -119,8 +122,8 @@ def _gradient(
     perturbation: Callable[[PyTree, Batch], PyTree] | None,
     params: PyTree,
     batch: Batch,
-    kept: PyTree,
-) -> PyTree:
+    kept: masks.Resolved,
+) -> PyTree[Float[Array, "..."]]:
     """∇L_b(θ + ε_b) on the kept weights, in float32 or wider."""
     floating, merge = trees.split_floating(params)
     if perturbation is not None:

@@ -4,6 +4,7 @@ from zosam_jax.ascent.backprop import backprop
 from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.ascent.coordinate_gradient import coordinate_gradient_estimate
 from zosam_jax.ascent.forward_gradient import forward_gradient
+from zosam_jax.ascent.friendly import friendly
 from zosam_jax.ascent.previous_gradient import previous_gradient
 from zosam_jax.ascent.random_direction import random_direction
 from zosam_jax.ascent.random_gradient import random_gradient_estimate
@@ -15,6 +16,7 @@ __all__ = [
     "backprop",
     "coordinate_gradient_estimate",
     "forward_gradient",
+    "friendly",
     "previous_gradient",
     "random_direction",
     "random_gradient_estimate",

@@ -3,8 +3,9 @@
 from zosam_jax import masks, trees
 from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.errors import check_part
+from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, Key, PyTree
 
 
 def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
@@ -21,6 +22,9 @@ def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
         pass is then that of their mean (`Objective.losses_and_grad`). On a part of the batch
         they are not kept.
 
+    Returns:
+      An Ascent.
+
     Raises:
       ValueError, TypeError: at construction, for a fraction out of range.
 
@@ -30,7 +34,11 @@ def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
     check_part("fraction", fraction)
 
     def direction(
-        objective: Objective, params: PyTree, *, key: Array, mask: PyTree
+        objective: Objective,
+        params: PyTree[Float[Array, "..."]],
+        *,
+        key: Key[Array, ""],
+        mask: Resolved,
     ) -> AscentResult:
         del key
         part, each = objective.on_fraction(fraction), None

@@ -1,17 +1,19 @@
-"""What every ascent is: the answer to "which way is up?", as a NamedTuple of pure functions."""
+"""What every ascent is: a rule for a direction in which the loss rises, as pure functions."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
-from zosam_jax.objective import ValueAndGrad
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.masks import Resolved
+from zosam_jax.objective import Objective, ValueAndGrad
+from zosam_jax.trees import Array, Float, Key, PyTree
 
 
 class AscentResult(NamedTuple):
     """What an ascent found.
 
     Attributes:
-      direction: a pytree like the parameters that points uphill; its length means nothing.
+      direction: g, a pytree like the parameters, along which the loss rises; its length does not
+        matter.
       clean: the forward and backward pass at θ on the whole batch, if the ascent made it. The
         step's auxiliary output is then that pass's, and descents that need ∇L(θ) find it there.
       value: L(θ) on the whole batch, if the ascent measured it, to O(δ²) at least.
@@ -19,15 +21,57 @@ class AscentResult(NamedTuple):
       slope: the derivative of L at θ along the direction, ⟨∇L(θ), g⟩ / ‖g‖, if it was measured.
     """
 
-    direction: PyTree
+    direction: PyTree[Float[Array, "..."]]
     clean: ValueAndGrad | None = None
-    value: Array | None = None
-    slope: Array | None = None
-    losses: Array | None = None
+    value: Float[Array, ""] | None = None
+    slope: Float[Array, ""] | None = None
+    losses: Float[Array, " batch"] | None = None
+
+
+class StatelessDirection(Protocol):
+    """A way of finding "up" that remembers nothing; see `Direction`."""
+
+    def __call__(
+        self,
+        objective: Objective,
+        params: PyTree[Float[Array, "..."]],
+        /,
+        *,
+        key: Key[Array, ""],
+        mask: Resolved,
+    ) -> AscentResult:
+        """As `Direction`, without the state."""
+
+
+class Direction(Protocol):
+    """A way of finding "up"."""
+
+    def __call__(
+        self,
+        objective: Objective,
+        params: PyTree[Float[Array, "..."]],
+        state: PyTree,
+        /,
+        *,
+        key: Key[Array, ""],
+        mask: Resolved,
+    ) -> AscentResult:
+        """Finds which way the loss rises.
+
+        Args:
+          objective: the loss of this step's minibatch.
+          params: θ, floating-point leaves alone.
+          state: what the ascent remembers.
+          key: a fresh random key for this step.
+          mask: None, or a pytree of bool leaves like `params`.
+
+        Returns:
+          The direction, a pytree like `params`, and what its passes told.
+        """
 
 
 class Ascent(NamedTuple):
-    """A way of finding "up".
+    """A rule for the direction of the perturbation.
 
     Attributes:
       init: params → state, whatever the ascent wants to remember between steps (arrays only).
@@ -40,15 +84,20 @@ class Ascent(NamedTuple):
     """
 
     init: Callable[[PyTree], PyTree]
-    direction: Callable[..., AscentResult]
+    direction: Direction
     observe: Callable[[PyTree, AscentResult, PyTree], PyTree]
 
 
-def stateless(direction: Callable[..., AscentResult]) -> Ascent:
+def stateless(direction: StatelessDirection) -> Ascent:
     """An ascent that remembers nothing; `direction` is as in Ascent, without the state."""
 
     def with_state(
-        objective: Any, params: PyTree, state: PyTree, *, key: Array, mask: PyTree
+        objective: Objective,
+        params: PyTree[Float[Array, "..."]],
+        state: PyTree,
+        *,
+        key: Key[Array, ""],
+        mask: Resolved,
     ) -> AscentResult:
         del state
         return direction(objective, params, key=key, mask=mask)

@@ -1,15 +1,14 @@
 """Coordinate-wise gradient estimation (CGE): exact up to O(δ²), at two passes a weight."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.errors import check_count, check_number
+from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree, wide_dtype
+from zosam_jax.trees import Array, Float, Int, Key, PyTree, T, wide_dtype
 
 
 def coordinate_gradient_estimate(delta: float = 1e-3, chunk_size: int = 1) -> Ascent:
@@ -23,6 +22,9 @@ def coordinate_gradient_estimate(delta: float = 1e-3, chunk_size: int = 1) -> As
       chunk_size: how many coordinates to evaluate at once (vmapped), each with its own copy of
         the parameters.
 
+    Returns:
+      An Ascent.
+
     Raises:
       ValueError, TypeError: at construction, for an argument out of range.
     """
@@ -30,20 +32,24 @@ def coordinate_gradient_estimate(delta: float = 1e-3, chunk_size: int = 1) -> As
     check_count("chunk_size", chunk_size)
 
     def direction(
-        objective: Objective, params: PyTree, *, key: Array, mask: PyTree
+        objective: Objective,
+        params: PyTree[Float[Array, "..."]],
+        *,
+        key: Key[Array, ""],
+        mask: Resolved,
     ) -> AscentResult:
         del key
         flat, unravel = ravel_pytree(params)
         order, count = _kept_first(params, mask)
 
-        def slope(coordinate: Array) -> Array:
-            def at(step: float) -> Array:
+        def slope(coordinate: Int[Array, ""]) -> Float[Array, ""]:
+            def at(step: float) -> Float[Array, ""]:
                 moved = flat[coordinate].astype(wide_dtype(flat)) + step
                 return objective.probe(unravel(flat.at[coordinate].set(moved.astype(flat.dtype))))
 
             return (at(delta) - at(-delta)) / (2 * delta)
 
-        def chunk(index: Array, estimate: Array) -> Array:
+        def chunk(index: Int[Array, ""], estimate: Float[Array, " d"]) -> Float[Array, " d"]:
             # Past the end the last coordinate is evaluated again, and lands in its own place.
             rank = jnp.minimum(index * chunk_size + jnp.arange(chunk_size), count - 1)
             coordinates = order[rank]
@@ -58,7 +64,9 @@ def coordinate_gradient_estimate(delta: float = 1e-3, chunk_size: int = 1) -> As
     return stateless(direction)
 
 
-def _kept_first(params: PyTree, mask: PyTree) -> tuple[Array, Any]:
+def _kept_first(
+    params: PyTree[Float[Array, "..."]], mask: Resolved
+) -> tuple[Int[Array, " d"], int | Int[Array, ""]]:
     """Coordinates of the raveled parameters, kept ones first, and how many are kept."""
     if mask is None:
         flat, _ = ravel_pytree(params)
@@ -69,6 +77,8 @@ def _kept_first(params: PyTree, mask: PyTree) -> tuple[Array, Any]:
     return jnp.argsort(~kept, stable=True), jnp.sum(kept)
 
 
-def _unravel_wide(flat: Array, params: PyTree) -> PyTree:
+def _unravel_wide(
+    flat: Float[Array, " d"], params: PyTree[Float[Array, "..."], "T"]
+) -> PyTree[Float[Array, "..."], "T"]:
     wide = jax.tree.map(lambda p: jnp.zeros(p.shape, wide_dtype(p)), params)
     return ravel_pytree(wide)[1](flat)

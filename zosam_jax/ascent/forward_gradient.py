@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from zosam_jax import directions, probes, trees
 from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.errors import check_count, check_part
+from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, Int, Key, PyTree
 
 
 def forward_gradient(
@@ -34,6 +35,9 @@ def forward_gradient(
       fraction: how much of the batch is seen, in (0, 1], at that part of the price. The batch is
         then the loss's array arguments, examples along their first axes.
 
+    Returns:
+      An Ascent.
+
     Raises:
       ValueError, TypeError: at construction, for an argument out of range; TypeError from JAX
         while tracing, for a loss with a custom reverse-mode rule only (jax.custom_vjp).
@@ -46,12 +50,18 @@ def forward_gradient(
     draw = directions.get(distribution)
 
     def direction(
-        objective: Objective, params: PyTree, *, key: Array, mask: PyTree
+        objective: Objective,
+        params: PyTree[Float[Array, "..."]],
+        *,
+        key: Key[Array, ""],
+        mask: Resolved,
     ) -> AscentResult:
         part = objective.on_fraction(fraction)
         mode = probes.choose_batching(batching, part.probe, params, num_directions)
 
-        def term(index: Array) -> tuple[PyTree, Array, Array]:
+        def term(
+            index: Int[Array, ""],
+        ) -> tuple[PyTree[Float[Array, "..."]], Float[Array, ""], Float[Array, ""]]:
             u = draw(jax.random.fold_in(key, index), params, mask)
             tangent = jax.tree.map(lambda x, p: x.astype(p.dtype), u, params)
             value, slope = objective.across_devices(jax.jvp(part.probe, (params,), (tangent,)))

@@ -5,8 +5,9 @@ from typing import NamedTuple
 from zosam_jax import masks
 from zosam_jax.ascent import memory
 from zosam_jax.ascent.base import Ascent, AscentResult
+from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, Key, PyTree
 
 
 class PreviousGradientState(NamedTuple):
@@ -16,7 +17,7 @@ class PreviousGradientState(NamedTuple):
       average: m, a pytree like the parameters in float32 or wider; zeros before the first step.
     """
 
-    average: PyTree
+    average: PyTree[Float[Array, "..."]]
 
 
 def previous_gradient(decay: float = 0.0) -> Ascent:
@@ -29,6 +30,9 @@ def previous_gradient(decay: float = 0.0) -> Ascent:
 
     Args:
       decay: in [0, 1); 0 remembers the last step alone.
+
+    Returns:
+      An Ascent, whose state is one buffer of the parameters' size.
 
     Raises:
       ValueError, TypeError: at construction, for a decay out of range.
@@ -43,14 +47,14 @@ def previous_gradient(decay: float = 0.0) -> Ascent:
         params: PyTree,
         state: PreviousGradientState,
         *,
-        key: Array,
-        mask: PyTree,
+        key: Key[Array, ""],
+        mask: Resolved,
     ) -> AscentResult:
         del objective, params, key
         return AscentResult(masks.restrict(state.average, mask))
 
     def observe(
-        state: PreviousGradientState, found: AscentResult, gradient: PyTree
+        state: PreviousGradientState, found: AscentResult, gradient: PyTree[Float[Array, "..."]]
     ) -> PreviousGradientState:
         del found
         return PreviousGradientState(memory.moving_average(state.average, gradient, decay))

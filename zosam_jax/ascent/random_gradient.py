@@ -14,8 +14,9 @@ from zosam_jax.errors import (
     check_part,
     is_traced,
 )
+from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Float, Int, Key, PyTree
 
 DIFFERENCES = ("central", "forward")
 
@@ -46,6 +47,9 @@ def random_gradient_estimate(
       fraction: how much of the batch the probes see, in (0, 1]; they cost that part of their
         price. The batch is then the loss's array arguments, examples along their first axes.
 
+    Returns:
+      An Ascent.
+
     Raises:
       ValueError, TypeError: at construction, for an argument out of range.
 
@@ -60,7 +64,11 @@ def random_gradient_estimate(
     draw = directions.get(distribution)
 
     def direction(
-        objective: Objective, params: PyTree, *, key: Array, mask: PyTree
+        objective: Objective,
+        params: PyTree[Float[Array, "..."]],
+        *,
+        key: Key[Array, ""],
+        mask: Resolved,
     ) -> AscentResult:
         if is_traced(num_directions):
             warnings.warn(
@@ -73,14 +81,18 @@ def random_gradient_estimate(
         mode = probes.choose_batching(batching, part.probe, params, num_directions)
         start = part.probe(params) if difference == "forward" else None
 
-        def slope_and_value(u: PyTree) -> tuple[Array, Array]:
+        def slope_and_value(
+            u: PyTree[Float[Array, "..."]],
+        ) -> tuple[Float[Array, ""], Float[Array, ""]]:
             if start is not None:
                 (above,) = probes.along(part.probe, params, u, (delta,), mode)
                 return (above - start) / delta, start
             above, below = probes.along(part.probe, params, u, (delta, -delta), mode)
             return (above - below) / (2 * delta), (above + below) / 2
 
-        def term(index: Array) -> tuple[PyTree, Array, Array]:
+        def term(
+            index: Int[Array, ""],
+        ) -> tuple[PyTree[Float[Array, "..."]], Float[Array, ""], Float[Array, ""]]:
             u = draw(jax.random.fold_in(key, index), params, mask)
             slope, value = objective.across_devices(slope_and_value(u))
             return trees.scale(u, slope), jnp.square(slope), value

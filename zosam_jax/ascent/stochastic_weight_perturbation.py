@@ -1,12 +1,13 @@
-"""Climbs with a random part of the parameter arrays: ESAM's ascent."""
+"""A random part of the parameter arrays is perturbed: ESAM's ascent."""
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax.ascent.base import Ascent, AscentResult
 from zosam_jax.errors import check_positive_fraction
+from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Key, PyTree
 
 # Folded into the step's key, so that the choice is independent of what the ascent draws.
 _CHOICE = 0x5A4D
@@ -20,8 +21,11 @@ def stochastic_weight_perturbation(ascent: Ascent, keep: float) -> Ascent:
     the compiled program runs, so that no pass can be spared the others.
 
     Args:
-      ascent: which way is up.
+      ascent: how to find the direction.
       keep: β in (0, 1].
+
+    Returns:
+      An Ascent.
 
     Raises:
       ValueError, TypeError: at construction, for β out of range.
@@ -32,7 +36,7 @@ def stochastic_weight_perturbation(ascent: Ascent, keep: float) -> Ascent:
     check_positive_fraction("keep", keep)
 
     def direction(
-        objective: Objective, params: PyTree, state: PyTree, *, key: Array, mask: PyTree
+        objective: Objective, params: PyTree, state: PyTree, *, key: Key[Array, ""], mask: Resolved
     ) -> AscentResult:
         found = ascent.direction(objective, params, state, key=key, mask=mask)
         leaves, structure = jax.tree.flatten(found.direction)

@@ -178,21 +178,33 @@ def _fitted(config: AnalyzeConfig, saved: SavedRun) -> AnalyzeConfig:
     parts = config.parts
     if parts is None:
         parts = tuple(part for part in PARTS if part != "variance" or there >= 2 * own)
-    images, batch_size = config.images, config.batch_size
-    if images is None:
-        images = min(there, max(_IMAGES, 2 * own if "variance" in parts else 0))
-        batch_size = batch_size or images // math.ceil(images / _BATCH_SIZE)
-        images -= images % batch_size
-    batch_size = batch_size or _divisor(images)
+    needed = 2 * own if "variance" in parts else 0
+    if config.images is None:
+        images, batch_size = _whole_batches(min(there, max(_IMAGES, needed)), there, config)
+        if images < needed and config.batch_size is None:
+            images, batch_size = needed, own
+    else:
+        images = config.images
+        batch_size = config.batch_size or _divisor(images)
     if not 0 < images <= there:
         wrong = f"images={images}" if config.images else f"batch_size={batch_size}"
         raise ValueError(f"{wrong} is more than the {there} training images.")
-    if "variance" in parts and images < 2 * own:
+    if images < needed:
         raise ValueError(
             f"images={images} must be at least two of the run's batches of {own}: the variance is "
             "one over batches."
         )
     return dataclasses.replace(config, parts=parts, images=images, batch_size=batch_size)
+
+
+def _whole_batches(images: int, there: int, config: AnalyzeConfig) -> tuple[int, int]:
+    """About so many images, in batches of one size, and that size."""
+    size = config.batch_size or math.ceil(images / math.ceil(images / _BATCH_SIZE))
+    batches = math.ceil(images / size)
+    if batches * size > there:
+        size = config.batch_size or there // batches
+        batches = there // size
+    return (batches * size or size), size
 
 
 def _divisor(images: int) -> int:

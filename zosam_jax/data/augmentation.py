@@ -9,13 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax.errors import check_count, check_number
+from zosam_jax.trees import Array, Bool, Float, Int, Key, Num, Shaped
 
 _ERASING_ATTEMPTS = 10
 
 
 def crop_and_flip(
-    images: jax.Array, indices: jax.Array, key: jax.Array, *, padding: int = 4
-) -> jax.Array:
+    images: Shaped[Array, "n height width channels"],
+    indices: Int[Array, " batch"],
+    key: Key[Array, ""],
+    *,
+    padding: int = 4,
+) -> Shaped[Array, "batch height width channels"]:
     """Fetches a batch, cropped at random from the zero-padded images and flipped half the time.
 
     Image i of the batch is images[indices[i]], padded by `padding` zeros on every side, cut to its
@@ -54,13 +59,13 @@ def crop_and_flip(
 
 
 def random_erasing(
-    images: jax.Array,
-    key: jax.Array,
+    images: Float[Array, "batch height width channels"],
+    key: Key[Array, ""],
     *,
     probability: float = 0.25,
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
-) -> jax.Array:
+) -> Float[Array, "batch height width channels"]:
     """Replaces one random rectangle of an image by noise from N(0, 1), pixel by pixel.
 
     The rectangle has height √(s·r) and width √(s/r), rounded, for an area s uniform over `area`
@@ -74,6 +79,9 @@ def random_erasing(
       probability: of erasing, for each image.
       area: the least and the greatest area, as fractions of the image's.
       aspect: the least and the greatest height/width.
+
+    Returns:
+      (B, height, width, channels), of the images' dtype.
 
     Raises:
       ValueError: if `probability` is not between 0 and 1, or a range is not ordered and positive.
@@ -106,9 +114,9 @@ def random_erasing(
 
 
 def mixup_and_cutmix(
-    images: jax.Array,
-    labels: jax.Array,
-    key: jax.Array,
+    images: Float[Array, "batch height width channels"],
+    labels: Int[Array, " batch"],
+    key: Key[Array, ""],
     *,
     num_classes: int,
     mixup: float = 0.8,
@@ -116,7 +124,7 @@ def mixup_and_cutmix(
     switch: float = 0.5,
     probability: float = 1.0,
     smoothing: float = 0.1,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch classes"]]:
     """Mixes every image with its partner in the reversed batch, and their targets likewise.
 
     With x' and y' the reversed batch, and weights w for each pixel, the same for all images,
@@ -174,11 +182,11 @@ def mixup_and_cutmix(
 
 
 def _centred_box(
-    height: int, width: int, down: jax.Array, right: jax.Array, side: jax.Array
-) -> jax.Array:
+    height: int, width: int, down: Float[Array, ""], right: Float[Array, ""], side: Float[Array, ""]
+) -> Bool[Array, "height width"]:
     """Whether each pixel is in the box of relative side `side` around (down, right) in [0, 1)²."""
 
-    def line(size: int, place: jax.Array) -> jax.Array:
+    def line(size: int, place: Float[Array, ""]) -> Bool[Array, " size"]:
         # An odd side loses a pixel, as in timm.
         half, centre = jnp.floor(size * side) // 2, jnp.floor(size * place)
         return _between(jnp.arange(size), centre - half, centre + half)
@@ -186,11 +194,15 @@ def _centred_box(
     return line(height, down)[:, None] & line(width, right)[None, :]
 
 
-def _blend(values: jax.Array, weights: jax.Array) -> jax.Array:
+def _blend(
+    values: Float[Array, "batch ..."], weights: Float[Array, "..."]
+) -> Float[Array, "batch ..."]:
     return weights * values + (1 - weights) * values[::-1]
 
 
-def _between(values: jax.Array, start: jax.Array, stop: jax.Array) -> jax.Array:
+def _between(
+    values: Int[Array, " size"], start: Num[Array, "..."], stop: Num[Array, "..."]
+) -> Bool[Array, "..."]:
     return (values >= start) & (values < stop)
 
 

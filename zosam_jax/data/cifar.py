@@ -67,6 +67,9 @@ def cifar10(data_dir: Path | None = None) -> Dataset:
         cifar-10-python.tar.gz or unpacked (cifar-10-batches-py, or what is in it), or else the
         hub's parquet files. Without it, uoft-cs/cifar10 on the Hugging Face hub.
 
+    Returns:
+      The data set; images are uint8, labels int32.
+
     Raises:
       FileNotFoundError: if a file is missing, saying where such files come from.
       ValueError: if a file is damaged or holds something else.

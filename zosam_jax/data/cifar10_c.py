@@ -1,10 +1,8 @@
 """CIFAR-10-C: the test images of CIFAR-10 under 19 kinds of corruption at five severities."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from zosam_jax.data.corruptions import SEVERITIES, check_corruption
 from zosam_jax.data.dataset import Split
@@ -21,6 +19,9 @@ def cifar10_c(data_dir: Path, corruption: str, severity: int) -> Split:
       corruption: one of CORRUPTIONS.
       severity: 1, …, 5.
 
+    Returns:
+      10,000 images of 32×32 pixels, read from the file as they are asked for, and their labels.
+
     Raises:
       ValueError: for another corruption or severity, or if a file is damaged or of another shape.
       FileNotFoundError: if a file is missing, saying where such files come from.
@@ -36,7 +37,7 @@ def cifar10_c(data_dir: Path, corruption: str, severity: int) -> Split:
     return Split(images[chosen], labels[chosen].astype(np.int32))
 
 
-def _map(data_dir: Path, name: str) -> npt.NDArray[Any]:
+def _map(data_dir: Path, name: str) -> np.ndarray:
     for path in (data_dir / f"{name}.npy", data_dir / "CIFAR-10-C" / f"{name}.npy"):
         if path.is_file():
             try:
@@ -49,9 +50,7 @@ def _map(data_dir: Path, name: str) -> npt.NDArray[Any]:
     )
 
 
-def _check(
-    images: npt.NDArray[Any], labels: npt.NDArray[Any], data_dir: Path, corruption: str
-) -> None:
+def _check(images: np.ndarray, labels: np.ndarray, data_dir: Path, corruption: str) -> None:
     n = len(labels) if labels.ndim else 0
     whole = labels.shape == (n,) and n > 0 and n % len(SEVERITIES) == 0
     if not whole or images.shape != (n, 32, 32, 3) or images.dtype != np.uint8:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from zosam_jax.data.dataset import Images, Split
+from zosam_jax.data.dataset import Split
 from zosam_jax.errors import check_number, check_one_of
+from zosam_jax.trees import UInt8
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -57,6 +58,9 @@ def corrupt(
       severity: 1, …, 5.
       seed: an integer of at least 0.
       white: the pixel value of full brightness; 16 for the digits.
+
+    Returns:
+      uint8 images of the same shape, and the same labels.
 
     Raises:
       ValueError: for another corruption, severity or number of channels, or a pixel above `white`.
@@ -118,8 +122,12 @@ def _library() -> ModuleType:
 
 
 def _corrupted(
-    library: ModuleType, image: Images, corruption: str, severity: int, seed: int
-) -> Images:
+    library: ModuleType,
+    image: UInt8[np.ndarray, "height width channels"],
+    corruption: str,
+    severity: int,
+    seed: int,
+) -> UInt8[np.ndarray, "height width channels"]:
     height, width, channels = image.shape
     block = -(-_LEAST_SIDE // min(height, width))
     enlarged = image.repeat(block, axis=0).repeat(block, axis=1)
@@ -127,7 +135,9 @@ def _corrupted(
     options: dict[str, Any] = {"seed": seed} if corruption in _TAKE_A_SEED else {}
     try:
         with np.errstate(invalid="raise" if corruption == "spatter" else "warn"):
-            result: Images = library.corrupt(enlarged, severity, corruption, **options)
+            result: UInt8[np.ndarray, "height width channels"] = library.corrupt(
+                enlarged, severity, corruption, **options
+            )
     except FloatingPointError:  # spatter's 0/0
         return image
     centres = result[block // 2 :: block, block // 2 :: block]
@@ -144,7 +154,7 @@ def _global_generator_kept() -> Iterator[None]:
         np.random.set_state(state)
 
 
-def _check_images(images: Images, white: int) -> None:
+def _check_images(images: np.ndarray, white: int) -> None:
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
         raise ValueError(
             f"images of {images.dtype}{images.shape} cannot be corrupted, only uint8(N, height, "

@@ -1,15 +1,15 @@
 """Images and labels as plain arrays, and the few things done to them before training."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from zosam_jax.errors import check_count
+from zosam_jax.trees import Int, UInt8
 
-Images = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int32]
+Images: TypeAlias = UInt8[np.ndarray, "n height width channels"]
+Labels: TypeAlias = Int[np.ndarray, " n"]
 
 # Random streams of their own: were they one, the same seed would hold out just the images whose
 # labels it replaces.
@@ -31,8 +31,8 @@ class Split:
         """The number of images."""
         return len(self.labels)
 
-    def take(self, indices: npt.NDArray[np.integer]) -> "Split":
-        """The images and labels at `indices`."""
+    def take(self, indices: Int[np.ndarray, " m"]) -> "Split":
+        """The images and labels at `indices`, in copies of their own."""
         return Split(self.images[indices], self.labels[indices])
 
 
@@ -74,6 +74,13 @@ def from_splits(train: Split, test: Split, num_classes: int) -> Dataset:
 def limit(dataset: Dataset, train_images: int) -> Dataset:
     """Keeps the first `train_images` training images.
 
+    Args:
+      dataset: the data set.
+      train_images: how many to keep.
+
+    Returns:
+      The data set with a shorter training split; the scale of its pixels stays.
+
     Raises:
       ValueError: if there are fewer than that.
     """
@@ -90,6 +97,14 @@ def with_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
 
     A replaced label can come out the same, so about fraction·(1 − 1/num_classes) are wrong. Test
     labels stay as they are.
+
+    Args:
+      dataset: the data set.
+      fraction: of the training labels, between 0 and 1.
+      seed: an integer of at least 0.
+
+    Returns:
+      The data set with the same images.
 
     Raises:
       ValueError: if `fraction` is not between 0 and 1.
@@ -112,6 +127,13 @@ def shrink(dataset: Dataset, factor: int) -> Dataset:
 def shrink_split(split: Split, factor: int) -> Split:
     """Averages blocks of factor × factor pixels into one.
 
+    Args:
+      split: images (N, height, width, channels).
+      factor: in pixels.
+
+    Returns:
+      Images (N, height/factor, width/factor, channels), rounded to uint8, and the same labels.
+
     Raises:
       ValueError: if height and width are not multiples of `factor`.
     """
@@ -126,6 +148,14 @@ def with_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     """Takes a random part of the training images out and makes it the validation split.
 
     Held-out labels are as noisy as the training labels they were.
+
+    Args:
+      dataset: the data set.
+      fraction: of the training images, strictly between 0 and 1.
+      seed: an integer of at least 0.
+
+    Returns:
+      The data set with a shorter training split and a validation split.
 
     Raises:
       ValueError: if `fraction` is not strictly between 0 and 1.
@@ -157,8 +187,17 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
 
 def balanced_sample(
     split: Split, per_class: int, num_classes: int, seed: int
-) -> npt.NDArray[np.integer]:
+) -> Int[np.ndarray, " m"]:
     """The indices of `per_class` random images of each class, in random order.
+
+    Args:
+      split: images and labels.
+      per_class: how many of each class.
+      num_classes: labels are 0, …, num_classes − 1.
+      seed: an integer of at least 0.
+
+    Returns:
+      per_class·num_classes indices into the split.
 
     Raises:
       ValueError: if a class has fewer, naming it.

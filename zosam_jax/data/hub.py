@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from zosam_jax.data.dataset import Dataset, Images, Split, from_splits
+from zosam_jax.data.dataset import Dataset, Split, from_splits
 from zosam_jax.errors import check_count
+from zosam_jax.trees import Int, UInt8
 
 # Read when `datasets` is imported; what the user has set stays.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -88,6 +88,9 @@ def in_memory(train: Records, test: Records, *, image_size: int | None = None) -
       test: the test split.
       image_size: scale the shorter side to so many pixels (bicubic) and cut out the central
         square; without it, all images must be of one size.
+
+    Returns:
+      The data set, its pixels scaled by its training images.
 
     Raises:
       ValueError: if an image cannot be decoded, or two differ in size.
@@ -290,8 +293,8 @@ def _undecoded(split: datasets.Dataset, image_column: str, label_column: str) ->
     return split.rename_columns({image_column: "image", label_column: "label"})
 
 
-def _labels(rows: datasets.Dataset) -> npt.NDArray[np.integer]:
-    labels: npt.NDArray[np.integer] = rows.data.column("label").fill_null(_UNLABELLED).to_numpy()
+def _labels(rows: datasets.Dataset) -> Int[np.ndarray, " n"]:
+    labels: Int[np.ndarray, " n"] = rows.data.column("label").fill_null(_UNLABELLED).to_numpy()
     return labels
 
 
@@ -322,7 +325,7 @@ def _num_classes(feature: Any, chosen: Splits, source: str | Path) -> int:
 
 
 def _decode_all(split: Records, image_size: int | None) -> Split:
-    def decode(index: int) -> tuple[Images, int]:
+    def decode(index: int) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
         image, label = split[index]
         if image_size is not None:
             image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)

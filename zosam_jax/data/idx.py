@@ -6,17 +6,21 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+
+from zosam_jax.trees import UInt8
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _UNSIGNED_BYTE = 0x08
 
 
-def read_idx(path: Path) -> npt.NDArray[np.uint8]:
+def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     """Reads one IDX file of unsigned bytes, gzip-compressed or not.
 
     The layout is two zero bytes, the type code 0x08, the number of dimensions n, n dimensions as
     big-endian uint32, and the values in C order.
+
+    Args:
+      path: the file.
 
     Returns:
       A uint8 array of the dimensions in the file.

@@ -22,6 +22,9 @@ def digits(data_dir: Path | None = None) -> Dataset:
 
     The last 360 of a fixed permutation are the test split. Nothing is read from `data_dir`.
 
+    Returns:
+      The data set; images are uint8, labels int32.
+
     Raises:
       ModuleNotFoundError: if scikit-learn is missing, naming the extra that brings it.
     """
@@ -46,6 +49,9 @@ def fashion_mnist(data_dir: Path | None = None) -> Dataset:
     Args:
       data_dir: the folder of the four IDX files, under their usual names
         (train-images-idx3-ubyte, …), gzip-compressed (.gz) or not.
+
+    Returns:
+      The data set; images are uint8, labels int32.
 
     Raises:
       ValueError: without a folder, or if a file is damaged or does not fit its companion.
@@ -108,6 +114,9 @@ def load(
         what `load_records` knows.
       label: the column of labels, if there are several; likewise.
 
+    Returns:
+      The data set; images are uint8, labels int32.
+
     Raises:
       ValueError: for an unknown name, or an option that the data set has no use for; else what
         the data set's own function raises.
@@ -135,6 +144,9 @@ def load_records(
         (`data_dir` itself) or "hub:OWNER/NAME" (likewise from the hub unless `data_dir` is given).
       data_dir: a folder of parquet files or of images in SPLIT/CLASS/IMAGE; see `hub.records`.
       label: the column of labels, if there are several.
+
+    Returns:
+      (training, test), as `hub.records` returns them.
 
     Raises:
       ValueError: for an unknown name; else what `hub.records` raises.

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from zosam_jax.data.dataset import Images, Labels
 from zosam_jax.data.randaugment import randaugment as apply_randaugment
 from zosam_jax.data.records import Record, Records
 from zosam_jax.errors import check_count
+from zosam_jax.trees import Int
 
 Batch = tuple[Images, Labels]
 Box = tuple[int, int, int, int]
@@ -346,7 +346,7 @@ class _TestBatches(_Batches):
 
 
 @functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> npt.NDArray[np.integer]:
+def _order(seed: int, epoch: int, count: int) -> Int[np.ndarray, " count"]:
     """The permutation of an epoch; both that ends and that begins are in use at their border."""
     return np.random.default_rng((seed, epoch, _ORDER_STREAM)).permutation(count)
 
@@ -359,6 +359,14 @@ def random_resized_crop(
     Its area is uniform over 8–100 % of the image's, its width/height log-uniform over 3/4–4/3, its
     place uniform. If ten draws in a row do not fit, it is the largest centred part of an aspect
     ratio within that range.
+
+    Args:
+      image: of any size and mode.
+      size: in pixels.
+      generator: the only source of chance.
+
+    Returns:
+      An image of size × size pixels.
 
     Reference: Szegedy et al., Going Deeper with Convolutions, https://arxiv.org/abs/1409.4842
     """

@@ -8,7 +8,7 @@ import jax
 from zosam_jax import masks, trees
 from zosam_jax.ascent.base import AscentResult
 from zosam_jax.objective import Objective, ValueAndGrad
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Bool, Float, PyTree, T
 
 
 class DescentResult(NamedTuple):
@@ -22,11 +22,11 @@ class DescentResult(NamedTuple):
       is_perturbed: whether `value` is that at θ+ε, in this step.
     """
 
-    value: Array
+    value: Float[Array, ""]
     aux: Any
-    gradient: PyTree
+    gradient: PyTree[Float[Array, "..."]]
     state: PyTree = None
-    is_perturbed: Array | bool = True
+    is_perturbed: Bool[Array, ""] | bool = True
 
 
 class PerturbedPoint(NamedTuple):
@@ -41,13 +41,13 @@ class PerturbedPoint(NamedTuple):
     """
 
     objective: Objective
-    params: PyTree
-    epsilon: PyTree | None
+    params: PyTree[Float[Array, "..."]]
+    epsilon: PyTree[Float[Array, "..."]] | None
     ascent: AscentResult
-    mask: PyTree
+    mask: masks.Resolved
 
 
-def _as_it_is(point: PerturbedPoint, state: PyTree) -> PyTree:
+def _as_it_is(point: PerturbedPoint, state: PyTree) -> PyTree[Float[Array, "..."]]:
     del state
     return point.epsilon
 
@@ -66,7 +66,9 @@ class Descent(NamedTuple):
 
     init: Callable[[PyTree], PyTree]
     gradient: Callable[[PerturbedPoint, PyTree], DescentResult]
-    effective_perturbation: Callable[[PerturbedPoint, PyTree], PyTree] = _as_it_is
+    effective_perturbation: Callable[[PerturbedPoint, PyTree], PyTree[Float[Array, "..."]]] = (
+        _as_it_is
+    )
     has_dense_gradient: bool = True
 
 
@@ -75,11 +77,20 @@ def stateless(gradient: Callable[[PerturbedPoint], DescentResult], **options: An
     return Descent(lambda params: (), lambda point, state: gradient(point), **options)
 
 
-def perturbed(params: PyTree, epsilon: PyTree | None) -> PyTree:
+def perturbed(
+    params: PyTree[Float[Array, "..."], "T"], epsilon: PyTree[Float[Array, "..."], "T"] | None
+) -> PyTree[Float[Array, "..."], "T"]:
     """θ+ε as a value of its own; θ itself for an ε of None.
 
     The barrier keeps ε's arithmetic out of the descent's program, which so is the very program
     that jax.grad gives: with ρ = 0 the results are equal bit for bit.
+
+    Args:
+      params: θ.
+      epsilon: ε, a pytree like `params`, or None.
+
+    Returns:
+      A pytree like `params`, in its dtypes.
     """
     if epsilon is None:
         return params
@@ -100,7 +111,12 @@ def clean_pass(ascent: AscentResult, descent: str) -> ValueAndGrad:
     return ascent.clean
 
 
-def change_across(start: PyTree, end: PyTree, along: PyTree, mask: PyTree) -> PyTree:
+def change_across(
+    start: PyTree[Float[Array, "..."], "T"],
+    end: PyTree[Float[Array, "..."], "T"],
+    along: PyTree[Float[Array, "..."], "T"],
+    mask: masks.Resolved,
+) -> PyTree[Float[Array, "..."], "T"]:
     """The part of end − start that is orthogonal to `along`, in float32 or wider.
 
     With a mask, the angle is that between the kept weights, and the others follow. Where the kept

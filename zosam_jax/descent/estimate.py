@@ -8,15 +8,18 @@ from zosam_jax.descent.base import Descent, DescentResult, PerturbedPoint, state
 
 
 def estimate() -> Descent:
-    """ĝ, the climb's direction with its length, where the mask is; ε is not used.
+    """ĝ, the ascent's direction with its length, where the mask is; ε is not used.
 
     For ascents that estimate ∇L(θ) and not only which way it points. The value is the ascent's
     L(θ); where it measured none, or the loss has auxiliary output, one forward pass at θ gives
     both.
 
+    Returns:
+      A Descent.
+
     Raises:
       TypeError: while tracing, with an ascent that measures no slope of the loss.
-      ValueError: while tracing, where ρ is the number 0, at which no step climbs.
+      ValueError: while tracing, where ρ is the number 0, which leaves out the ascent.
 
     Reference: Malladi et al., Fine-Tuning Language Models with Just Forward Passes (MeZO),
       https://arxiv.org/abs/2305.17333

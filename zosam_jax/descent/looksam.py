@@ -18,7 +18,7 @@ from zosam_jax.descent.base import (
 )
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Bool, Float, Int, PyTree, T
 
 # A gᵥ shorter than this part of the gradient is rounding (an array of one weight has no other),
 # and would be blown up to the gradient's length.
@@ -33,8 +33,8 @@ class LookSAMState(NamedTuple):
       across: gᵥ, the part of the last look's gradient that is orthogonal to the one at θ.
     """
 
-    phase: Array
-    across: PyTree
+    phase: Int[Array, ""]
+    across: PyTree[Float[Array, "..."]]
 
 
 def looksam(interval: int = 5, alpha: float = 0.7, per_array: bool = False) -> Descent:
@@ -58,6 +58,9 @@ def looksam(interval: int = 5, alpha: float = 0.7, per_array: bool = False) -> D
       alpha: α ≥ 0, how much of the bend to reuse.
       per_array: whether angles and lengths are those of each parameter array on its own.
 
+    Returns:
+      A Descent.
+
     Raises:
       ValueError, TypeError: at construction, for an argument out of range.
       TypeError: while tracing, with an ascent that does not take ∇L(θ).
@@ -77,12 +80,16 @@ def looksam(interval: int = 5, alpha: float = 0.7, per_array: bool = False) -> D
             return DescentResult(*point.objective.value_and_grad(point.params))
         clean = clean_pass(point.ascent, "looksam")
 
-        def looked() -> tuple[Array, PyTree, PyTree]:
+        def looked() -> tuple[
+            Float[Array, ""], PyTree[Float[Array, "..."]], PyTree[Float[Array, "..."]]
+        ]:
             found = point.objective.value_and_grad(perturbed(point.params, point.epsilon))
             across = each(_across, point.mask, clean.gradient, found.gradient)
             return found.value, found.gradient, _where(trees.norm(point.epsilon) > 0, across)
 
-        def reused() -> tuple[Array, PyTree, PyTree]:
+        def reused() -> tuple[
+            Float[Array, ""], PyTree[Float[Array, "..."]], PyTree[Float[Array, "..."]]
+        ]:
             bent = each(functools.partial(_bent, alpha), point.mask, clean.gradient, state.across)
             return clean.value, bent, state.across
 
@@ -98,12 +105,16 @@ def looksam(interval: int = 5, alpha: float = 0.7, per_array: bool = False) -> D
     return Descent(init=init, gradient=gradient, effective_perturbation=_if_due)
 
 
-def _if_due(point: PerturbedPoint, state: LookSAMState) -> PyTree:
+def _if_due(point: PerturbedPoint, state: LookSAMState) -> PyTree[Float[Array, "..."]]:
     """ε at the steps that look, zero at the others."""
     return _where(state.phase == 0, point.epsilon)
 
 
-def _across(clean: PyTree, found: PyTree, mask: PyTree) -> PyTree:
+def _across(
+    clean: PyTree[Float[Array, "..."], "T"],
+    found: PyTree[Float[Array, "..."], "T"],
+    mask: masks.Resolved,
+) -> PyTree[Float[Array, "..."], "T"]:
     """gᵥ, from both gradients, in their dtypes; zero where it is rounding, or not finite."""
     across = change_across(clean, found, clean, mask)
     length, whole = (trees.norm(masks.restrict(x, mask)) for x in (across, found))
@@ -111,11 +122,18 @@ def _across(clean: PyTree, found: PyTree, mask: PyTree) -> PyTree:
     return jax.tree.map(lambda a, g: a.astype(g.dtype), across, clean)
 
 
-def _where(condition: Array, tree: PyTree) -> PyTree:
+def _where(
+    condition: Bool[Array, ""], tree: PyTree[Float[Array, "..."], "T"]
+) -> PyTree[Float[Array, "..."], "T"]:
     return jax.tree.map(lambda x: jnp.where(condition, x, jnp.zeros_like(x)), tree)
 
 
-def _bent(alpha: float, clean: PyTree, across: PyTree, mask: PyTree) -> PyTree:
+def _bent(
+    alpha: float,
+    clean: PyTree[Float[Array, "..."], "T"],
+    across: PyTree[Float[Array, "..."], "T"],
+    mask: masks.Resolved,
+) -> PyTree[Float[Array, "..."], "T"]:
     """g + α (‖g‖ / ‖gᵥ‖) gᵥ."""
     length, across_length = (trees.norm(masks.restrict(x, mask)) for x in (clean, across))
     return trees.displace(clean, across, alpha * trees.ratio(length, across_length))

@@ -11,7 +11,7 @@ def sharpness_sensitive_selection(fraction: float) -> Descent:
     """∇L(θ+ε) on the γB of the B examples with the largest ℓᵢ(θ+ε) − ℓᵢ(θ).
 
     One forward pass for the losses at θ+ε, and one forward and one backward pass on γB examples.
-    The losses at θ are the climb's, where it keeps them (`ascent.backprop(losses=True)`); else
+    The losses at θ are the ascent's, where it keeps them (`ascent.backprop(losses=True)`); else
     they cost a further forward pass. γ = 1 is SAM, and so is a ρ that is zero for good: both take
     the whole batch. The value is the mean of all losses at θ+ε, which is L(θ+ε).
 
@@ -21,6 +21,9 @@ def sharpness_sensitive_selection(fraction: float) -> Descent:
 
     Args:
       fraction: γ in (0, 1]; at least one example is taken, of equal ones the first.
+
+    Returns:
+      A Descent.
 
     Raises:
       ValueError, TypeError: at construction, for a fraction out of range or traced.

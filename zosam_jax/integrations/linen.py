@@ -18,7 +18,8 @@ class TrainState(train_state.TrainState):
         state = state.replace(batch_stats=updated["batch_stats"])
 
     `tx` may be any optax transformation; `apply_gradients` works as ever for those that are not
-    sharpness-aware.
+    sharpness-aware. zosam_jax.value(state.opt_state) and zosam_jax.diagnostics(state.opt_state)
+    read the last step's.
     """
 
     @property

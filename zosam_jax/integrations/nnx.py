@@ -61,7 +61,8 @@ class Optimizer(nnx.Optimizer[Any]):
         value = optimizer.apply_loss(model, loss, x, y)
 
     `tx` may be any optax transformation; `update` works as ever for those that are not
-    sharpness-aware.
+    sharpness-aware. zosam_jax.value(optimizer.opt_state) and
+    zosam_jax.diagnostics(optimizer.opt_state) read the last step's.
     """
 
     @property

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from zosam_jax.errors import check_number
 from zosam_jax.sparsity.schedules import check_fraction
-from zosam_jax.trees import Array
+from zosam_jax.trees import Array, Bool, Float, Int
 
 BudgetState: TypeAlias = Any
 
@@ -27,10 +27,10 @@ class Layout(NamedTuple):
       step, fraction: of the schedule.
     """
 
-    scores: list[Array]
-    active: Array
-    step: Array
-    fraction: Array
+    scores: list[Float[Array, "..."]]
+    active: Int[Array, " layers"]
+    step: Int[Array, ""]
+    fraction: Float[Array, ""]
 
     @property
     def sizes(self) -> list[int]:
@@ -47,8 +47,8 @@ class Decision(NamedTuple):
       state: the budget's own state.
     """
 
-    kept: Array
-    final: Array
+    kept: Int[Array, " layers"]
+    final: Int[Array, " layers"]
     state: BudgetState
 
 
@@ -60,12 +60,21 @@ class Budget(NamedTuple):
       decide: (state, layout) → decision.
     """
 
-    init: Callable[[Array], BudgetState]
+    init: Callable[[Int[Array, " layers"]], BudgetState]
     decide: Callable[[BudgetState, Layout], Decision]
 
 
-def constant(rounding: Callable[[Array], Array] = jnp.floor) -> Budget:
-    """Each layer exchanges the schedule's fraction of its weights and keeps their number."""
+def constant(
+    rounding: Callable[[Float[Array, " layers"]], Float[Array, " layers"]] = jnp.floor,
+) -> Budget:
+    """Each layer exchanges the schedule's fraction of its weights and keeps their number.
+
+    Args:
+      rounding: of the numbers of weights to exchange, one for each layer.
+
+    Returns:
+      A Budget without a state.
+    """
 
     def decide(state: BudgetState, layout: Layout) -> Decision:
         dropped = rounding(_settle(layout.fraction * layout.active)).astype(jnp.int32)
@@ -89,6 +98,13 @@ def stages(
       lower: for each stage the sparsity to prune to.
       upper: for each stage the sparsity to grow to, at most the one pruned to.
       starts: the first step of each stage.
+
+    Returns:
+      A Budget whose state is the layers' initial counts.
+
+    Raises:
+      ValueError, TypeError: for a sparsity outside [0, 1), or one to grow to that is above the one
+        pruned to.
     """
     for low, up in zip(lower, upper, strict=True):
         for name, value in (("lower", low), ("upper", up)):
@@ -98,11 +114,13 @@ def stages(
         if up > low:
             raise ValueError(f"upper={up!r} must be at most lower={low!r}, the sparsity before.")
 
-    def decide(initial: Array, layout: Layout) -> Decision:
+    def decide(initial: Int[Array, " layers"], layout: Layout) -> Decision:
         stage = jnp.searchsorted(jnp.asarray(starts), layout.step, side="right") - 1
         sizes = layout.sizes
 
-        def at_stage(levels: Sequence[float], count: Callable[[float, int], int]) -> Array:
+        def at_stage(
+            levels: Sequence[float], count: Callable[[float, int], int]
+        ) -> Int[Array, " layers"]:
             table = []
             for s in levels:
                 published = jnp.asarray([count(s, n) for n in sizes], jnp.int32)
@@ -125,7 +143,7 @@ def stages(
 class ThresholdState(NamedTuple):
     """State of `threshold`: the magnitude below which weights go."""
 
-    threshold: Array
+    threshold: Float[Array, ""]
 
 
 def threshold(fraction: float, initial: float, tolerance: float = 0.1) -> Budget:
@@ -139,6 +157,12 @@ def threshold(fraction: float, initial: float, tolerance: float = 0.1) -> Budget
       fraction: N_p, the number aimed at, as a fraction of all active weights.
       initial: the first H.
       tolerance: how far K may be from N_p before H moves.
+
+    Returns:
+      A Budget whose state is H.
+
+    Raises:
+      ValueError, TypeError: for an argument out of range.
     """
     check_fraction("fraction", fraction)
     check_number("initial", initial, above=0.0, inclusive=False)
@@ -160,7 +184,9 @@ def threshold(fraction: float, initial: float, tolerance: float = 0.1) -> Budget
     return Budget(lambda active: ThresholdState(jnp.float32(initial)), decide)
 
 
-def share(total: Array, weights: Array, room: Array) -> Array:
+def share(
+    total: Int[Array, ""], weights: Int[Array, " layers"], room: Int[Array, " layers"]
+) -> Int[Array, " layers"]:
     """Splits an integer in proportion to weights, by largest remainders, within each one's room.
 
     What does not fit is split again among those with room left.
@@ -169,12 +195,15 @@ def share(total: Array, weights: Array, room: Array) -> Array:
       total: the integer; at most Σ room.
       weights: int32[L], not negative.
       room: int32[L], the most that each may get.
+
+    Returns:
+      int32[L], which add up to `total`.
     """
 
-    def goes_on(given: Array) -> Array:
+    def goes_on(given: Int[Array, " layers"]) -> Bool[Array, ""]:
         return jnp.sum(given) < total
 
-    def one_round(given: Array) -> Array:
+    def one_round(given: Int[Array, " layers"]) -> Int[Array, " layers"]:
         left, open_ = total - jnp.sum(given), given < room
         # Zero weights count a little: they get what nobody else has room for.
         relative = jnp.where(open_, jnp.maximum(weights, 1e-3), 0.0)
@@ -190,7 +219,7 @@ def share(total: Array, weights: Array, room: Array) -> Array:
     return shares
 
 
-def _settle(x: Array) -> Array:
+def _settle(x: Float[Array, " layers"]) -> Float[Array, " layers"]:
     """x, or the integer that it misses by no more than float32's rounding."""
     nearest = jnp.round(x)
     return jnp.where(jnp.abs(x - nearest) <= 1e-6 * nearest, nearest, x)

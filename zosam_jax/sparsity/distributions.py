@@ -5,17 +5,42 @@ the number of weights it keeps. The counts add up to round((1 − sparsity)·N),
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
 
 from zosam_jax.errors import choose
 
 Shape: TypeAlias = tuple[int, ...]
-Distribution: TypeAlias = Callable[[Sequence[Shape], float], list[int]]
+
+
+class SparsityDistribution(Protocol):
+    """A way to share a budget of weights among layers."""
+
+    def __call__(self, shapes: Sequence[Shape], sparsity: float, /) -> list[int]:
+        """Says how many weights each array keeps.
+
+        Args:
+          shapes: the maskable arrays' shapes; under a pattern of blocks those of their grids.
+          sparsity: the fraction of all weights that is zero, 0 ≤ s < 1.
+
+        Returns:
+          The number to keep of each, which add up to round((1 − s)·N).
+        """
 
 
 def uniform(shapes: Sequence[Shape], sparsity: float) -> list[int]:
-    """The same density 1 − s in every array."""
+    """The same density 1 − s in every array.
+
+    Args:
+      shapes: the maskable arrays' shapes.
+      sparsity: the fraction of all weights that is zero, 0 ≤ s < 1.
+
+    Returns:
+      The number of weights to keep of each array.
+
+    Raises:
+      ValueError: for a sparsity that would empty an array.
+    """
     sizes = [math.prod(shape) for shape in shapes]
     return _to_counts([(1.0 - sparsity) * size for size in sizes], sizes, sparsity)
 
@@ -29,6 +54,12 @@ def erdos_renyi_kernel(shapes: Sequence[Shape], sparsity: float) -> list[int]:
     Args:
       shapes: the maskable arrays' shapes.
       sparsity: the fraction of all weights that is zero, 0 ≤ s < 1.
+
+    Returns:
+      The number of weights to keep of each array.
+
+    Raises:
+      ValueError: for a sparsity that would empty an array.
 
     Reference: Evci et al., Rigging the Lottery, https://arxiv.org/abs/1911.11134
     """
@@ -51,11 +82,15 @@ def erdos_renyi_kernel(shapes: Sequence[Shape], sparsity: float) -> list[int]:
     return _to_counts(wanted, sizes, sparsity)
 
 
-DISTRIBUTIONS: dict[str, Distribution] = {"uniform": uniform, "erk": erdos_renyi_kernel}
+DISTRIBUTIONS: dict[str, SparsityDistribution] = {"uniform": uniform, "erk": erdos_renyi_kernel}
 
 
-def get(distribution: str | Distribution) -> Distribution:
-    """The distribution of that name; a function of your own is passed through."""
+def get(distribution: str | SparsityDistribution) -> SparsityDistribution:
+    """The distribution of that name; a function of your own is passed through.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
     return choose("distribution", distribution, DISTRIBUTIONS)
 
 

@@ -12,7 +12,7 @@ SET, RigL, DSR, MEST and SViTE (`methods`) are compositions of these.
 import inspect
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +20,17 @@ import optax
 
 from zosam_jax import keys
 from zosam_jax.errors import check_one_of, is_traced
+from zosam_jax.gradient import SharpnessAwareState
+from zosam_jax.masks import Resolved
 from zosam_jax.sparsity import budgets, layers, wrapper
 from zosam_jax.sparsity.budgets import Budget, Layout
 from zosam_jax.sparsity.layers import Layers
 from zosam_jax.sparsity.moments import map_moments
 from zosam_jax.sparsity.patterns import Pattern, unstructured
 from zosam_jax.sparsity.schedules import Schedule
+from zosam_jax.sparsity.scores import Score
 from zosam_jax.sparsity.selection import largest_in_each
-from zosam_jax.transform import SharpnessAwareState
-from zosam_jax.trees import Array, PyTree, wide_dtype
-
-Score: TypeAlias = Callable[..., Array]
+from zosam_jax.trees import Array, Bool, Float, Int, Key, PyTree, UInt32, wide_dtype
 
 SCORE_ARGUMENTS = ("weights", "gradient", "noise")
 
@@ -47,10 +47,10 @@ class DropAndGrowState(NamedTuple):
       inner_state: the wrapped transformation's state.
     """
 
-    masks: PyTree
-    count: Array  # type: ignore[assignment]  # hides tuple.count, as optax's own states do
-    updates: Array
-    key: Array
+    masks: Resolved
+    count: Int[Array, ""]  # type: ignore[assignment]  # hides tuple.count, as optax's own do
+    updates: Int[Array, ""]
+    key: UInt32[Array, " words"]
     budget: PyTree
     inner_state: PyTree
 
@@ -64,8 +64,8 @@ class Exchange(NamedTuple):
       budget: the budget's new state.
     """
 
-    masks: list[Array]
-    staying: list[Array]
+    masks: list[Bool[Array, "..."]]
+    staying: list[Bool[Array, "..."]]
     budget: PyTree
 
 
@@ -224,7 +224,7 @@ class _Engine(NamedTuple):
     def uses_gradient(self) -> bool:
         return any("gradient" in _arguments(score) for score in (self.drop, self.grow))
 
-    def active(self, masks: list[Array]) -> Array:
+    def active(self, masks: list[Bool[Array, "..."]]) -> Int[Array, " layers"]:
         """The number of active units in each layer."""
         counts = [jnp.sum(self._active_units(m), dtype=jnp.int32) for m in masks]
         return jnp.stack(counts) if counts else jnp.zeros(0, jnp.int32)
@@ -269,12 +269,16 @@ class _Engine(NamedTuple):
         expand = self.pattern.expand
         return Exchange([expand(n) for n in new], [expand(s) for s in staying], decision.state)
 
-    def _active_units(self, mask: Array) -> Array:
+    def _active_units(self, mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
         return self.pattern.units(mask.astype(jnp.float32)) > 0
 
     def _scores(
-        self, score: Score, weights: list[Array], gradients: list[Any], key: Array
-    ) -> list[Array]:
+        self,
+        score: Score,
+        weights: list[Float[Array, "..."]],
+        gradients: list[Any],
+        key: Key[Array, ""],
+    ) -> list[Float[Array, "..."]]:
         """Scores of units, for each layer; finite."""
         names = _arguments(score)
         noises = _noise(key, weights) if "noise" in names else [None] * len(weights)
@@ -288,7 +292,12 @@ class _Engine(NamedTuple):
             scores.append(jnp.clip(units, -limit, limit))
         return scores
 
-    def _candidates(self, kept: Array, active: Array, scores: Array) -> Array:
+    def _candidates(
+        self,
+        kept: Bool[Array, "*units"],
+        active: Bool[Array, "*units"],
+        scores: Float[Array, "*units"],
+    ) -> Float[Array, "*units"]:
         """Grow scores under which the kept come first, and all of them stay."""
         if self.regrowth == "last":
             scores = jnp.where(active, -jnp.inf, scores)
@@ -296,7 +305,7 @@ class _Engine(NamedTuple):
 
 
 def _stand_still(
-    is_due: Array, updates: PyTree, inner_state: PyTree, old_inner_state: PyTree
+    is_due: Bool[Array, ""], updates: PyTree, inner_state: PyTree, old_inner_state: PyTree
 ) -> tuple[PyTree, PyTree]:
     """No step where masks are due; the sharpness-aware state moves on, its passes were made."""
 
@@ -312,7 +321,7 @@ def _stand_still(
     )
 
 
-def _noise(key: Array, arrays: list[Array]) -> list[Array]:
+def _noise(key: Key[Array, ""], arrays: list[Float[Array, "..."]]) -> list[Float[Array, "..."]]:
     """Uniform noise in the arrays' shapes, from one draw, since its program is long."""
     sizes = [array.size for array in arrays]
     flat = jax.random.uniform(key, (sum(sizes),))
@@ -326,7 +335,9 @@ def _arguments(score: Score) -> list[str]:
     ]
 
 
-def _check_pattern(pattern: Pattern, masked: Layers, masks: list[Array], active: Array) -> None:
+def _check_pattern(
+    pattern: Pattern, masked: Layers, masks: list[Bool[Array, "..."]], active: Int[Array, " layers"]
+) -> None:
     """Raises unless the pattern itself could have chosen these masks."""
     if not masks or any(map(is_traced, masks)):
         return

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import masks as mask_trees
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, PyTree, Shaped
 
-Where: TypeAlias = Callable[[str, Array], bool] | str
+Where: TypeAlias = Callable[[str, Shaped[Array, "..."]], bool] | str
 
 
 def is_weight(path: str, leaf: Array) -> bool:
@@ -57,6 +57,9 @@ def select(params: PyTree, where: Where = is_weight) -> Layers:
       where: (path, leaf) → bool; or a regular expression to be found in the path, which then
         chooses among the default's (`is_weight`).
 
+    Returns:
+      The chosen leaves' places and paths.
+
     Raises:
       ValueError: if nothing is chosen.
     """
@@ -70,7 +73,7 @@ def select(params: PyTree, where: Where = is_weight) -> Layers:
     return Layers(jax.tree.structure(params), indices, tuple(pairs[i][0] for i in indices))
 
 
-def masked_by(masks: PyTree, params: PyTree) -> Layers:
+def masked_by(masks: mask_trees.Resolved, params: PyTree) -> Layers:
     """The layers that a (resolved) tree of masks covers; none for None."""
     leaves = mask_trees.leaves(masks, params)
     indices = tuple(i for i, mask in enumerate(leaves) if mask is not None)

@@ -1,8 +1,8 @@
 """The lottery ticket hypothesis: train, prune, rewind, again; over any training function."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,31 @@ import jax.numpy as jnp
 from zosam_jax.errors import check_count, check_one_of
 from zosam_jax.masks import apply_masks
 from zosam_jax.sparsity import layers, pruning
-from zosam_jax.sparsity.distributions import Distribution
+from zosam_jax.sparsity.distributions import SparsityDistribution
 from zosam_jax.sparsity.layers import Where, is_weight
 from zosam_jax.sparsity.patterns import Pattern
-from zosam_jax.trees import PyTree
+from zosam_jax.trees import Array, Bool, PyTree
 
-Train: TypeAlias = Callable[[PyTree, Any, PyTree, int, int], tuple[PyTree, Any]]
+
+class Train(Protocol):
+    """A training function, from one step of the run to another."""
+
+    def __call__(
+        self, params: PyTree, model_state: Any, masks: PyTree, start: int, stop: int, /
+    ) -> tuple[PyTree, Any]:
+        """Trains under masks, with a fresh optimizer, through the steps start ≤ step < stop.
+
+        Args:
+          params: the parameters to start from.
+          model_state: what else training changes (BatchNorm statistics).
+          masks: a pytree like `params` of bool leaves, None for dense parameters.
+          start: the first step.
+          stop: the step after the last.
+
+        Returns:
+          (params, model_state) after the last step.
+        """
+
 
 RETRAIN = ("rewind weights", "rewind learning rate", "fine-tune")
 
@@ -31,7 +50,7 @@ class Level(NamedTuple):
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
-    masks: PyTree
+    masks: PyTree[Bool[Array, "..."]]
     start: tuple[PyTree, Any]
     trained: tuple[PyTree, Any]
 
@@ -46,7 +65,7 @@ def lottery_ticket(
     levels: int | None = None,
     rewind_to: int = 0,
     retrain: str = "rewind weights",
-    distribution: str | Distribution = pruning.GLOBAL,
+    distribution: str | SparsityDistribution = pruning.GLOBAL,
     where: Where = is_weight,
     pattern: Pattern | None = None,
 ) -> Iterator[Level]:
@@ -80,6 +99,9 @@ def lottery_ticket(
       distribution: how the budget is shared among layers (see `from_scores`).
       where: which parameters to mask (see `from_scores`).
       pattern: the shape of the masks (see `from_scores`).
+
+    Returns:
+      An iterator over the levels, each trained as it is asked for.
 
     Raises:
       ValueError: for an argument that cannot be right, before anything is trained.

@@ -12,7 +12,7 @@ from zosam_jax import masks as mask_trees
 from zosam_jax.trees import PyTree
 
 
-def macs(function: Callable[..., Any], params: PyTree, *args: Any) -> PyTree:
+def macs(function: Callable[..., Any], params: PyTree, *args: Any) -> PyTree[int]:
     """Counts the MACs of the matrix products and convolutions that each parameter enters.
 
     Read off the traced program; nothing is computed. A parameter is followed through whatever is
@@ -36,13 +36,19 @@ def macs(function: Callable[..., Any], params: PyTree, *args: Any) -> PyTree:
     return jax.tree.unflatten(structure, counts)
 
 
-def kept_macs(costs: PyTree, masks: PyTree, params: PyTree) -> float:
+def kept_macs(costs: PyTree[int], masks: PyTree, params: PyTree) -> float:
     """The MACs that masks leave: Σ_l cost_l · density_l.
 
     Args:
       costs: as `macs` returns them.
       masks: 1/0 or bool leaves; None for dense parameters or a dense network.
       params: the parameters, for their structure.
+
+    Returns:
+      The sum over all parameters.
+
+    Raises:
+      ValueError: for masks that do not fit the parameters.
     """
     resolved = mask_trees.leaves(mask_trees.resolve(masks, params), params)
     kept: list[float] = [

@@ -6,6 +6,7 @@ transformation itself.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypedDict, Unpack
 
@@ -14,7 +15,7 @@ import optax
 
 from zosam_jax.errors import check_number
 from zosam_jax.sparsity import budgets, pruning, schedules, scores
-from zosam_jax.sparsity.distributions import Distribution
+from zosam_jax.sparsity.distributions import SparsityDistribution
 from zosam_jax.sparsity.drop_and_grow import drop_and_grow
 from zosam_jax.sparsity.layers import Where
 from zosam_jax.sparsity.patterns import Pattern
@@ -39,7 +40,7 @@ class Shared(TypedDict, total=False):
       key: a seed or a random key, for the initial masks and for random growth.
     """
 
-    distribution: str | Distribution
+    distribution: str | SparsityDistribution
     where: Where
     pattern: Pattern | None
     masks: Masks
@@ -76,10 +77,17 @@ def set_(
       anneal: let α fall to zero along a cosine until then.
       **shared: see `Shared`.
 
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        a sparsity or masks that do not fit the parameters.
+
     Reference: Mocanu et al., Scalable training of artificial neural networks with adaptive sparse
     connectivity, https://arxiv.org/abs/1707.04780
     """
-    steps = schedules.check_total_steps(total_steps)
+    steps = _check_common(set_, sparsity, total_steps, shared)
     last = _share(steps, stop)
     alpha = schedules.cosine(fraction, last) if anneal else fraction
     return _dynamic(
@@ -124,9 +132,16 @@ def rigl(
         would cost more than one step in a hundred, and learning rates lag behind.
       **shared: see `Shared`.
 
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        a sparsity or masks that do not fit the parameters.
+
     Reference: Evci et al., Rigging the Lottery, https://arxiv.org/abs/1911.11134
     """
-    steps = schedules.check_total_steps(total_steps)
+    steps = _check_common(rigl, sparsity, total_steps, shared)
     last = _share(steps, stop)
     period = _period(every, steps)
     return _dynamic(
@@ -173,10 +188,17 @@ def dsr(
       stop: the fraction of the run after which masks stay.
       **shared: see `Shared`; the pattern cannot be N:M, whose groups do not trade.
 
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        a sparsity or masks that do not fit the parameters.
+
     Reference: Mostafa and Wang, Parameter efficient training of deep convolutional neural networks
     by dynamic sparse reparameterization, https://arxiv.org/abs/1902.05967
     """
-    steps = schedules.check_total_steps(total_steps)
+    steps = _check_common(dsr, sparsity, total_steps, shared)
     _refuse_fixed_density(shared, "whose groups do not trade weights")
     starts = [round(share * steps) for share in (0.0, 0.125, 0.4, 0.7)]
     periods = [_period(None, steps) * 2**i for i in range(4)] if every is None else list(every)
@@ -232,10 +254,16 @@ def mest(
       **shared: see `Shared`; the pattern cannot be N:M, whose density is fixed. The publication
         leaves the first convolution, the projections and the classifier dense (`where`).
 
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        a sparsity or masks that do not fit the parameters.
+
     Reference: Yuan et al., MEST, https://arxiv.org/abs/2110.14032
     """
-    steps = schedules.check_total_steps(total_steps)
-    pruning.check_sparsity(sparsity)
+    steps = _check_common(mest, sparsity, total_steps, shared)
     check_number("gradient_weight", gradient_weight, above=0.0, inclusive=True)
     _refuse_fixed_density(shared, "whose density is fixed")
     density, same = 1.0 - sparsity, (sparsity,) * 3
@@ -297,10 +325,17 @@ def svite(
       **shared: see `Shared`. The original masks arrays of two and four dimensions (`where`): not
         class tokens and position embeddings.
 
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
+
+    Raises:
+      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
+        a sparsity or masks that do not fit the parameters.
+
     Reference: Chen et al., Chasing Sparsity in Vision Transformers,
     https://arxiv.org/abs/2106.04533
     """
-    steps = schedules.check_total_steps(total_steps)
+    steps = _check_common(svite, sparsity, total_steps, shared)
     return _dynamic(
         inner,
         sparsity,
@@ -327,6 +362,22 @@ METHODS: dict[str, Callable[..., Transformation]] = {
 
 
 _PERIOD = 100
+
+
+def _check_common(
+    method: Callable[..., Transformation], sparsity: float, total_steps: int | None, shared: Shared
+) -> int:
+    """Checks the arguments that all methods take, and returns the length of the run."""
+    unknown = [name for name in shared if name not in Shared.__annotations__]
+    if unknown:
+        parameters = inspect.signature(method).parameters.values()
+        own = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        raise TypeError(
+            f"{method.__name__} takes no argument {unknown[0]!r}; it takes inner, sparsity and "
+            f"{', '.join([*own, *Shared.__annotations__])}."
+        )
+    pruning.check_sparsity(sparsity)
+    return schedules.check_total_steps(total_steps)
 
 
 def _period(every: int | None, total_steps: int) -> int:
@@ -356,7 +407,6 @@ def _dynamic(
     **parts: Any,
 ) -> Transformation:
     """The engine on masks that the method chooses, unless the caller has."""
-    pruning.check_sparsity(sparsity)
     options: dict[str, Any] = {"distribution": "erk", **shared}
     choice: dict[str, Any] = {
         name: options.pop(name) for name in ("distribution", "where") if name in options

@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import masks
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, PyTree, Shaped
 
 
 def map_moments(
-    function: Callable[[Array, Any], Array], state: PyTree, params: PyTree, values: PyTree
+    function: Callable[[Shaped[Array, "..."], Any], Shaped[Array, "..."]],
+    state: PyTree,
+    params: PyTree,
+    values: PyTree,
 ) -> PyTree:
     """Applies a function to every array in an optimizer state that belongs to a parameter.
 
@@ -25,6 +28,9 @@ def map_moments(
       state: the optimizer state.
       params: the parameters.
       values: a tree like `params`, with None where nothing is to be done.
+
+    Returns:
+      The state, of the same structure.
     """
     by_path = {
         path: (jnp.shape(param), value)

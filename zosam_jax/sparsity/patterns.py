@@ -5,15 +5,14 @@ says how the units to keep are chosen. Every way of making masks takes one.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from zosam_jax.errors import check_count
+from zosam_jax.sparsity.distributions import Shape
 from zosam_jax.sparsity.selection import largest_in_each, largest_in_groups
-from zosam_jax.trees import Array
-
-Shape: TypeAlias = tuple[int, ...]
+from zosam_jax.trees import Array, Bool, Int, Num
 
 
 class Pattern(NamedTuple):
@@ -31,10 +30,10 @@ class Pattern(NamedTuple):
 
     name: str
     check: Callable[[str, Shape], None]
-    units: Callable[[Array], Array]
-    expand: Callable[[Array], Array]
+    units: Callable[[Num[Array, "..."]], Num[Array, "..."]]
+    expand: Callable[[Bool[Array, "..."]], Bool[Array, "..."]]
     unit_size: int
-    choose: Callable[[Sequence[Array], Array], list[Array]]
+    choose: Callable[[Sequence[Num[Array, "..."]], Int[Array, " layers"]], list[Bool[Array, "..."]]]
     density: float | None
 
 
@@ -63,6 +62,12 @@ def n_m(n: int = 2, m: int = 4, *, axis: int = -2) -> Pattern:
 
     The sparsity is 1 − n/m in every array, whatever the distribution.
 
+    Returns:
+      A Pattern of fixed density.
+
+    Raises:
+      ValueError, TypeError: for counts below 1, or n above m.
+
     Reference: Mishra et al., Accelerating Sparse Deep Neural Networks,
     https://arxiv.org/abs/2104.08378
     """
@@ -78,12 +83,14 @@ def n_m(n: int = 2, m: int = 4, *, axis: int = -2) -> Pattern:
                 f"the shape {shape}: leave it dense with where=."
             )
 
-    def choose_one(scores: Array) -> Array:
+    def choose_one(scores: Num[Array, "*layer"]) -> Bool[Array, "*layer"]:
         last = jnp.moveaxis(scores, axis, -1)
         groups = last.reshape(*last.shape[:-1], -1, m)
         return jnp.moveaxis(largest_in_groups(groups, n).reshape(last.shape), -1, axis)
 
-    def choose(scores: Sequence[Array], counts: Array) -> list[Array]:
+    def choose(
+        scores: Sequence[Num[Array, "..."]], counts: Int[Array, " layers"]
+    ) -> list[Bool[Array, "..."]]:
         del counts
         return [choose_one(score) for score in scores]
 
@@ -94,6 +101,16 @@ def block(rows: int, columns: int) -> Pattern:
     """Blocks of rows × columns weights in the last two axes (input and output features).
 
     A block's score is the sum of its weights' scores.
+
+    Args:
+      rows: along the input features.
+      columns: along the output features.
+
+    Returns:
+      A Pattern.
+
+    Raises:
+      ValueError, TypeError: for counts below 1.
     """
     check_count("rows", rows)
     check_count("columns", columns)
@@ -105,12 +122,12 @@ def block(rows: int, columns: int) -> Pattern:
                 f"{path} has the shape {shape}: leave it dense with where=."
             )
 
-    def units(scores: Array) -> Array:
+    def units(scores: Num[Array, "*outer a b"]) -> Num[Array, "*outer r c"]:
         *outer, a, b = scores.shape
         tiles = scores.reshape(*outer, a // rows, rows, b // columns, columns)
         return tiles.sum(axis=(-3, -1))
 
-    def expand(mask: Array) -> Array:
+    def expand(mask: Bool[Array, "*outer r c"]) -> Bool[Array, "*outer a b"]:
         return jnp.repeat(jnp.repeat(mask, rows, axis=-2), columns, axis=-1)
 
     return Pattern(

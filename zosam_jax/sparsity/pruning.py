@@ -17,11 +17,11 @@ from zosam_jax.errors import check_count, check_number, is_traced
 from zosam_jax.keys import as_key
 from zosam_jax.masks import restrict
 from zosam_jax.sparsity import distributions, layers
-from zosam_jax.sparsity.distributions import Distribution
+from zosam_jax.sparsity.distributions import SparsityDistribution
 from zosam_jax.sparsity.layers import Layers, Where, is_weight
 from zosam_jax.sparsity.patterns import Pattern, unstructured
 from zosam_jax.sparsity.selection import largest
-from zosam_jax.trees import Array, PyTree
+from zosam_jax.trees import Array, Bool, Float, Key, Num, PyTree, T
 
 Loss: TypeAlias = Callable[..., Any]
 Batches: TypeAlias = Sequence[tuple[Any, ...]]
@@ -34,10 +34,10 @@ def from_scores(
     scores: PyTree,
     sparsity: float,
     *,
-    distribution: str | Distribution = GLOBAL,
+    distribution: str | SparsityDistribution = GLOBAL,
     where: Where = is_weight,
     pattern: Pattern | None = None,
-) -> PyTree:
+) -> PyTree[Bool[Array, "..."]]:
     """Keeps the weights with the largest scores, in exact counts, ties to the lowest index.
 
     Args:
@@ -85,11 +85,11 @@ def random(
     params: PyTree,
     sparsity: float,
     *,
-    distribution: str | Distribution = "erk",
+    distribution: str | SparsityDistribution = "erk",
     where: Where = is_weight,
     pattern: Pattern | None = None,
     key: int | Array = 0,
-) -> PyTree:
+) -> PyTree[Bool[Array, "..."]]:
     """Keeps weights at random, every choice of the same counts alike.
 
     Args:
@@ -109,7 +109,7 @@ def random(
     masked = layers.select(params, where)
     keys = jax.random.split(as_key(key), len(masked.indices))
 
-    def score(key: Array, shape: tuple[int, ...]) -> Array:
+    def score(key: Key[Array, ""], shape: tuple[int, ...]) -> Num[Array, "..."]:
         if isinstance(distribution, str) and distribution == GLOBAL:
             return jax.random.uniform(key, shape)  # permutations would fix the layers' shares
         return -jax.random.permutation(key, math.prod(shape)).reshape(shape)
@@ -125,13 +125,19 @@ def random(
     )
 
 
-def magnitude(params: PyTree, sparsity: float, **options: Any) -> PyTree:
+def magnitude(params: PyTree, sparsity: float, **options: Any) -> PyTree[Bool[Array, "..."]]:
     """Keeps the weights of the largest magnitude: score |θ|.
 
     Args:
       params: the parameters, trained or not.
       sparsity: the fraction of the maskable weights that becomes zero, 0 ≤ s < 1.
       **options: distribution, where, pattern of `from_scores`.
+
+    Returns:
+      A pytree like `params`: a bool array for a masked parameter, None for a dense one.
+
+    Raises:
+      ValueError: as `from_scores`.
 
     Reference: Han et al., Learning both Weights and Connections,
     https://arxiv.org/abs/1506.02626
@@ -147,7 +153,7 @@ def snip(
     *,
     has_aux: bool = False,
     **options: Any,
-) -> PyTree:
+) -> PyTree[Bool[Array, "..."]]:
     """Keeps the weights whose removal would change the loss most: score |θ ⊙ Σ_b ∇L_b(θ)|.
 
     Only the order of the scores counts, so the scale of the loss does not.
@@ -161,6 +167,9 @@ def snip(
         one batch of 100 to 128 images.
       has_aux: whether `loss` returns auxiliary output, which is ignored.
       **options: distribution, where, pattern of `from_scores`.
+
+    Returns:
+      A pytree like `params`: a bool array for a masked parameter, None for a dense one.
 
     Raises:
       ValueError: for scores that are not finite, and as `from_scores`.
@@ -181,7 +190,7 @@ def grasp(
     *,
     has_aux: bool = False,
     **options: Any,
-) -> PyTree:
+) -> PyTree[Bool[Array, "..."]]:
     """Keeps the weights whose removal would lower the gradient's norm most: score θ ⊙ H g.
 
         L = Σ_b L_b,   g = ∇L(θ),   H = ∇²L(θ)
@@ -197,6 +206,9 @@ def grasp(
         (`zosam_jax.data.dataset.balanced_sample`).
       has_aux: whether `loss` returns auxiliary output, which is ignored.
       **options: distribution, where, pattern of `from_scores`.
+
+    Returns:
+      A pytree like `params`: a bool array for a masked parameter, None for a dense one.
 
     Raises:
       ValueError: for scores that are not finite, and as `from_scores`.
@@ -216,7 +228,7 @@ def grasp(
 
 
 def synflow(
-    apply: Callable[[PyTree, Array], Array],
+    apply: Callable[[PyTree, Float[Array, "1 ..."]], Float[Array, "..."]],
     params: PyTree,
     sparsity: float,
     input_shape: tuple[int, ...],
@@ -224,7 +236,7 @@ def synflow(
     rounds: int = 100,
     where: Where = is_weight,
     pattern: Pattern | None = None,
-) -> PyTree:
+) -> PyTree[Bool[Array, "..."]]:
     """Keeps the weights on the strongest paths from input to output; needs no data.
 
         R = Σ f(|θ|, 1),   score = |θ| ⊙ ∂R/∂|θ|
@@ -242,6 +254,9 @@ def synflow(
       rounds: n.
       where: which parameters to mask (see `from_scores`).
       pattern: the shape of the masks (see `from_scores`).
+
+    Returns:
+      A pytree like `params`: a bool array for a masked parameter, None for a dense one.
 
     Raises:
       ValueError: for scores that are not finite, and as `from_scores`.
@@ -290,7 +305,7 @@ def check_sparsity(sparsity: Any) -> None:
 
 def _total_loss(
     loss: Loss, merge: Callable[[PyTree], PyTree], batches: Batches, has_aux: bool
-) -> Callable[[PyTree], Array]:
+) -> Callable[[PyTree], Float[Array, ""]]:
     if not isinstance(batches, list | tuple) or not all(isinstance(b, tuple) for b in batches):
         raise TypeError(
             "batches must be a list of tuples of the loss's arguments, for example "
@@ -299,7 +314,7 @@ def _total_loss(
     if not batches:
         raise ValueError("batches is empty: the scores need at least one batch.")
 
-    def total(params: PyTree) -> Array:
+    def total(params: PyTree) -> Float[Array, ""]:
         values = [loss(merge(params), *batch) for batch in batches]
         return sum(
             (value[0] if has_aux else value for value in values), start=jnp.zeros((), jnp.float32)
@@ -308,13 +323,17 @@ def _total_loss(
     return total
 
 
-def _product(weights: Array, gradient: Array) -> Array:
+def _product(
+    weights: Float[Array, "*layer"], gradient: Float[Array, "*layer"]
+) -> Float[Array, "*layer"]:
     """θ ⊙ g in float32 or wider: products of small halves would all be zero."""
     wide = trees.wide_dtype(weights)
     return weights.astype(wide) * gradient.astype(wide)
 
 
-def _finite(scores: PyTree, name: str) -> PyTree:
+def _finite(
+    scores: PyTree[Float[Array, "..."], "T"], name: str
+) -> PyTree[Float[Array, "..."], "T"]:
     for path, score in jax.tree.leaves_with_path(scores):
         if not is_traced(score) and not bool(jnp.isfinite(score).all()):
             raise ValueError(
@@ -335,7 +354,7 @@ def _check_counts(counts: Sequence[int], sizes: Sequence[int]) -> None:
         )
 
 
-def _warn_of_empty_layers(masked: Layers, kept: Sequence[Array]) -> None:
+def _warn_of_empty_layers(masked: Layers, kept: Sequence[Bool[Array, "..."]]) -> None:
     empty = [
         path
         for path, mask in zip(masked.paths, kept, strict=True)

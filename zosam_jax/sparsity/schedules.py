@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax.errors import check_count, check_number
-from zosam_jax.trees import Array
+from zosam_jax.trees import Array, Bool, Float, Int
 
 
 class Schedule(NamedTuple):
@@ -20,13 +20,13 @@ class Schedule(NamedTuple):
       fraction: step → α, for due steps.
     """
 
-    is_due: Callable[[Array], Array]
-    fraction: Callable[[Array], Array]
+    is_due: Callable[[Int[Array, ""]], Bool[Array, ""]]
+    fraction: Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
 def periodic(
     every: int,
-    fraction: float | Callable[[Array], Array],
+    fraction: float | Callable[[Int[Array, ""]], Float[Array, ""]],
     *,
     start: int = 0,
     stop: int | None = None,
@@ -38,6 +38,12 @@ def periodic(
       fraction: α in [0, 1], or a function of the step (`cosine`).
       start: the first step that may be due.
       stop: the first step that no longer is; None for never.
+
+    Returns:
+      A Schedule.
+
+    Raises:
+      ValueError, TypeError: for an argument out of range.
     """
     check_count("every", every)
     check_number("start", start, above=0, inclusive=True)
@@ -46,7 +52,7 @@ def periodic(
     if not callable(fraction):
         check_fraction("fraction", fraction)
 
-    def is_due(step: Array) -> Array:
+    def is_due(step: Int[Array, ""]) -> Bool[Array, ""]:
         due = (step % every == 0) & (step >= start)
         return due if stop is None else due & (step < stop)
 
@@ -57,13 +63,24 @@ def staged(every: Sequence[int], starts: Sequence[int], *, stop: int) -> Schedul
     """Periods that change along the run: `every[i]` from step `starts[i]` on, until `stop`.
 
     The fraction is left to the budget. Step 0 is not due.
+
+    Args:
+      every: the period of each stage, in steps.
+      starts: the first step of each stage.
+      stop: the first step that is no longer due.
+
+    Returns:
+      A Schedule whose fraction is 0.
+
+    Raises:
+      ValueError, TypeError: for a period below 1, or not one for each stage.
     """
     for period in every:
         check_count("every", period)
     if len(every) != len(starts):
         raise ValueError(f"every={every!r} must have one period for each of {len(starts)} stages.")
 
-    def is_due(step: Array) -> Array:
+    def is_due(step: Int[Array, ""]) -> Bool[Array, ""]:
         stage = jnp.searchsorted(jnp.asarray(starts), step, side="right") - 1
         period = jnp.asarray(every)[stage]
         return (step > 0) & (step % period == 0) & (step < stop)
@@ -71,12 +88,26 @@ def staged(every: Sequence[int], starts: Sequence[int], *, stop: int) -> Schedul
     return Schedule(is_due, lambda step: jnp.float32(0.0))
 
 
-def cosine(fraction: float, steps: int, *, final: float = 0.0) -> Callable[[Array], Array]:
-    """α(t) = α_end + (α − α_end)/2·(1 + cos(πt/T)), α_end from step T on."""
+def cosine(
+    fraction: float, steps: int, *, final: float = 0.0
+) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
+    """α(t) = α_end + (α − α_end)/2·(1 + cos(πt/T)), α_end from step T on.
+
+    Args:
+      fraction: α in [0, 1].
+      steps: T.
+      final: α_end in [0, 1].
+
+    Returns:
+      step → α, a float32 scalar.
+
+    Raises:
+      ValueError, TypeError: for a fraction out of range.
+    """
     check_fraction("fraction", fraction)
     check_fraction("final", final)
 
-    def at(step: Array) -> Array:
+    def at(step: Int[Array, ""]) -> Float[Array, ""]:
         progress = jnp.minimum(step / max(steps, 1), 1.0)
         return final + (fraction - final) / 2 * (1.0 + jnp.cos(math.pi * progress))
 

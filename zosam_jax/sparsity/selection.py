@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
-from zosam_jax.trees import Array
+from zosam_jax.trees import Array, Bool, Int, Num, UInt32
 
 
 @jax.jit
-def largest(scores: Sequence[Array], count: int | Array) -> list[Array]:
+def largest(
+    scores: Sequence[Num[Array, "..."]], count: int | Int[Array, ""]
+) -> list[Bool[Array, "..."]]:
     """Masks of the `count` largest entries of all arrays together.
 
     Among equal scores the earlier array wins, and in it the lower index in row-major order.
@@ -24,12 +26,17 @@ def largest(scores: Sequence[Array], count: int | Array) -> list[Array]:
       scores: arrays of any shapes, less than 2³¹ entries in all.
       count: how many entries to choose, a number or an integer scalar, at most as many as there
         are.
+
+    Returns:
+      Bool arrays of the scores' shapes.
     """
     return _largest(scores, jnp.reshape(jnp.asarray(count, jnp.int32), 1), [0] * len(scores))
 
 
 @jax.jit
-def largest_in_each(scores: Sequence[Array], counts: Array) -> list[Array]:
+def largest_in_each(
+    scores: Sequence[Num[Array, "..."]], counts: Int[Array, " layers"]
+) -> list[Bool[Array, "..."]]:
     """Masks of the counts[i] largest entries of each array, as `largest` of it alone.
 
     All arrays are searched in the same loops, which keeps the program small; they must have less
@@ -38,16 +45,18 @@ def largest_in_each(scores: Sequence[Array], counts: Array) -> list[Array]:
     return _largest(scores, jnp.asarray(counts, jnp.int32), list(range(len(scores))))
 
 
-def _largest(scores: Sequence[Array], counts: Array, pools: Sequence[int]) -> list[Array]:
+def _largest(
+    scores: Sequence[Num[Array, "..."]], counts: Int[Array, " pools"], pools: Sequence[int]
+) -> list[Bool[Array, "..."]]:
     """The counts[p] largest entries of all arrays that belong to pool p."""
     ordered = [_as_ordered_bits(score) for score in scores]
     positions = _positions(scores)
 
-    def totals(masks: Iterable[Array]) -> Array:
+    def totals(masks: Iterable[Bool[Array, "..."]]) -> Int[Array, " pools"]:
         sums = jnp.stack([jnp.sum(m, dtype=jnp.int32) for m in masks])
         return jnp.zeros_like(counts).at[jnp.asarray(pools)].add(sums)
 
-    def at_least(threshold: Array) -> Array:
+    def at_least(threshold: UInt32[Array, " pools"]) -> Bool[Array, " pools"]:
         return totals(b >= threshold[p] for b, p in zip(ordered, pools, strict=True)) >= counts
 
     threshold = _greatest(at_least, counts.shape, num_bits=32)
@@ -55,7 +64,7 @@ def _largest(scores: Sequence[Array], counts: Array, pools: Sequence[int]) -> li
     ties = [bits == threshold[p] for bits, p in zip(ordered, pools, strict=True)]
     missing = counts - totals(above)
 
-    def at_most(stop: Array) -> Array:
+    def at_most(stop: UInt32[Array, " pools"]) -> Bool[Array, " pools"]:
         before = zip(ties, positions, pools, strict=True)
         return totals(t & (i < stop[p]) for t, i, p in before) <= missing
 
@@ -66,7 +75,7 @@ def _largest(scores: Sequence[Array], counts: Array, pools: Sequence[int]) -> li
     ]
 
 
-def largest_in_groups(scores: Array, count: int) -> Array:
+def largest_in_groups(scores: Num[Array, "*groups m"], count: int) -> Bool[Array, "*groups m"]:
     """The mask of the `count` largest entries along the last axis, ties to the lowest index.
 
     Meant for short axes: every entry is compared with every other of its group.
@@ -78,7 +87,7 @@ def largest_in_groups(scores: Array, count: int) -> Array:
     return jnp.sum(wins, axis=-1) < count
 
 
-def _as_ordered_bits(scores: Array) -> Array:
+def _as_ordered_bits(scores: Num[Array, "*s"]) -> UInt32[Array, "*s"]:
     """Unsigned integers in the order of the float32 values."""
     values = scores.astype(jnp.float32)
     values = jnp.where(jnp.isnan(values), -jnp.inf, jnp.where(values == 0, 0.0, values))  # no −0
@@ -86,13 +95,17 @@ def _as_ordered_bits(scores: Array) -> Array:
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
-def _greatest(holds: Callable[[Array], Array], shape: tuple[int, ...], num_bits: int) -> Array:
+def _greatest(
+    holds: Callable[[UInt32[Array, "..."]], Bool[Array, "..."]],
+    shape: tuple[int, ...],
+    num_bits: int,
+) -> UInt32[Array, "..."]:
     """Greatest integers below 2^num_bits for which conditions hold that only ever turn off.
 
     0 where one never holds.
     """
 
-    def decide_bit(i: Array, x: Array) -> Array:
+    def decide_bit(i: Int[Array, ""], x: UInt32[Array, "*s"]) -> UInt32[Array, "*s"]:
         candidate = x | (jnp.uint32(1) << jnp.asarray(num_bits - 1 - i, jnp.uint32))
         return jnp.where(holds(candidate), candidate, x)
 
@@ -100,7 +113,7 @@ def _greatest(holds: Callable[[Array], Array], shape: tuple[int, ...], num_bits:
     return found
 
 
-def _positions(arrays: Sequence[Array]) -> list[Array]:
+def _positions(arrays: Sequence[Num[Array, "..."]]) -> list[UInt32[Array, "..."]]:
     """Row-major indices that go on from one array to the next."""
     positions, start = [], 0
     for array in arrays:

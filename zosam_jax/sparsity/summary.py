@@ -11,7 +11,7 @@ from zosam_jax import masks as mask_trees
 from zosam_jax.trees import PyTree
 
 
-class Row(NamedTuple):
+class ParameterSummary(NamedTuple):
     """One parameter.
 
     Attributes:
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 class Summary(NamedTuple):
     """The rows of all parameters; printed, a table."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ParameterSummary, ...]
 
     @property
     def sparsity(self) -> float:
@@ -76,16 +76,27 @@ def summary(params: PyTree, masks: PyTree) -> Summary:
         print(sparsity.summary(params, sparsity.get_masks(opt_state)))
 
     Args:
-      params: the parameters.
+      params: the parameters; of a Flax NNX model nnx.as_pure(nnx.state(model, nnx.Param)).
       masks: a pytree like `params` with 1/0 or bool leaves, None for dense parameters.
 
+    Returns:
+      A row for each parameter; printed, a table.
+
     Raises:
+      TypeError: for parameters that are no pytree of arrays, a Flax Linen module for example.
       ValueError: for masks that do not fit the parameters.
     """
+    for leaf in jax.tree.leaves(params):
+        if not hasattr(leaf, "shape"):
+            raise TypeError(
+                f"params holds a {type(leaf).__name__}; it must be a pytree of arrays: "
+                "variables['params'] for Flax Linen, nnx.as_pure(nnx.state(model, nnx.Param)) for "
+                "Flax NNX."
+            )
     leaves = mask_trees.leaves(mask_trees.resolve(masks, params), params)
     return Summary(
         tuple(
-            Row(
+            ParameterSummary(
                 name=jax.tree_util.keystr(path, simple=True, separator="/"),
                 shape=np.shape(param),
                 kept=math.prod(np.shape(param)) if mask is None else int(np.sum(np.asarray(mask))),
@@ -96,6 +107,6 @@ def summary(params: PyTree, masks: PyTree) -> Summary:
     )
 
 
-def _sparsity(rows: Sequence[Row]) -> float:
+def _sparsity(rows: Sequence[ParameterSummary]) -> float:
     size = sum(row.size for row in rows)
     return 1.0 - sum(row.kept for row in rows) / size if size else 0.0

@@ -21,7 +21,7 @@ class SparseState(NamedTuple):
       inner_state: the wrapped transformation's state.
     """
 
-    masks: PyTree
+    masks: mask_trees.Resolved
     inner_state: PyTree
 
 
@@ -46,8 +46,12 @@ def fixed(
       masks: a pytree like the parameters with 1/0 or bool leaves, None for dense ones; or a
         function of the parameters that returns one.
 
+    Returns:
+      An optax.GradientTransformationExtraArgs whose state is a SparseState.
+
     Raises:
-      ValueError: from `init`, for masks that do not fit the parameters.
+      ValueError: from `init`, for masks that do not fit the parameters; from `update`, without the
+        parameters.
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -72,7 +76,9 @@ def require_params(params: PyTree) -> None:
         raise ValueError("params is missing: call tx.update(grads, state, params, ...).")
 
 
-def initial_masks(masks: PyTree | Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
+def initial_masks(
+    masks: PyTree | Callable[[PyTree], PyTree], params: PyTree
+) -> mask_trees.Resolved:
     """Masks as a state keeps them."""
     resolved = mask_trees.resolve(masks, params)
     # Copies: the state may be donated, the caller's masks may not.
@@ -85,7 +91,7 @@ def update_inner(
     inner_state: PyTree,
     params: PyTree,
     *,
-    masks: PyTree,
+    masks: mask_trees.Resolved,
     extra_args: dict[str, Any],
     keep_gradient: bool = False,
 ) -> tuple[PyTree, PyTree, PyTree]:
@@ -117,7 +123,9 @@ def update_inner(
             "the gradient is large, so pass it, tx.update(grads, state, params, ...)."
         )
     gradient = updates if keep_gradient else None
-    if updates is not None:
+    if transform.comes_first(inner_state):
+        updates = None  # those of the wrapper are for growth; inside they would be ignored
+    elif updates is not None:
         updates = mask_trees.restrict(updates, masks)
     extra_args = {
         **extra_args,
@@ -135,7 +143,7 @@ def update_inner(
     return updates, inner_state, gradient
 
 
-def to_zero(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
+def to_zero(updates: PyTree, params: PyTree, masks: mask_trees.Resolved) -> PyTree:
     """Updates that take pruned weights to zero from wherever they are."""
     if masks is None:
         return updates
@@ -148,7 +156,7 @@ def to_zero(updates: PyTree, params: PyTree, masks: PyTree) -> PyTree:
 
 
 def _on_kept_weights(
-    function: Callable[..., Any], masks: PyTree, *, dense_gradient: bool
+    function: Callable[..., Any], masks: mask_trees.Resolved, *, dense_gradient: bool
 ) -> Callable[..., Any]:
     """The same function of params ⊙ masks; it keeps its signature, by which arguments are bound."""
     restrict = _restrict_value if dense_gradient else mask_trees.restrict
@@ -160,7 +168,7 @@ def _on_kept_weights(
     return masked
 
 
-def _restrict_value(params: PyTree, masks: PyTree) -> PyTree:
+def _restrict_value(params: PyTree, masks: mask_trees.Resolved) -> PyTree:
     """params ⊙ masks, differentiated as if it were params: gradients reach pruned weights."""
     if masks is None:
         return params

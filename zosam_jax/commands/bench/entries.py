@@ -24,7 +24,7 @@ from zosam_jax.training.trainer import Run
 from zosam_jax.trees import PyTree
 
 if TYPE_CHECKING:
-    from zosam_jax.commands.bench.bench import BenchConfig
+    from zosam_jax.commands.bench.command import BenchConfig
 
 _BATCHES = 4
 _SEED = 0

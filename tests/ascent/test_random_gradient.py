@@ -1,6 +1,4 @@
-"""Ascents against closed forms and against jax.grad."""
-
-import functools
+"""Random gradient estimation against closed forms and jax.grad."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from problems import (
+    KEY,
     assert_close,
     assert_equal,
     direction,
@@ -16,28 +15,18 @@ from problems import (
     mlp_batch,
     mlp_loss,
     mlp_params,
+    quadratic,
     uneven_mask,
     uneven_params,
+    wavy,
 )
 
 import zosam_jax
 from zosam_jax import ascent, directions, masks
 
 SIZE, KEPT = 12, 7
-KEY = jax.random.key(3)
 every_distribution = pytest.mark.parametrize("distribution", directions.DISTRIBUTIONS)
 every_mask = pytest.mark.parametrize("mask", [None, uneven_mask()], ids=["dense", "masked"])
-
-
-def quadratic(params):
-    """Curved differently along every coordinate, with its minimum off the origin."""
-    parts = [jnp.sum((1 + jnp.arange(p.size)) * (p.ravel() - 0.3) ** 2) for p in params.values()]
-    return sum(parts) / 10
-
-
-def wavy(params):
-    """A loss with all of its derivatives different from zero."""
-    return sum(jnp.sum(jnp.sin(2 * p) + p**3 / 3) for p in params.values()) + params["scalar"] ** 4
 
 
 def many(estimate, loss, params, count, mask=None):
@@ -46,9 +35,6 @@ def many(estimate, loss, params, count, mask=None):
         keys(count)
     )
     return np.concatenate([np.reshape(leaf, (count, -1)) for leaf in jax.tree.leaves(found)], 1)
-
-
-# Random gradient estimation.
 
 
 @every_distribution
@@ -165,133 +151,3 @@ def test_narrow_parameters_are_probed_in_float32(dtype):
     found = flatten(direction(estimate, loss, params, key=KEY))
     wide = flatten(direction(estimate, loss, uneven_params(), key=KEY))
     assert found @ wide / np.linalg.norm(found) / np.linalg.norm(wide) > 0.95
-
-
-# Coordinate-wise gradient estimation.
-
-
-@every_mask
-@pytest.mark.parametrize("chunk_size", [1, 5, 100])  # 5 divides neither 12 nor 7
-def test_every_kept_coordinate_is_estimated_once(chunk_size, mask):
-    with jax.enable_x64(True):
-        params = uneven_params(jnp.float64)
-        estimate = ascent.coordinate_gradient_estimate(1e-4, chunk_size)
-        found = jax.jit(lambda: direction(estimate, wavy, params, mask=mask))()
-        gradient = masks.restrict(jax.grad(wavy)(params), mask)
-        assert_close(found, gradient, rtol=1e-6, atol=1e-7)
-        assert_equal(
-            jax.tree.map(lambda g: g != 0, found), jax.tree.map(lambda g: g != 0, gradient)
-        )
-
-
-def test_the_error_of_a_coordinate_estimate_is_of_second_order():
-    with jax.enable_x64(True):
-        params = uneven_params(jnp.float64)
-        gradient = flatten(jax.grad(wavy)(params))
-        errors = [
-            flatten(direction(ascent.coordinate_gradient_estimate(delta), wavy, params)) - gradient
-            for delta in (2e-2, 1e-2)
-        ]
-    np.testing.assert_allclose(errors[0] / errors[1], 4, rtol=0.02)
-
-
-def test_coordinate_estimates_in_float32():
-    found = direction(ascent.coordinate_gradient_estimate(1e-2), wavy, uneven_params())
-    assert_close(found, jax.grad(wavy)(uneven_params()), rtol=5e-3, atol=2e-3)
-
-
-def test_coordinate_estimates_of_mixed_dtypes():
-    params = uneven_params() | {"vector": uneven_params()["vector"].astype(jnp.bfloat16)}
-
-    def loss(p):
-        return quadratic(jax.tree.map(lambda x: x.astype(jnp.float32), p))
-
-    found = direction(ascent.coordinate_gradient_estimate(0.125), loss, params)
-    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
-    assert_close(found, jax.grad(loss)(jax.tree.map(jnp.float32, params)), rtol=0.05, atol=0.02)
-
-
-def test_with_nothing_kept_nothing_is_estimated():
-    nothing = masks.resolve(False, uneven_params())
-    found = direction(ascent.coordinate_gradient_estimate(), wavy, uneven_params(), mask=nothing)
-    assert not flatten(found).any()
-
-
-# The others, and what ascents have in common.
-
-
-def test_backprop_is_the_gradient():
-    assert_equal(
-        direction(ascent.backprop(), wavy, uneven_params()), jax.grad(wavy)(uneven_params())
-    )
-
-
-@every_distribution
-@every_mask
-def test_a_random_direction_is_the_draw_itself(distribution, mask):
-    found = direction(
-        ascent.random_direction(distribution), wavy, uneven_params(), key=KEY, mask=mask
-    )
-    assert_equal(found, directions.get(distribution)(KEY, uneven_params(), mask))
-
-
-LOOKING = {
-    "backprop": ascent.backprop(),
-    "random gradient": ascent.random_gradient_estimate(2),
-    "coordinate gradient": ascent.coordinate_gradient_estimate(),
-}
-every_look = pytest.mark.parametrize("name", LOOKING)
-
-
-@every_look
-def test_at_a_stationary_point_the_gradient_is_the_plain_one(name):
-    params = jax.tree.map(jnp.zeros_like, uneven_params())
-    squared = functools.partial(optax.tree.norm, squared=True)
-    grad = zosam_jax.value_and_grad(squared, ascent=LOOKING[name], rho=0.5)
-    state = grad.init(params)
-    assert not flatten(grad.perturbation(params, state)).any()
-    (value, gradient), _ = grad(params, state)
-    assert value == 0
-    assert not flatten(gradient).any()
-
-
-@every_look
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
-def test_a_loss_that_is_not_finite_nearby_gives_no_perturbation(name, bad):
-    params = uneven_params()
-
-    def loss(p):
-        inside = optax.tree.norm(optax.tree.sub(p, params)) == 0
-        return jnp.where(inside, 1.0, bad) * wavy(p)
-
-    grad = zosam_jax.value_and_grad(loss, ascent=LOOKING[name], rho=0.5)
-    epsilon = grad.perturbation(params, grad.init(params))
-    if name != "backprop":  # whose gradient at θ knows nothing of the neighbourhood
-        assert not flatten(epsilon).any()
-    assert np.isfinite(flatten(epsilon)).all()
-
-
-def test_a_gradient_that_is_not_finite_gives_no_perturbation():
-    def loss(params):
-        return jnp.sqrt(params["w"]).sum()  # infinitely steep at 0
-
-    grad = zosam_jax.value_and_grad(loss, ascent=ascent.backprop(), rho=0.5)
-    params = {"w": jnp.array([0.0, 4.0])}
-    assert not flatten(grad.perturbation(params, grad.init(params))).any()
-
-
-def test_an_ascent_may_learn_from_the_gradients_it_is_shown():
-    """A previous-gradient ascent (S2-SAM), written here: ε_t ∝ ∇L(θ+ε) of the step before."""
-    previous = ascent.Ascent(
-        init=lambda params: jax.tree.map(jnp.zeros_like, params),
-        direction=lambda objective, params, state, *, key, mask: ascent.AscentResult(state),
-        observe=lambda state, gradient: gradient,
-    )
-    params, grad = uneven_params(), zosam_jax.value_and_grad(wavy, ascent=previous, rho=0.5)
-    state = grad.init(params)
-    (_, first), state = grad(params, state)
-    assert_close(first, jax.grad(wavy)(params))
-    assert_equal(state.ascent, first)
-    epsilon = grad.perturbation(params, state)
-    expected = 0.5 * flatten(first) / np.linalg.norm(flatten(first))
-    np.testing.assert_allclose(flatten(epsilon), expected, rtol=1e-5)
