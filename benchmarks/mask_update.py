@@ -40,9 +40,6 @@ Wrap = Callable[[Any], Any]
 WRAPPERS: dict[str, Wrap] = {
     "none": lambda tx: tx,
     "fixed": lambda tx: sparsity.fixed(tx, lambda p: sparsity.random(p, LEVEL)),
-    "fixed, packed": lambda tx: sparsity.fixed(
-        tx, lambda p: sparsity.random(p, LEVEL), packed=True
-    ),
     **{
         name: lambda tx, method=method: method(tx, LEVEL, total_steps=STEPS)
         for name, method in sparsity.METHODS.items()
@@ -70,8 +67,8 @@ def network() -> tuple[Callable[[Any], jax.Array], Any]:
 def compiled_step(first: Any, wrap: Wrap) -> tuple[Any, Any, float]:
     """(step, its first state, seconds to compile)."""
     loss, params = network()
-    model_state = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(1e-3, momentum=0.9))
-    tx = wrap(model_state if first is None else optax.chain(first, model_state))
+    descent = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(1e-3, momentum=0.9))
+    tx = wrap(descent if first is None else optax.chain(first, descent))
     state = (params, tx.init(params))
     state = jax.tree.map(jnp.copy, state)
 

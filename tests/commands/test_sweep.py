@@ -1,5 +1,6 @@
 """Sweeps: which runs a file asks for, and that each is made once."""
 
+import dataclasses
 import json
 import os
 import re
@@ -12,9 +13,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from zosam_jax import cli
-from zosam_jax.commands import sweep as sweeps
-from zosam_jax.commands.sweep import Cell, SweepConfig, cells, sweep
+from zosam_jax import cli, recipes
+from zosam_jax.commands import processes
+from zosam_jax.commands.cells import Cell
+from zosam_jax.commands.processes import Runs
+from zosam_jax.commands.sweep import SweepConfig, cells, sweep
+from zosam_jax.report.runs import gather
 from zosam_jax.training.config import TrainConfig
 
 QUIET = Console(quiet=True)
@@ -24,6 +28,7 @@ model = "lenet-300-100"
 train_images = 256
 epochs = 1
 crop_and_flip = true
+schedule = "step"
 milestones = [0.3, 0.6]
 
 [grid]
@@ -61,12 +66,13 @@ def test_a_file_asks_for_every_combination_with_seeds_slowest(tmp_path):
 
 def test_a_command_means_what_the_file_says(tmp_path):
     found = cells(SweepConfig(file=written(tmp_path, GRID), data_dir=Path("DATA")))
-    parsed = cli._parse(found[1].command(Path("OUT")))
+    _, parsed = cli._parse(found[1].command(Path("OUT")))
     assert parsed == TrainConfig(
         model="lenet-300-100",
         train_images=256,
         epochs=1,
         crop_and_flip=True,
+        schedule="step",
         milestones=(0.3, 0.6),
         sparsity=0.5,
         optimizer="sam",
@@ -77,14 +83,13 @@ def test_a_command_means_what_the_file_says(tmp_path):
 
 
 def test_recipes_and_seeds_are_axes():
-    names = ("digits-resnet8-90-sam", "digits-resnet8-90-sgd")
-    known = [r for r in sweeps.recipes.every() if r.name.startswith("digits")]
+    known = [r for r in recipes.every() if r.name.startswith("digits")]
     names = tuple(r.name for r in known[:2])
     found = cells(SweepConfig(recipes=names, seeds=2))
     assert [cell.name for cell in found] == [
         f"recipe={name},seed={seed}" for seed in (0, 1) for name in names
     ]
-    parsed = cli._parse(found[0].command(Path("OUT")))
+    _, parsed = cli._parse(found[0].command(Path("OUT")))
     assert parsed.optimizer == known[0].config.optimizer
     assert parsed.recipe == names[0]
 
@@ -103,8 +108,8 @@ def test_recipes_and_seeds_are_axes():
         ('[train]\nmodel = "resnet99"\n', "model='resnet99' is not known"),
         ("[train]\nseed = 1.5\n", "seed=1.5 must be of the type"),
         ("[train]\nstream = 1\n", "stream=1 must be of the type"),
-        ("case = [1, 2]\n", "case must be one of [train], [grid] and [[case]]"),
-        ("case = []\n", "case must be one of [train], [grid] and [[case]]"),
+        ("case = [1, 2]\n", "case must be one of [train], [grid], [tune] and [[case]]"),
+        ("case = []\n", "case must be one of [train], [grid], [tune] and [[case]]"),
         (f'[grid]\nsparse_layers = ["{"x" * 300}"]\n', "is too long for a folder"),
     ],
 )
@@ -116,6 +121,38 @@ def test_what_a_file_gets_wrong(text, sentence, tmp_path):
 def test_nothing_to_run_is_refused():
     with pytest.raises(ValueError, match="file=None: name a TOML file"):
         SweepConfig()
+
+
+def test_common_options_are_left_out_where_they_do_nothing(tmp_path):
+    text = """
+case = [{optimizer = "sgd"}, {optimizer = "sam"}, {optimizer = "zo_sam", num_directions = 2}]
+[train]
+radius = "global"
+[grid]
+rho = [0.1, 0.2]
+"""
+    found = {cell.name: cell for cell in cells(SweepConfig(file=written(tmp_path, text)))}
+    assert list(found) == [
+        "optimizer=sgd",
+        "rho=0.1,optimizer=sam",
+        "rho=0.1,optimizer=zo_sam,num_directions=2",
+        "rho=0.2,optimizer=sam",
+        "rho=0.2,optimizer=zo_sam,num_directions=2",
+    ]
+    assert found["optimizer=sgd"].options == {"optimizer": "sgd"}
+    assert found["rho=0.2,optimizer=sam"].config.radius == "global"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("case = [{optimizer = 'sgd'}]\n[train]\nrho = 0.1\n", "rho would do nothing in any run"),
+        ("case = [{optimizer = 'sgd', rho = 0.1}]\n", "optimizer=sgd,rho=0.1: rho=0.1 goes with"),
+    ],
+)
+def test_an_option_that_no_run_takes_is_refused(text, sentence, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        cells(SweepConfig(file=written(tmp_path, text)))
 
 
 ONE_CELL = """
@@ -130,23 +167,21 @@ mesh = "data=1"
 [[case]]
 optimizer = "sgd"
 """
-DIVERGES = ONE_CELL + "\n[[case]]\noptimizer = 'sgd'\nlearning_rate = 1e30\n"
+DIVERGES = ONE_CELL.format(epochs=1) + "\n[[case]]\noptimizer = 'sgd'\nlearning_rate = 1e30\n"
 
 
-def test_finished_and_hopeless_runs_are_not_made_again(tmp_path):
-    config = SweepConfig(
-        file=written(tmp_path, DIVERGES.format(epochs=1)), output=tmp_path / "out", workers=2
-    )
+def test_finished_and_hopeless_runs_are_not_made_again(tmp_path, trained):
+    config = SweepConfig(file=written(tmp_path, DIVERGES), output=tmp_path / "out")
     assert not sweep(config, QUIET)  # one of them diverges
-    summary = tmp_path / "out" / "optimizer=sgd" / "summary.json"
     failure = tmp_path / "out" / ".sweep" / "optimizer=sgd,learning_rate=1e+30.failed.json"
     assert "is not finite" in json.loads(failure.read_text())["reason"]
-    times = [path.stat().st_mtime_ns for path in (summary, failure)]
     assert not sweep(config, QUIET)
-    assert times == [path.stat().st_mtime_ns for path in (summary, failure)]
+    assert len(trained) == 2
+    assert not sweep(dataclasses.replace(config, retry=True), QUIET)
+    assert len(trained) == 3
 
 
-def test_other_options_are_no_finished_run(tmp_path):
+def test_other_options_are_no_finished_run(tmp_path, trained):
     text = ONE_CELL.format(epochs=1)
     config = SweepConfig(file=written(tmp_path, text), output=tmp_path / "out", workers=1)
     assert sweep(config, QUIET)
@@ -154,19 +189,17 @@ def test_other_options_are_no_finished_run(tmp_path):
     written(tmp_path, text.replace("256", "128"))
     with pytest.raises(ValueError, match="train_images=128 contradicts the run in"):
         sweep(config, QUIET)
+    assert len(trained) == 1
 
 
-def test_a_mended_cell_is_tried_again(tmp_path, monkeypatch):
-    config = SweepConfig(
-        file=written(tmp_path, ONE_CELL.format(epochs=1)), output=tmp_path / "out", workers=1
-    )
-    (cell,) = cells(config)
-    told = {"status": 2, "reason": "", "options": dict(cell.options)}
-    failure = sweeps._failure(config.output, cell.name)
-    failure.write_text(json.dumps(told))
-    assert sweeps._is_settled(config, cell)
-    failure.write_text(json.dumps({**told, "options": {**cell.options, "learning_rate": 9}}))
-    assert not sweeps._is_settled(config, cell)
+def test_a_mended_cell_is_tried_again(tmp_path, trained):
+    config = SweepConfig(file=written(tmp_path, DIVERGES), output=tmp_path / "out")
+    assert not sweep(config, QUIET)
+    runs, hopeless = Runs(config.output, QUIET), cells(config)[-1]
+    assert runs.is_settled(hopeless)
+    assert runs.diverged(hopeless)
+    mended = hopeless._replace(options={**hopeless.options, "learning_rate": 9.0})
+    assert not runs.is_settled(mended)
 
 
 def test_names_with_a_slash_make_no_folders(tmp_path):
@@ -175,30 +208,27 @@ def test_names_with_a_slash_make_no_folders(tmp_path):
     assert names == ["dataset=hub:a-b", "dataset=digits"]
 
 
-def test_a_run_keeps_its_claim_when_its_sweep_is_killed(tmp_path):
-    file, output = written(tmp_path, ONE_CELL.format(epochs=100_000)), tmp_path / "out"
-    command = [sys.executable, "-m", "zosam_jax", "sweep", str(file), "--output", str(output)]
-    process = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while not (output / "optimizer=sgd" / "metrics.jsonl").exists() and time.monotonic() < until:
-        time.sleep(0.1)
-    process.kill()
-    process.wait()
-    try:
-        with sweeps._claimed(output, "optimizer=sgd") as claim:
-            assert claim is None
-    finally:
-        subprocess.run(["pkill", "-f", str(output / "optimizer=sgd")], check=True)
+def test_a_claim_lasts_as_long_as_the_process_that_has_it(tmp_path):
+    runs, cell = Runs(tmp_path, QUIET), Cell({}, {}, TrainConfig())
+    runs.prepare()
+    with runs.claimed(cell) as claim:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[claim])
+    with runs.claimed(cell) as again:
+        assert again is None
+    child.kill()
+    child.wait()
+    with runs.claimed(cell) as again:
+        assert again is not None
 
 
-def test_a_run_that_another_sweep_has_is_left_to_it(tmp_path):
-    config = SweepConfig(
-        file=written(tmp_path, ONE_CELL.format(epochs=1)), output=tmp_path / "out", workers=1
-    )
-    with sweeps._claimed(config.output, "optimizer=sgd") as claim:
+def test_a_run_that_another_sweep_has_is_left_to_it(tmp_path, trained):
+    config = SweepConfig(file=written(tmp_path, ONE_CELL.format(epochs=1)), output=tmp_path / "out")
+    runs = Runs(config.output, QUIET)
+    runs.prepare()
+    with runs.claimed(cells(config)[0]) as claim:
         assert claim is not None
         assert not sweep(config, QUIET)
-    assert not (config.output / "optimizer=sgd" / "config.json").exists()
+    assert trained == []
 
 
 def test_a_stopped_sweep_goes_on(tmp_path):
@@ -218,25 +248,25 @@ def test_a_stopped_sweep_goes_on(tmp_path):
 
 
 def test_shares_split_the_cores(monkeypatch):
-    monkeypatch.setattr(sweeps, "_accelerators", lambda: ("cpu", 1))
+    monkeypatch.setattr(processes, "_accelerators", lambda: ("cpu", 1))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 4})
-    assert [share.cores for share in sweeps._shares(2)] == [{0, 2, 4}, {1, 3}]
-    assert len(sweeps._shares(None)) == 5
+    assert [share.cores for share in processes._shares(2)] == [{0, 2, 4}, {1, 3}]
+    assert len(processes._shares(None)) == 5
 
 
 def test_only_the_visible_gpus_are_used(monkeypatch):
-    monkeypatch.setattr(sweeps, "_accelerators", lambda: ("gpu", 2))
+    monkeypatch.setattr(processes, "_accelerators", lambda: ("gpu", 2))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    shares = sweeps._shares(None)
+    shares = processes._shares(None)
     assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares] == ["2", "5"]
 
 
 def test_each_gpu_has_its_run(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(sweeps, "_accelerators", lambda: ("gpu", 2))
-    shares = sweeps._shares(None)
+    monkeypatch.setattr(processes, "_accelerators", lambda: ("gpu", 2))
+    shares = processes._shares(None)
     assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares] == ["0", "1"]
-    crowded = sweeps._shares(3)
+    crowded = processes._shares(3)
     assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in crowded] == ["0", "1", "0"]
     assert all(s.environment["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false" for s in crowded)
 
@@ -252,8 +282,45 @@ def test_dry_run_prints_commands_and_makes_nothing(tmp_path, capsys):
 
 def test_options_become_words():
     options = {"stream": False, "milestones": [0.1, 0.2], "sparse_layers": "conv|head"}
-    command = Cell("x", options, TrainConfig()).command(Path("o"))
+    command = Cell({"x": 1}, options, TrainConfig()).command(Path("o"))
     assert command == [
         *("train", "--no-stream", "--milestones", "0.1", "0.2"),
-        *("--sparse-layers", "conv|head", "--output", "o/x"),
+        *("--sparse-layers", "conv|head", "--output", "o/x=1"),
     ]
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory):
+    """The smallest sweep with everything in it: two optimizers, two candidates, one seed."""
+    folder = tmp_path_factory.mktemp("real")
+    text = """
+case = [{optimizer = "sgd"}, {optimizer = "sam"}]
+[train]
+model = "lenet-300-100"
+train_images = 256
+epochs = 1
+mesh = "data=1"
+radius = "layerwise"
+[grid]
+seed = [0]
+[tune]
+rho = [0.01, 0.05]
+seeds = 1
+"""
+    file = written(folder, text)
+    cli.main(["sweep", str(file), "--output", str(folder / "out")])
+    return folder / "out"
+
+
+def test_a_sweep_tunes_and_trains(real):
+    (choice,) = json.loads((real / "tuning.json").read_text())
+    assert choice["at_the_end"] == ["rho"]
+    summary = json.loads((real / "optimizer=sam,rho=tuned,seed=0" / "summary.json").read_text())
+    assert summary["rho"] == choice["chosen"]["rho"]
+    assert (real / "optimizer=sgd,seed=0" / "masks.txt").exists()
+    runs, omissions = gather([real])
+    assert sorted(run.name for run in runs) == [
+        "optimizer=sam,rho=tuned,seed=0",
+        "optimizer=sgd,seed=0",
+    ]
+    assert omissions == []

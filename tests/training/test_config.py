@@ -20,7 +20,7 @@ from zosam_jax.training.config import ProblemConfig, TrainConfig, applicable
         ({"seed": -1}, "seed=-1 must be"),
         ({"schedule": "step", "milestones": (0.01, 0.5)}, "must come after warmup=0.05"),
         ({"final_learning_rate": 0.2}, "must be at most learning_rate=0.1"),
-        ({"patch": 4}, "patch=4 goes with deit-tiny and deit-small"),
+        ({"patch": 4}, "patch=4 goes with deit-micro, deit-tiny and deit-small"),
         ({"mixup": -1.0}, "mixup=-1.0 must be"),
         ({"accumulate": 3}, "accumulate=3 must divide batch_size=64"),
         ({"randaugment": True}, "randaugment=True needs stream"),

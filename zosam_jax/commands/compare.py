@@ -1,46 +1,39 @@
-"""`zosam compare`: several optimizers on the same masks, data order and seeds."""
+"""`zosam compare`: several optimizers on the same masks, data order and seeds: a sweep's table."""
 
-import contextlib
 import dataclasses
 import math
 import statistics
-import time
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
+from zosam_jax.commands import sweep
+from zosam_jax.commands.cells import Cell, Tables, Tuning
+from zosam_jax.commands.processes import Runs
 from zosam_jax.commands.refusal import RefusedError, refusing
-from zosam_jax.commands.train import checked_problem
-from zosam_jax.data import Dataset
-from zosam_jax.data import dataset as datasets
 from zosam_jax.errors import check_count
-from zosam_jax.optimizers import ESTIMATORS
+from zosam_jax.report.estimates import Estimate, gain, over_seeds
+from zosam_jax.report.runs import Run, gather
 from zosam_jax.training import build, run_folder
-from zosam_jax.training.callbacks import Callback
 from zosam_jax.training.config import OptimizerName, ProblemConfig, check_fraction
-from zosam_jax.training.feed import BrokenDataError
-from zosam_jax.training.problem import Problem, load_dataset
-from zosam_jax.training.progress import EpochRecord
 from zosam_jax.training.run_folder import RunFolder
-from zosam_jax.training.trainer import Diagnosis, NonFiniteLossError, Run
-
-_HOLD_OUT_SEED = 0
-_TIMED_STEPS = 60
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareConfig(ProblemConfig):
-    """Train with several optimizers on the same masks, data order and seeds; print a table."""
+    """Train with several optimizers on the same masks, data order and seeds; print a table.
+
+    The same command again, with its --output, goes on with it.
+    """
 
     optimizers: tuple[OptimizerName, ...] = ("sgd", "sam", "random_weight_perturbation", "zo_sam")
-    """Optimizers to compare; the base optimizer is always among them, since times are relative to
-    it."""
+    """Optimizers to compare; the base optimizer is always among them, since gains and times are
+    relative to it."""
 
     seeds: int = 3
     """Number of seeds: 0, 1, …"""
@@ -56,7 +49,7 @@ class CompareConfig(ProblemConfig):
     """Fraction of the training images held out for tuning; the comparison trains on all."""
 
     output: Path | None = None
-    """Folder to create for compare.json. Default: runs/compare-DATE-TIME."""
+    """Folder for the run folders, compare.json and tuning.json. Default: runs/compare-DATE-TIME."""
 
     def __post_init__(self) -> None:
         """As for the problem."""
@@ -81,6 +74,27 @@ class CompareConfig(ProblemConfig):
         others = [o for o in self.optimizers if o != base]
         object.__setattr__(self, "optimizers", (base, *others))
 
+    @property
+    def tables(self) -> Tables:
+        """The comparison as a sweep."""
+        given = {
+            field.name: _as_toml(getattr(self, field.name))
+            for field in dataclasses.fields(ProblemConfig)
+            if getattr(self, field.name) != field.default
+        }
+        grid: dict[str, list[Any]] = {
+            "optimizer": list(self.optimizers),
+            "seed": list(range(self.seeds)),
+        }
+        tuning = Tuning(seeds=self.tune_seeds, fraction=self.tune_fraction)
+        return Tables(given, grid, [{}], tuning if self.tune else None)
+
+
+def _as_toml(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
 
 class Row(NamedTuple):
     """One optimizer's line of the table.
@@ -88,181 +102,147 @@ class Row(NamedTuple):
     Attributes:
       optimizer, rho, radius: what was compared.
       accuracy_mean, accuracy_sd: of the test accuracy after the last epoch, over seeds, as
-        fractions; sd is the sample standard deviation, None for one seed.
-      accuracies: one for each seed.
-      time_ratio: median time of a step relative to the base optimizer's, all interleaved in one
-        run.
-      cosine: mean cos(ε, ∇L(θ)) on a minibatch at the start of each epoch; None without ε.
-      ascent_gain: mean L(θ+ε) − L(θ) on the same minibatches; None without ε.
-      rho_used, epsilon_norm, slope: means over all steps of what they tell at no further pass
-        (`zosam_jax.transform.Diagnostics`); None where the optimizer does not know them.
+        fractions; sd is the sample standard deviation, NaN for one seed.
+      accuracies: one for each seed; NaN where the run diverged.
+      gain, gain_error: mean of the difference to the base optimizer's, paired by seed, and its
+        standard error.
+      time_ratio: median time of an image relative to the base optimizer's. Runs side by side
+        share memory and caches: `zosam bench` measures it with care.
+      rho_used, epsilon_norm, slope, ascent_gain: means over all steps of what they tell at no
+        further pass (`zosam_jax.transform.Diagnostics`); NaN where the optimizer does not know.
     """
 
     optimizer: str
     rho: float
     radius: str
     accuracy_mean: float
-    accuracy_sd: float | None
+    accuracy_sd: float
     accuracies: tuple[float, ...]
+    gain: float
+    gain_error: float
     time_ratio: float
-    cosine: float | None
-    ascent_gain: float | None
-    rho_used: float | None
-    epsilon_norm: float | None
-    slope: float | None
+    rho_used: float
+    epsilon_norm: float
+    slope: float
+    ascent_gain: float
 
 
 def run(config: CompareConfig, console: Console) -> None:
-    """Trains them all, and writes the table."""
+    """Trains them all, and writes the table; exit status 1 if some runs are not finished."""
     with refusing():
-        folder = RunFolder(config.output, "compare")
-        problem = checked_problem(config, config.optimizers)
-    folder.write_json(run_folder.CONFIG, config)
-    try:
-        with contextlib.closing(problem.feed):
-            compare(config, problem, folder, console)
-    except BrokenDataError as error:
-        raise RefusedError(str(error)) from error
+        build.check(config, config.optimizers)
+        rows = compare(config, console)
+    if rows is None:
+        sys.exit(1)
 
 
-def compare(
-    config: CompareConfig, problem: Problem, folder: RunFolder, console: Console
-) -> list[Row]:
-    """Trains every optimizer from every seed, prints the table and writes compare.json."""
-    rhos: dict[str, float] = {
-        name: build.default_rho(name, config.radius) for name in config.optimizers
-    }
-    with Progress(console=console, transient=True) as bar:
-        if config.tune:
-            rhos, tuning = _tune(config, bar)
-            folder.write_json(run_folder.TUNING, tuning)
-        rows = _rows(problem, rhos, config.seeds, bar)
+def compare(config: CompareConfig, console: Console) -> list[Row] | None:
+    """Trains every optimizer from every seed, prints the table and writes compare.json.
+
+    Returns:
+      A row for each optimizer, the base optimizer's first; None if runs are not finished.
+
+    Raises:
+      ValueError, OSError: as `sweep.sweep`.
+      RefusedError: if a run was refused.
+    """
+    is_resumed = config.output is not None and (config.output / run_folder.SWEEP).is_dir()
+    folder = RunFolder(config.output, "compare", may_hold_results=is_resumed)
+    runs = Runs(folder.path, console)
+    cells = sweep.tune(config.tables, runs)
+    if cells is None or not _are_made(cells, runs):
+        return None
+    rows = _rows(cells, runs)
     folder.write_json(run_folder.COMPARISON, [row._asdict() for row in rows])
     console.print(_table(rows, config))
-    console.print(f"results in {folder.path}")
+    console.print(f"results in {folder.path}; zosam report makes a page of them")
     return rows
 
 
-def _rows(problem: Problem, rhos: dict[str, float], num_seeds: int, bar: Progress) -> list[Row]:
-    seeds = range(num_seeds)
-    task = bar.add_task("comparing", total=len(rhos) * len(seeds))
-    accuracies: dict[str, list[float]] = {name: [] for name in rhos}
-    diagnoses: dict[str, list[Diagnosis]] = {name: [] for name in rhos}
-    records: dict[str, list[EpochRecord]] = {name: [] for name in rhos}
-    last: dict[str, Run] = {}
-    for seed in seeds:
-        for name, rho in rhos.items():
-            run = Run(problem, name, rho, seed)
-            watcher = _Diagnoses(run)
-            accuracies[name].append(_final_accuracy(run, watcher))
-            diagnoses[name] += watcher.diagnoses
-            records[name] += run.records
-            last[name] = run
-            bar.advance(task)
-    time_ratios = _time_ratios(last)
+def _are_made(cells: Sequence[Cell], runs: Runs) -> bool:
+    """Whether all runs have ended, be it that they diverged, which is a result too."""
+    missing = [cell for cell in runs.make(cells) if not runs.diverged(cell)]
+    for cell in missing:
+        reason = runs.failure(cell)
+        if reason is not None:
+            raise RefusedError(f"{cell.name}: {reason.removeprefix('zosam: ')}")
+        runs.console.print(f"not finished: {cell.name} ({runs.state(cell)})", markup=False)
+    return not missing
+
+
+def _rows(cells: Sequence[Cell], runs: Runs) -> list[Row]:
+    ended = [cell for cell in cells if runs.is_finished(cell)]
+    found: dict[str, list[Run]] = {cell.config.optimizer: [] for cell in cells}
+    if ended:
+        for one in gather([runs.folder(cell).path for cell in ended])[0]:
+            found[one.config.optimizer].append(one)
+    base = next(iter(found.values()))
+    num_seeds = len(cells) // len(found)
     return [
-        Row(
-            optimizer=name,
-            rho=rho,
-            radius=build.radius_rule(name, problem.config.radius),
-            accuracy_mean=statistics.fmean(accuracies[name]),
-            accuracy_sd=statistics.stdev(accuracies[name]) if len(seeds) > 1 else None,
-            accuracies=tuple(accuracies[name]),
-            time_ratio=time_ratios[name],
-            cosine=_mean([d.cosine for d in diagnoses[name]]),
-            ascent_gain=_mean([d.ascent_gain for d in diagnoses[name]]),
-            **{
-                field: _mean([getattr(r, field) for r in records[name]])
-                for field in ("rho_used", "epsilon_norm", "slope")
-            },
-        )
-        for name, rho in rhos.items()
+        _row(next(c for c in cells if c.config.optimizer == name), found[name], base, num_seeds)
+        for name in found
     ]
 
 
-def _final_accuracy(run: Run, callback: Callback | None = None) -> float:
-    """Test accuracy after the last epoch; NaN if the run diverges, which is a result too."""
-    try:
-        return run.train(callback)[-1].test_accuracy
-    except NonFiniteLossError:
-        return math.nan
+def _row(cell: Cell, runs: Sequence[Run], base: Sequence[Run], num_seeds: int) -> Row:
+    config = cell.config
+    by_seed = _accuracies(runs)
+    accuracies = tuple(by_seed.get(seed, math.nan) for seed in range(num_seeds))
+    # The mean of those that did not diverge would flatter the others.
+    whole = Estimate(math.nan, math.nan, 0) if len(runs) < num_seeds else over_seeds(by_seed)
+    over_base = gain(by_seed if whole.num else {}, _accuracies(base))
+    return Row(
+        config.optimizer,
+        build.rho_of(config),
+        build.radius_rule(config.optimizer, config.radius),
+        whole.mean,
+        whole.error,
+        accuracies,
+        over_base.mean,
+        over_base.error,
+        _median(base, "images_per_second") / _median(runs, "images_per_second"),
+        *(_mean(runs, f"mean_{name}") for name in Row._fields[-4:]),
+    )
 
 
-class _Diagnoses(Callback):
-    """Looks at the next perturbation after each epoch, on a minibatch of the first epoch."""
-
-    def __init__(self, run: Run) -> None:
-        self.diagnoses: list[Diagnosis] = []
-        self._run = run
-        self._batch = next(run.problem.feed.epoch(run.seed, 0))
-
-    def on_epoch(self, record: EpochRecord, run: Run) -> None:
-        del record, run
-        if self._run.sam_tx is not None and self._run.optimizer not in ESTIMATORS:
-            self.diagnoses.append(self._run.diagnose(self._batch))
+def _accuracies(runs: Sequence[Run]) -> dict[int, float]:
+    return {run.config.seed: run.fact("test_accuracy") for run in runs}
 
 
-def _time_ratios(runs: dict[str, Run]) -> dict[str, float]:
-    """The median time of a step relative to the first one's; steps of all optimizers take turns."""
-    batches = {name: next(run.problem.feed.epoch(run.seed, 0)) for name, run in runs.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(_TIMED_STEPS):
-        for name, run in runs.items():
-            jax.block_until_ready(run.state)
-            started = time.perf_counter()
-            run.state = jax.block_until_ready(run.step(run.state, batches[name]))
-            times[name].append(time.perf_counter() - started)
-    base = statistics.median(next(iter(times.values())))
-    return {name: statistics.median(values) / base for name, values in times.items()}
+def _median(runs: Sequence[Run], fact: str) -> float:
+    return statistics.median(run.fact(fact) for run in runs) if runs else math.nan
 
 
-def _tune(config: CompareConfig, bar: Progress) -> tuple[dict[str, float], list[dict[str, object]]]:
-    """The radius with the best mean validation accuracy, from as many candidates for everyone."""
-    dataset = load_dataset(config)
-    assert isinstance(dataset, Dataset)  # the options refuse to tune on a stream
-    problem = Problem(config, datasets.hold_out(dataset, config.tune_fraction, _HOLD_OUT_SEED))
-    candidates = [
-        (name, rho) for name in config.optimizers for rho in build.rho_grid(name, config.radius)
-    ]
-    task = bar.add_task("tuning rho", total=len(candidates) * config.tune_seeds)
-    trials: list[dict[str, object]] = []
-    best: dict[str, tuple[float, float]] = {}
-    for name, rho in candidates:
-        accuracies = []
-        for seed in range(config.tune_seeds):
-            accuracy = _final_accuracy(Run(problem, name, rho, seed))
-            accuracies.append(0.0 if math.isnan(accuracy) else accuracy)
-            bar.advance(task)
-        mean = statistics.fmean(accuracies)
-        trials.append({"optimizer": name, "rho": rho, "validation_accuracies": accuracies})
-        if name not in best or mean > best[name][0]:
-            best[name] = (mean, rho)
-    return {name: rho for name, (_, rho) in best.items()}, trials
+def _mean(runs: Sequence[Run], fact: str) -> float:
+    return over_seeds({run.config.seed: run.fact(fact) for run in runs}).mean
 
 
 def _table(rows: Sequence[Row], config: CompareConfig) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"{config.model} on {config.dataset}, {100 * config.sparsity:g}% {config.sparse}, "
-        f"{config.epochs} epochs, {config.seeds} seeds, radius {config.radius}",
+        f"{config.epochs} epochs, {config.seeds} seeds",
+        caption=f"± standard deviation; gain over {rows[0].optimizer} paired by seed ± standard "
+        "error; time is rough, of runs side by side (zosam bench measures it)",
     )
     table.add_column("optimizer", no_wrap=True)
-    for heading in ("rho", "accuracy (%)", "time / base", "cosine", "ascent gain"):
-        wraps = heading != "accuracy (%)"
-        table.add_column(heading, justify="right", min_width=5, no_wrap=not wraps)
+    for heading in ("rho", "accuracy (%)", "gain", "time / base", "‖ε‖", "ascent gain"):
+        table.add_column(heading, justify="right", min_width=5)
     for row in rows:
-        spread = "" if row.accuracy_sd is None else f" ± {100 * row.accuracy_sd:.2f}"
         table.add_row(
             row.optimizer,
-            "–" if row.cosine is None else f"{row.rho:g}",
-            f"{100 * row.accuracy_mean:.2f}{spread}",
-            f"{row.time_ratio:.2f}",
-            "–" if row.cosine is None else f"{row.cosine:.4f}",
-            "–" if row.ascent_gain is None else f"{row.ascent_gain:.4f}",
+            f"{row.rho:g}" if row.rho else "–",
+            _percent(row.accuracy_mean, row.accuracy_sd, "{:.2f}") or "diverged",
+            "–" if row is rows[0] else _percent(row.gain, row.gain_error, "{:+.2f}") or "–",
+            *map(_known, (row.time_ratio, row.epsilon_norm, row.ascent_gain)),
         )
     return table
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    known = [value for value in values if not math.isnan(value)]
-    return statistics.fmean(known) if known else None
+def _percent(mean: float, error: float, form: str) -> str:
+    spread = "" if math.isnan(error) else f" ± {100 * error:.2f}"
+    return "" if math.isnan(mean) else form.format(100 * mean) + spread
+
+
+def _known(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3g}"

@@ -21,6 +21,7 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "resnet50": resnet50,
     "resnet50-cifar": functools.partial(resnet50, stem="cifar", image_shape=(32, 32, 3)),
     "wrn-28-10": wide_resnet_28_10,
+    "deit-micro": functools.partial(deit, dim=64, depth=3, heads=4),
     "deit-tiny": deit_tiny,
     "deit-small": deit_small,
 }

@@ -3,7 +3,7 @@
     zosam train --recipe fashion_mnist-resnet32-rigl-95-zo_sam --data-dir DIR
 
 Run on: one x86-64 core, RigL at 95%, cut to 5,000 images of 14×14 pixels and 10 epochs
-(benchmarks/resnet32_fashion_mnist.sh); not run in full.
+(benchmarks/resnet32_fashion_mnist.toml); not run in full.
 Expected: nothing is published; the settings are CIFAR's.
 """
 

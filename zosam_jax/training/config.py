@@ -35,6 +35,7 @@ ModelName = Literal[
     "resnet50",
     "resnet50-cifar",
     "wrn-28-10",
+    "deit-micro",
     "deit-tiny",
     "deit-small",
 ]
@@ -146,8 +147,8 @@ class ModelConfig:
         for name in ("patch", "drop_path"):
             if getattr(self, name) and not self.model.startswith("deit"):
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} goes with deit-tiny and deit-small, "
-                    f"not with model={self.model!r}."
+                    f"{name}={getattr(self, name)!r} goes with deit-micro, deit-tiny and "
+                    f"deit-small, not with model={self.model!r}."
                 )
 
 

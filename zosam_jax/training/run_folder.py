@@ -33,7 +33,8 @@ ANALYSIS = "analysis.json"
 ANALYSIS_PICTURE = "analysis.png"
 FEATURES = "features.png"
 ROBUSTNESS = "robustness.json"
-# Of compare.
+# Of sweep and compare.
+TUNING_RUNS = "tune"
 TUNING = "tuning.json"
 COMPARISON = "compare.json"
 # Of a report.

@@ -19,6 +19,8 @@ from zosam_jax.training.progress import Progress
 from zosam_jax.training.run_folder import (
     CONFIG,
     SUMMARY,
+    SWEEP,
+    TUNING_RUNS,
     VERSIONS,
     RunFolder,
     UnreadableRunError,
@@ -122,7 +124,9 @@ def run_folders(path: Path) -> list[Path]:
     Raises:
       FileNotFoundError: if there is none.
     """
-    found = sorted(file.parent for file in path.rglob(CONFIG) if _is_of_run(file))
+    found = sorted(
+        file.parent for file in path.rglob(CONFIG) if _counts(file, path) and _is_of_run(file)
+    )
     if not found:
         raise FileNotFoundError(
             f"{path} is neither a run folder (zosam train leaves config.json and summary.json "
@@ -147,8 +151,14 @@ def complete_runs(paths: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def _counts(file: Path, path: Path) -> bool:
+    """Whether a config.json is of a run in its own right: those of a sweep's tuning are not."""
+    above = [path / folder for folder in file.relative_to(path).parents][:-1]
+    return not any(f.name == TUNING_RUNS and (f.parent / SWEEP).is_dir() for f in above)
+
+
 def _is_of_run(file: Path) -> bool:
-    """zosam compare leaves a config.json without one optimizer."""
+    """Another command's config.json names no optimizer."""
     try:
         content = json.loads(file.read_text())
     except ValueError as error:

@@ -1,1 +1,0 @@
-"""The accuracy study of the SAM family; `__main__` describes it."""

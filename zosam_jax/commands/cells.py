@@ -1,0 +1,245 @@
+"""The runs that a sweep consists of, from the tables of its TOML file."""
+
+import dataclasses
+import functools
+import itertools
+import math
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from zosam_jax import recipes
+from zosam_jax.errors import check_count, check_positive_fraction
+from zosam_jax.training import build
+from zosam_jax.training.applicable import has_rho
+from zosam_jax.training.config import TrainConfig, applicable
+from zosam_jax.training.saved_run import typed
+
+Options: TypeAlias = Mapping[str, Any]
+
+_TABLES = ("train", "grid", "tune", "case")
+_LONGEST_NAME = 240  # of a folder, with room for endings of files
+_TUNED = "tuned"
+
+
+class Cell(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+      own: those of its options that not all runs share; they name its folder.
+      options: of `zosam train`, as the file has them.
+      config: what they come to.
+      grid: option → the values that tuning chooses from, rising; empty if nothing is tuned.
+    """
+
+    own: Options
+    options: Options
+    config: TrainConfig
+    grid: Mapping[str, Sequence[Any]] = {}
+
+    def command(self, output: Path) -> list[str]:
+        """The arguments of `zosam` that make this run."""
+        words = itertools.chain.from_iterable(itertools.starmap(_words, self.options.items()))
+        return ["train", *words, "--output", str(output / self.name)]
+
+    @property
+    def name(self) -> str:
+        """The name of its folder; the seed comes last."""
+        return _name(self.own)
+
+    @property
+    def method(self) -> str:
+        """Its name without the seed."""
+        return _name({option: value for option, value in self.own.items() if option != "seed"})
+
+
+class Tuning(NamedTuple):
+    """How options are tuned.
+
+    Attributes:
+      grid: option → its candidates, for all runs; empty for the grid of each optimizer's ρ.
+      seeds: how many seeds each candidate is trained from.
+      fraction: of the training images that are held out, where the runs hold none out.
+    """
+
+    grid: Mapping[str, Sequence[Any]] = {}
+    seeds: int = 2
+    fraction: float = 0.2
+
+
+def _name(own: Options) -> str:
+    ordered = sorted(own.items(), key=lambda item: item[0] == "seed")
+    # Data sets may have a slash in their name.
+    return ",".join(f"{option}={value}" for option, value in ordered).replace("/", "-") or "run"
+
+
+def make_cell(own: Options, options: Options, grid: Mapping[str, Sequence[Any]] = {}) -> Cell:
+    """A run with these options (see `Cell`).
+
+    Raises:
+      ValueError: if `zosam train` would refuse them, or the name is too long for a folder.
+    """
+    name = _name(own)
+    if len(name.encode()) > _LONGEST_NAME:
+        raise ValueError(f"{name} is too long for a folder: put what all runs share in [train].")
+    known = {field.name for field in dataclasses.fields(TrainConfig)} - {"output", "resume"}
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name}: {option} is no option of a sweep's runs.")
+    try:
+        config = dataclasses.replace(_start(options), **typed(options))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    return Cell(own, options, config, grid)
+
+
+def _start(options: Options) -> TrainConfig:
+    return _recipe(options["recipe"]) if "recipe" in options else TrainConfig()
+
+
+@functools.cache
+def _recipe(name: str) -> TrainConfig:
+    return recipes.get(name).config
+
+
+def _words(name: str, value: Any) -> list[str]:
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{option}" if value else f"--no-{option}"]
+    values = value if isinstance(value, list | tuple) else [value]
+    return [f"--{option}", *map(str, values)]
+
+
+class Tables(NamedTuple):
+    """What a sweep's file says.
+
+    Attributes:
+      train: options of all runs, where they have an effect.
+      grid: option → values of which all combinations are run.
+      cases: sets of options that go together.
+      tuning: None to tune nothing.
+    """
+
+    train: Options
+    grid: Mapping[str, Sequence[Any]]
+    cases: Sequence[Options]
+    tuning: Tuning | None
+
+    def cells(self) -> list[Cell]:
+        """All runs, in order; seeds vary slowest, so that a part of it is balanced too.
+
+        An option of `train` or `grid` is left out of a run where it would do nothing; runs that
+        are the same without it are one.
+
+        Raises:
+          ValueError: for options that `zosam train` would refuse, that no run takes, or that make
+            two runs the same; or if runs would be tuned on different numbers of candidates.
+        """
+        found: dict[str, Cell] = {}
+        taken: set[str] = set()
+        for values, case in itertools.product(self._combinations(), self.cases):
+            cell = self._cell(values, case)
+            shortened = len(cell.options) < len({**self.train, **values, **case}.keys() - {"tune"})
+            if cell.name in found and not shortened:
+                raise ValueError(f"the sweep has {cell.name} twice: cases must differ.")
+            found.setdefault(cell.name, cell)
+            taken |= cell.options.keys()
+        for option in (*self.train, *self.grid):
+            if option not in taken:
+                raise ValueError(
+                    f"{option} would do nothing in any run of the sweep: leave it out."
+                )
+        _check_same_numbers(found.values())
+        return list(found.values())
+
+    def _combinations(self) -> Iterator[dict[str, Any]]:
+        ordered = sorted(self.grid, key=lambda option: option != "seed")
+        for values in itertools.product(*(self.grid[option] for option in ordered)):
+            yield dict(zip(ordered, values, strict=True))
+
+    def _cell(self, values: Options, case: Options) -> Cell:
+        case = dict(case)
+        wanted = case.pop("tune", None)
+        options = {**self.train, **values, **case}
+        takes = applicable(options, _start(options))
+        # What a case says itself is refused, not left out, if it would do nothing.
+        options = {o: v for o, v in options.items() if o in takes or o in case}
+        own = {o: v for o, v in {**values, **case}.items() if o in options}
+        grid: Mapping[str, Sequence[Any]] = {}
+        if self.tuning is not None:
+            config = make_cell(own, options).config
+            grid = _grid(config, self.tuning.grid if wanted is None else wanted, own)
+            if wanted is not None and grid.keys() != wanted.keys():
+                idle = next(iter(wanted.keys() - grid.keys()))
+                raise ValueError(
+                    f"{_name(own)}: {idle} of its tune would do nothing, since the case sets it "
+                    "or its optimizer does not take it: leave it out."
+                )
+        elif wanted is not None:
+            raise ValueError(f"{_name(own)}: tune={wanted!r} needs --tune or a table [tune].")
+        return make_cell({**own, **dict.fromkeys(grid, _TUNED)}, options, grid)
+
+
+def _grid(
+    config: TrainConfig, wanted: Mapping[str, Sequence[Any]], own: Options
+) -> Mapping[str, Sequence[Any]]:
+    """What there is to tune: what takes effect, and is not among the run's own options."""
+    if config.stream:
+        raise ValueError("stream=True does not go with tuning: no images are held out of a stream.")
+    if not wanted and has_rho(config.optimizer):
+        wanted = {"rho": build.rho_grid(config.optimizer, config.radius)}
+    takes = applicable({o: values[0] for o, values in wanted.items()}, config)
+    return {o: sorted(values) for o, values in wanted.items() if o in takes and o not in own}
+
+
+def _check_same_numbers(cells: Iterable[Cell]) -> None:
+    """Raises unless all that are tuned are so on as many candidates."""
+    numbers = {c.method: math.prod(map(len, c.grid.values())) for c in cells if c.grid}
+    if len(set(numbers.values())) > 1:
+        least, most = min(numbers, key=numbers.__getitem__), max(numbers, key=numbers.__getitem__)
+        raise ValueError(
+            f"tune: {least} has {numbers[least]} candidates and {most} {numbers[most]}: give all "
+            "the same number."
+        )
+
+
+def read_tables(file: Path) -> Tables:
+    """The tables of a file.
+
+    Raises:
+      ValueError: if the file cannot be read, or has other tables than a sweep's.
+    """
+    try:
+        tables = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ValueError(f"file={str(file)!r} cannot be read: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file} is no TOML: {error}.") from error
+    for name, table in tables.items():
+        rows = table if name == "case" and isinstance(table, list) and table else [table]
+        if name not in _TABLES or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"{file}: {name} must be one of [train], [grid], [tune] and [[case]].")
+    cases = tables.get("case", [{}])
+    tune = dict(tables.get("tune", {}))
+    numbers = {name: tune.pop(name) for name in ("seeds", "fraction") if name in tune}
+    for place, lists in (
+        ("[grid]", tables.get("grid", {})),
+        ("[tune]", tune),
+        *(("tune", case["tune"]) for case in cases if "tune" in case),
+    ):
+        _check_lists(f"{file}: ", place, lists)
+    tuning = Tuning(tune, **numbers)
+    check_count("seeds", tuning.seeds)
+    check_positive_fraction("fraction", tuning.fraction)
+    return Tables(
+        tables.get("train", {}), tables.get("grid", {}), cases, tuning if "tune" in tables else None
+    )
+
+
+def _check_lists(prefix: str, place: str, lists: Any) -> None:
+    if not isinstance(lists, dict):
+        raise ValueError(f"{prefix}{place}={lists!r} must be a table of lists.")
+    for name, values in lists.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{prefix}{name}={values!r} in {place} must be a list of values.")

@@ -1,0 +1,127 @@
+"""Tuning: every method tries as many candidates on held-out images, and keeps the best."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.table import Table
+
+from zosam_jax.commands.cells import Cell, Tuning, make_cell
+
+# Tuning has seeds of its own, so that nobody is tested from those that it was chosen from.
+_FIRST_SEED = 100
+
+
+class Trial(NamedTuple):
+    """A candidate of a method.
+
+    Attributes:
+      values: option → what is tried.
+      runs: one for each seed, on images without those held out.
+    """
+
+    values: Mapping[str, Any]
+    runs: Sequence[Cell]
+
+
+class Choice(NamedTuple):
+    """What tuning came to for one method, as tuning.json has it.
+
+    Attributes:
+      method: the name of its runs, without the seed.
+      candidates: the values of each and its `validation_accuracies`, fractions, one for each seed.
+      chosen: option → the value with the best mean.
+      at_the_end: the options whose best value is the first or the last of their grid: another one
+        beyond it may be better.
+    """
+
+    method: str
+    candidates: Sequence[Mapping[str, Any]]
+    chosen: Mapping[str, Any]
+    at_the_end: Sequence[str]
+
+
+def trials(cells: Iterable[Cell], tuning: Tuning) -> dict[str, list[Trial]]:
+    """Method → its candidates, gentle ones first; each method counts once, whatever its seeds.
+
+    Raises:
+      ValueError: for candidates that `zosam train` would refuse.
+    """
+    methods = {cell.method: cell for cell in cells if cell.grid}
+    return {name: _trials(cell, tuning) for name, cell in methods.items()}
+
+
+def _trials(cell: Cell, tuning: Tuning) -> list[Trial]:
+    found = []
+    for values in product(*cell.grid.values()):
+        candidate = dict(zip(cell.grid, values, strict=True))
+        options = {name: value for name, value in cell.options.items() if name != "keep_every"}
+        options |= {
+            **candidate,
+            "validation_fraction": cell.config.validation_fraction or tuning.fraction,
+            "evaluate_every": cell.config.epochs,
+        }
+        seeds = range(_FIRST_SEED, _FIRST_SEED + tuning.seeds)
+        runs = [
+            make_cell({**cell.own, **candidate, "seed": seed}, {**options, "seed": seed})
+            for seed in seeds
+        ]
+        found.append(Trial(candidate, runs))
+    return found
+
+
+def choose(
+    method: str,
+    grid: Mapping[str, Sequence[Any]],
+    tried: Sequence[Trial],
+    accuracy: Callable[[Cell], float],
+) -> Choice:
+    """The best mean validation accuracy after the last epoch; of equals the first, gentlest one.
+
+    Args:
+      method: the name of its cells, without the seed.
+      grid: what is tuned (`Cell.grid`).
+      tried: its candidates, as `trials` orders them.
+      accuracy: run → its validation accuracy, a fraction; NaN, which counts as 0, if it diverged.
+    """
+    accuracies = [[_or_zero(accuracy(run)) for run in trial.runs] for trial in tried]
+    best = max(range(len(tried)), key=lambda i: statistics.fmean(accuracies[i]))
+    chosen = tried[best].values
+    candidates = [
+        {**trial.values, "validation_accuracies": found}
+        for trial, found in zip(tried, accuracies, strict=True)
+    ]
+    ends = [
+        o for o, values in grid.items() if chosen[o] in (values[0], values[-1]) and len(values) > 1
+    ]
+    return Choice(method, candidates, chosen, ends)
+
+
+def _or_zero(accuracy: float) -> float:
+    return 0.0 if math.isnan(accuracy) else accuracy
+
+
+def tuned(cell: Cell, choices: Mapping[str, Choice]) -> Cell:
+    """The run with what was chosen for its method; its folder's name stays."""
+    if not cell.grid:
+        return cell
+    return make_cell(cell.own, {**cell.options, **choices[cell.method].chosen})
+
+
+def table(choices: Iterable[Choice]) -> Table:
+    """What was chosen, for the terminal."""
+    shown = Table("method", "chosen", box=box.SIMPLE_HEAD, title="tuned on held-out images")
+    shown.add_column("accuracy (%)", justify="right")
+    for choice in choices:
+        means = [statistics.fmean(c["validation_accuracies"]) for c in choice.candidates]
+        values = ", ".join(
+            f"{name}={value:g}" + (" (end of its grid)" if name in choice.at_the_end else "")
+            if isinstance(value, float)
+            else f"{name}={value}"
+            for name, value in choice.chosen.items()
+        )
+        shown.add_row(choice.method, values, f"{100 * max(means):.2f}")
+    return shown
