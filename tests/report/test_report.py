@@ -6,12 +6,14 @@ import math
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from report.folders import make_analysis, make_robustness, make_run, write, write_config
 
 from zosam_jax import cli
 from zosam_jax.report import ReportConfig, figures, report
 from zosam_jax.report.estimates import rank_correlation
+from zosam_jax.report.runs import Plane
 
 VOID = ("meta", "br", "wbr", "hr", "img", "input", "link")
 
@@ -206,6 +208,25 @@ def test_learning_curves_begin_where_their_second_half_does():
     assert ">20<" in whole
     assert ">20<" not in late
     assert ">80" in late
+
+
+def labels(svg):
+    return [float(text) for text in re.findall(r"<text [^>]*>([\d.]+)</text>", svg)]
+
+
+def test_labels_of_axes_are_those_that_were_drawn():
+    style = figures.Style(1, False)
+    xs, means = [1, 2, 3, 4], [0.0525, 0.0535, 0.0545, 0.0555]
+    svg = figures.lines("curve", [figures.Line(xs, means, [0.0] * 4, style)], "x", "y").svg
+    assert {0.0525, 0.053, 0.0535, 0.054, 0.0545, 0.055, 0.0555} <= set(labels(svg))
+
+
+def test_labels_of_contours_differ():
+    xs, losses = [-1.0, 0.0, 1.0], np.array([[2.2711, 2.2712, 2.2713]] * 3)
+    levels = np.linspace(2.2711, 2.2713, 13)
+    svg = figures.contours("sgd", Plane(xs, xs, losses, "random"), levels).svg
+    scale = [label for label in labels(svg) if label > 2.0]
+    assert len(scale) == len(set(scale)) == 5
 
 
 def test_headings_break_between_options_alone(tmp_path):

@@ -17,6 +17,10 @@ from zosam_jax.report.runs import Curve, Plane
 
 # What matplotlib draws in, to be replaced by the page's variables; no other colour is equal.
 _INK, _RULE = "#010203", "#040506"
+# Matplotlib writes six decimals of a point in the attributes that place things; what cannot be seen
+# is most of the page. Labels are text, outside of any attribute.
+_COORDINATES = re.compile(r'\s(?:d|x|y|width|height|transform)="[^"]*"')
+_DECIMALS = re.compile(r"(\d\.\d\d)\d+")
 # (light, dark): the base optimizers' greys, then colours that the colour-blind can tell apart
 # (after Okabe and Ito).
 PALETTE = (
@@ -283,8 +287,7 @@ def _svg(figure: Any, description: str) -> str:
     text = text.replace(_INK, "var(--ink-soft)").replace(_RULE, "var(--rule)")
     for i, (light, _) in enumerate(PALETTE):
         text = text.replace(light, f"var(--c{i})")
-    # Matplotlib writes six decimals of a point; what cannot be seen is most of the page.
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
+    text = _COORDINATES.sub(lambda found: _DECIMALS.sub(r"\1", found[0]), text)
     # Ids must differ among all drawings of a page, and their uses with them.
     prefix = hashlib.sha256(text.encode()).hexdigest()[:8]
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
