@@ -71,6 +71,20 @@ def from_splits(train: Split, test: Split, num_classes: int) -> Dataset:
     return Dataset(train, test, num_classes, tuple(means), tuple(sds))
 
 
+def check_labels(labels: npt.NDArray[np.integer], num_classes: int, source: str) -> None:
+    """Raises unless labels are 0, …, num_classes − 1, naming the source and the first that is not.
+
+    Raises:
+      ValueError: if a label is outside the classes.
+    """
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        raise ValueError(
+            f"{source} gives image {outside[0]} the label {labels[outside[0]]}, where 0 to "
+            f"{num_classes - 1} are expected."
+        )
+
+
 def limit(dataset: Dataset, train_images: int) -> Dataset:
     """Keeps the first `train_images` training images.
 
