@@ -147,9 +147,9 @@ class _Rows:
             with self._open(row["image"]) as image:
                 return Record(convert(image, self.mode), row["label"])
         except Exception as error:  # Pillow's many decoders raise errors of any kind.
+            shown = f" ({path if path.isprintable() else repr(path):.200})" if path else ""
             raise ValueError(
-                f"image {index} of {self.name}{f' ({path!s:.200})' if path else ''} cannot be "
-                f"read: {error}"
+                f"image {index} of {self.name}{shown} cannot be read: {error}"
             ) from error
 
     def has_colour(self) -> bool:
@@ -243,13 +243,14 @@ def _parquet_files(folder: Path) -> dict[str, list[str]]:
 
     `load_dataset` of the folder would also unpack archives, and follow the addresses in a README.
     """
-    parts: dict[str, list[str]] = {}
+    # In this order: it is from the first that `datasets` takes the types of the columns.
+    parts: dict[str, list[str]] = {"train": [], "test": [], "validation": []}
     for path in sorted(folder.rglob("*.parquet")):
         files.check_name(path)
         word = _SPLIT_WORD.search(path.relative_to(folder).as_posix())
         if word and files.find(path):
-            parts.setdefault(_SPLIT_WORDS[word[1]], []).append(glob.escape(str(path)))
-    return parts
+            parts[_SPLIT_WORDS[word[1]]].append(glob.escape(str(path)))
+    return {split: paths for split, paths in parts.items() if paths}
 
 
 @contextlib.contextmanager
