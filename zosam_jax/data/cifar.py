@@ -161,7 +161,9 @@ def _unpack(archive: Path, names: tuple[str, ...]) -> dict[str, bytes]:
                 if name in names:
                     contents[name] = member.content
     except Exception as error:  # The libraries of compression raise errors of several kinds.
-        raise ValueError(f"{archive} is a damaged or truncated archive: {error}.") from error
+        raise ValueError(
+            f"{archive} is a damaged or truncated archive: {files.one_line(error)}."
+        ) from error
     return contents
 
 

@@ -44,8 +44,9 @@ def _map(data_dir: Path, name: str) -> npt.NDArray[Any]:
         try:
             return np.lib.format.open_memmap(path, mode="r")
         except Exception as error:  # Of a header, which is parsed as Python, errors of any kind.
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{path} is damaged, truncated or no array: {reason}") from error
+            raise ValueError(
+                f"{path} is damaged, truncated or no array: {files.one_line(error)}"
+            ) from error
     raise FileNotFoundError(
         f"{data_dir} does not hold {name}.npy: unpack CIFAR-10-C.tar there, from "
         "https://zenodo.org/records/2535967."

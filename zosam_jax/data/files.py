@@ -50,6 +50,12 @@ def find(*paths: Path) -> Path | None:
     return None
 
 
+def one_line(error: object) -> str:
+    """What a library says of a file, which may be several lines and quote the file's bytes."""
+    text = " ".join(str(error).split())[:500]
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def check_name(path: str | Path) -> None:
     """Raises unless a path is UTF-8: neither Arrow nor a message can hold another."""
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 try:
     import datasets
     import huggingface_hub.constants
+    import pyarrow.parquet  # type: ignore[import-untyped]
     from PIL import Image, ImageOps
 
     from zosam_jax.data.images import check_image_size, convert, open_image
@@ -149,7 +151,7 @@ class _Rows:
         except Exception as error:  # Pillow's many decoders raise errors of any kind.
             shown = f" ({path if path.isprintable() else repr(path):.200})" if path else ""
             raise ValueError(
-                f"image {index} of {self.name}{shown} cannot be read: {error}"
+                f"image {index} of {self.name}{shown} cannot be read: {files.one_line(error)}"
             ) from error
 
     def has_colour(self) -> bool:
@@ -211,8 +213,8 @@ def _from_hub(name: str) -> Splits:
         ) from error
     except Exception as error:  # Whatever the HTTP and file format libraries raise.
         raise ValueError(
-            f"{name} cannot be read from the Hugging Face hub ({type(error).__name__}: {error}); "
-            "a copy of its files can be read with --data-dir DIR."
+            f"{name} cannot be read from the Hugging Face hub ({type(error).__name__}: "
+            f"{files.one_line(error)}); a copy of its files can be read with --data-dir DIR."
         ) from error
 
 
@@ -229,12 +231,15 @@ def _from_folder(folder: Path) -> Splits:
         )
     try:
         with _no_progress_bars():
-            splits: Splits = datasets.DatasetDict.from_parquet(parts)
+            splits: Splits = datasets.DatasetDict.from_parquet(
+                {split: list(map(glob.escape, paths)) for split, paths in parts.items()}
+            )
             return splits
     except Exception as error:  # Whatever the file format libraries raise.
         reason = error.__cause__ or error
         raise ValueError(
-            f"data_dir={str(folder)!r} cannot be read ({type(reason).__name__}: {reason})."
+            f"data_dir={str(folder)!r} cannot be read{_damaged_file(parts)} "
+            f"({type(reason).__name__}: {files.one_line(reason)})."
         ) from error
 
 
@@ -249,8 +254,20 @@ def _parquet_files(folder: Path) -> dict[str, list[str]]:
         files.check_name(path)
         word = _SPLIT_WORD.search(path.relative_to(folder).as_posix())
         if word and files.find(path):
-            parts[_SPLIT_WORDS[word[1]]].append(glob.escape(str(path)))
+            parts[_SPLIT_WORDS[word[1]]].append(str(path))
     return {split: paths for split, paths in parts.items() if paths}
+
+
+def _damaged_file(parts: Mapping[str, list[str]]) -> str:
+    """The first file that cannot be read through, after a colon; nothing if all can."""
+    for path in itertools.chain.from_iterable(parts.values()):
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                for _ in file.iter_batches(_BLOCK):
+                    pass
+        except Exception:  # Whatever the file format libraries raise.
+            return f": {path}"
+    return ""
 
 
 @contextlib.contextmanager

@@ -34,7 +34,9 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
         with files.open_maybe_gzip(path) as stream:
             return _read(files.Bounded(stream), path)
     except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} is a damaged or truncated gzip file: {error}.") from error
+        raise ValueError(
+            f"{path} is a damaged or truncated gzip file: {files.one_line(error)}."
+        ) from error
 
 
 def _read(stream: files.Bounded, path: Path) -> npt.NDArray[np.uint8]:
