@@ -881,13 +881,16 @@ def _bound() -> None:
 def main() -> None:
     """Attacks, and prints one line of JSON for each kind of file and outcome."""
     warnings.simplefilter("ignore")
-    with contextlib.suppress(ModuleNotFoundError):
-        import datasets  # noqa: PLC0415 (an extra)
+    import datasets  # noqa: PLC0415 (an extra)
 
-        cache = tempfile.mkdtemp(prefix="hostile-cache-")
-        datasets.config.HF_DATASETS_CACHE = cache
     from zosam_jax.data import hub  # noqa: F401, PLC0415 (before the processes part)
 
+    with tempfile.TemporaryDirectory(prefix="hostile-cache-") as cache:
+        datasets.config.HF_DATASETS_CACHE = cache
+        _attack_all()
+
+
+def _attack_all() -> None:
     if sys.argv[1] == "crafted":
         cases: list[Hostile] = crafted()
     else:

@@ -251,9 +251,12 @@ def _parquet_files(folder: Path) -> dict[str, list[str]]:
     # In this order: it is from the first that `datasets` takes the types of the columns.
     parts: dict[str, list[str]] = {"train": [], "test": [], "validation": []}
     for path in sorted(folder.rglob("*.parquet")):
+        relative = path.relative_to(folder)
+        word = _SPLIT_WORD.search(relative.as_posix())
+        if word is None or path.is_dir() or any(part[0] == "." for part in relative.parts):
+            continue
         files.check_name(path)
-        word = _SPLIT_WORD.search(path.relative_to(folder).as_posix())
-        if word and files.find(path):
+        if files.find(path):
             parts[_SPLIT_WORDS[word[1]]].append(str(path))
     return {split: paths for split, paths in parts.items() if paths}
 

@@ -311,10 +311,14 @@ def _dtype(code: Any, *_flags: Any) -> _DType:
 
 
 def _byte_order(state: Any) -> str:
-    """From (3, order, subarray, names, fields, size, alignment, flags), of which only it counts."""
+    """From (version, order, subarray, names, fields, size, alignment, flags); old ones lack flags.
+
+    The byte order is all that it may say: the rest is fixed for plain numbers.
+    """
     version, order, *rest = state
     text = order.decode("latin1") if isinstance(order, bytes) else order
-    plain = version == 3 and rest == [None, None, None, -1, -1, 0]
+    fixed = [None, None, None, -1, -1, 0]
+    plain = version in (1, 2, 3) and rest in (fixed, fixed[:-1])
     if not (plain and isinstance(text, str) and len(text) == 1 and text in "<>=|"):
         raise pickle.UnpicklingError("the state of a dtype is not that of plain numbers")
     return text
