@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int, Key, Num, PyTree, Shaped, UInt8, UInt32
+    from jaxtyping import Bool, Float, Int, Integer, Key, Num, PyTree, Shaped, UInt8, UInt32
 else:
     try:
-        from jaxtyping import Bool, Float, Int, Key, Num, PyTree, Shaped, UInt8, UInt32
+        from jaxtyping import Bool, Float, Int, Integer, Key, Num, PyTree, Shaped, UInt8, UInt32
     except ModuleNotFoundError:
 
         class Bool:
@@ -26,13 +26,14 @@ else:
                 """Any, whatever the dtype and shape."""
                 return Any
 
-        Float = Int = Key = Num = PyTree = Shaped = UInt8 = UInt32 = Bool
+        Float = Int = Integer = Key = Num = PyTree = Shaped = UInt8 = UInt32 = Bool
 
 __all__ = [
     "Array",
     "Bool",
     "Float",
     "Int",
+    "Integer",
     "Key",
     "Num",
     "PyTree",
