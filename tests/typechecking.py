@@ -19,7 +19,7 @@ def install():
 
 
 def checked(function):
-    """The function, checked: its return value of arrays, and those of its arguments that are arrays.
+    """The function, checked: what it returns of arrays, and those of its arguments that are arrays.
 
     What a function takes besides arrays (numbers, names, functions) it checks itself, with a
     sentence that the tests expect; so it does with arrays that could be one of these.
