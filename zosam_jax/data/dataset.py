@@ -175,16 +175,6 @@ def with_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     )
 
 
-def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
-    """Puts a validation split (see `with_validation`) in the place of the test split, for tuning.
-
-    The test images themselves are gone from the result, so that nothing can be tuned on them.
-    """
-    held = with_validation(dataset, fraction, seed)
-    assert held.validation is not None
-    return held._replace(test=held.validation, validation=None)
-
-
 def balanced_sample(
     split: Split, per_class: int, num_classes: int, seed: int
 ) -> Int[np.ndarray, " m"]:
