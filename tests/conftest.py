@@ -5,7 +5,9 @@ import tempfile
 
 # Before jax is imported, whoever imports it first.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    # Most of the time goes to compiling what runs for a few steps: LLVM need not optimize it.
+    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4 "
+    + os.environ.get("XLA_FLAGS", "")
 ).strip()
 
 # Many tests compile the same training step; the processes that run them share it.

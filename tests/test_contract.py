@@ -147,22 +147,12 @@ def variadic(*args, **kwargs):
     return mlp_loss(*args, **kwargs)
 
 
-@pytest.mark.parametrize(
-    "value_fn",
-    [
-        Model(),
-        Model().loss,
-        jax.jit(mlp_loss),
-        jax.checkpoint(mlp_loss),
-        functools.partial(mlp_loss, y=mlp_batch()["y"]),
-        variadic,
-    ],
-    ids=["object", "method", "jitted", "checkpointed", "partial", "variadic"],
-)
-def test_value_fn_may_be_any_callable(factory, value_fn):
-    if isinstance(value_fn, functools.partial):
-        skip_if_splitting(factory)
-    assert_close(emitted(factory(RHO), value_fn), plainly_emitted(factory))
+def test_value_fn_may_be_any_callable(factory):
+    callables = [Model(), Model().loss, jax.jit(mlp_loss), jax.checkpoint(mlp_loss), variadic]
+    if factory not in SPLITTING:
+        callables.append(functools.partial(mlp_loss, y=mlp_batch()["y"]))
+    for value_fn in callables:
+        assert_close(emitted(factory(RHO), value_fn), plainly_emitted(factory))
 
 
 def test_value_fn_with_kwargs_gets_all_but_the_reserved_ones(factory):
@@ -268,31 +258,30 @@ def test_leaves_that_are_none_or_integers_stay_as_they_are(factory):
     assert_close({k: moved[k] for k in expected}, expected)
 
 
+TREES = {
+    "array": jnp.arange(1.0, 4.0),
+    "scalar": jnp.float32(2.0),
+    "nested": (jnp.ones(2), [jnp.ones((1, 2))]),
+    "part empty": {"a": jnp.ones(2), "empty": jnp.ones((0, 3))},
+    "mixed": {"a": np.ones(3, np.float32), "count": 3, "flag": np.bool_(True), "nothing": None},
+    "empty": {"empty": jnp.ones((0, 3))},
+    "integers": {"count": jnp.arange(3)},
+    "nothing": {},
+}
+
+
 @pytest.mark.parametrize("mask", [None, True], ids=["dense", "masked"])
-@pytest.mark.parametrize(
-    "params",
-    [
-        jnp.arange(1.0, 4.0),
-        jnp.float32(2.0),
-        (jnp.ones(2), [jnp.ones((1, 2))]),
-        {"a": jnp.ones(2), "empty": jnp.ones((0, 3))},
-        {"a": np.ones(3, np.float32), "count": 3, "flag": np.bool_(True), "nothing": None},
-        {"empty": jnp.ones((0, 3))},
-        {"count": jnp.arange(3)},
-        {},
-    ],
-    ids=["array", "scalar", "nested", "part empty", "mixed", "empty", "integers", "nothing"],
-)
-def test_parameters_may_be_any_tree(factory, params, mask):
+def test_parameters_may_be_any_tree(factory, mask):
     def squares(p, x):
         assert x.shape[1:] == (1,)
         return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(p)) * 0.5 + 0.0
 
-    tx = factory(RHO, mask=mask)
-    updates, state = tx.update(None, tx.init(params), params, value_fn=squares, x=jnp.ones((4, 1)))
-    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
-    assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
-    assert jnp.isfinite(zosam_jax.value(state))
+    tx, x = factory(RHO, mask=mask), jnp.ones((4, 1))
+    for name, params in TREES.items():
+        updates, state = tx.update(None, tx.init(params), params, value_fn=squares, x=x)
+        assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params), name
+        assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates)), name
+        assert jnp.isfinite(zosam_jax.value(state)), name
 
 
 def test_optax_finds_the_state(factory):
@@ -451,13 +440,10 @@ def test_init_can_be_traced(factory):
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, tx.init(params))
 
 
-SEEDS = [3, np.int64(3), jnp.asarray(3), jax.random.key(3), jax.random.PRNGKey(3)]
-
-
-@pytest.mark.parametrize("key", SEEDS, ids=["int", "numpy", "array", "key", "raw key"])
-def test_every_kind_of_key_is_a_seed(random_factory, key):
-    init = random_factory(RHO, key=key).init
-    assert_equal(init(mlp_params()), random_factory(RHO, key=3).init(mlp_params()))
+def test_every_kind_of_key_is_a_seed(random_factory):
+    expected = random_factory(RHO, key=3).init(mlp_params())
+    for key in (np.int64(3), jnp.asarray(3), jax.random.key(3), jax.random.PRNGKey(3)):
+        assert_equal(random_factory(RHO, key=key).init(mlp_params()), expected)
 
 
 def test_another_generator_draws_its_own_directions(random_factory):
@@ -514,14 +500,14 @@ def through_savez(state, fresh):
         return jax.tree.unflatten(jax.tree.structure(fresh), list(arrays.values()))
 
 
-@pytest.mark.parametrize("through", [through_flax, through_pickle, through_savez])
-def test_a_checkpoint_continues_bit_for_bit(factory, through):
+def test_a_checkpoint_continues_bit_for_bit(factory):
     (tx, step), batch = scheduled(factory), mlp_batch()
-    straight = step(mlp_params(), tx.init(mlp_params()), batch)
-    resumed = through(straight, (mlp_params(), tx.init(mlp_params())))
-    for _ in range(2):
-        straight, resumed = step(*straight, batch), step(*resumed, batch)
-    assert_equal(resumed, straight)
+    fresh = (mlp_params(), tx.init(mlp_params()))
+    saved = step(*fresh, batch)
+    straight = step(*step(*saved, batch), batch)
+    for through in (through_flax, through_pickle, through_savez):
+        resumed = step(*step(*through(saved, fresh), batch), batch)
+        assert_equal(resumed, straight)
 
 
 # Where there is nothing to climb, or nothing to restrict.
@@ -568,7 +554,7 @@ def trained_without(base):
 
 @pytest.mark.parametrize(
     ("zero", "base"),
-    [*((zero, "sgd") for zero in ZEROS), ("static", "adamw"), ("injected", "adamw")],
+    [("static", "sgd"), ("array", "sgd"), ("schedule", "sgd"), ("injected", "adamw")],
 )
 def test_rho_zero_equals_the_base_optimizer_bit_for_bit(factory, zero, base):
     if factory is zosam_jax.esam and zero != "static":
@@ -588,10 +574,10 @@ ALL_ONES = {
 }
 
 
-@pytest.mark.parametrize("ones", ALL_ONES)
-def test_an_all_ones_mask_equals_none_bit_for_bit(factory, ones):
-    tx = factory(RHO, mask=ALL_ONES[ones](mlp_params()))
-    assert_equal(emitted(tx), plainly_emitted(factory))
+def test_an_all_ones_mask_equals_none_bit_for_bit(factory):
+    for ones in ALL_ONES.values():
+        tx = factory(RHO, mask=ones(mlp_params()))
+        assert_equal(emitted(tx), plainly_emitted(factory))
 
 
 def test_an_all_ones_mask_changes_nothing_in_a_compiled_program(factory):

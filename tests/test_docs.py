@@ -12,6 +12,7 @@ import zosam_jax
 from zosam_jax import ascent, data, descent, models, report, sparsity
 
 DOCS = Path(__file__).parents[1] / "docs"
+pytestmark = pytest.mark.slow  # building the site takes half a minute
 PACKAGES = (zosam_jax, ascent, descent, sparsity, models, data, report)
 
 

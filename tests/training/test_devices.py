@@ -18,13 +18,13 @@ COUNTS = ("round", "epoch", "step", "sparsity", "training_cost", "bad_steps")
 def arguments(out, *options):
     return [
         *[sys.executable, "-m", "zosam_jax", "train", "--output", str(out)],
-        *["--train-images", "512", "--epochs", "2", "--learning-rate", "0.03"],
+        *["--train-images", "256", "--epochs", "2", "--learning-rate", "0.03"],
         *["--sparse", "rigl", "--checkpoint-minutes", "0", *options],
     ]
 
 
 def start(out, *options, count=1):
-    flags = f"--xla_force_host_platform_device_count={count}"
+    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={count}"
     return subprocess.Popen(
         arguments(out, *options),
         env={**os.environ, "XLA_FLAGS": flags},
@@ -57,8 +57,7 @@ AUGMENTED = ["--crop-and-flip", "--mixup", "0.2", "--random-erasing", "0.2"]
 
 @pytest.fixture(
     scope="module",
-    # With BatchNorm's statistics over all devices; a minute of compiling.
-    params=["lenet-300-100", pytest.param("resnet8", marks=pytest.mark.slow)],
+    params=["lenet-300-100", "resnet8"],  # with BatchNorm's statistics over all devices
 )
 def settings(request):
     """Moving masks and ZO-SAM, augmented."""
@@ -73,12 +72,14 @@ def alone(settings, tmp_path_factory):
     return metrics(out)
 
 
+@pytest.mark.slow
 def test_eight_devices_take_one_device_s_steps(settings, alone, tmp_path):
     text = finish(start(tmp_path / "run", *settings, count=8))
     assert "8 devices" in text
     assert_same_curve(metrics(tmp_path / "run"), alone)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_are_parts_on_every_device(tmp_path):
     options = ["--model", "lenet-300-100", "--accumulate", "4"]
     runs = [start(tmp_path / str(n), *options, count=n) for n in (1, 4)]
@@ -87,6 +88,7 @@ def test_parts_of_a_batch_are_parts_on_every_device(tmp_path):
     assert_same_curve(metrics(tmp_path / "1"), metrics(tmp_path / "4"))
 
 
+@pytest.mark.slow
 def test_two_processes_take_one_device_s_steps(settings, alone, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -106,12 +106,12 @@ def test_stopping_names_the_first_bad_step(tmp_path):
 def common(out):
     return [
         *["--output", str(out), "--model", "lenet-300-100", "--train-images", "256"],
-        *["--epochs", "40", "--mesh", "data=1", "--checkpoint-minutes", "0.002"],
+        *["--epochs", "20", "--mesh", "data=1", "--checkpoint-minutes", "0.002"],
     ]
 
 
 def start(out):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.Popen(
         [sys.executable, "-m", "zosam_jax", "train", *common(out)],
         env=environment,
@@ -144,14 +144,10 @@ def undisturbed(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize(
-    "kills",
-    [[10], pytest.param(list(range(2, 40, 2)) + [39], marks=pytest.mark.slow)],
-    ids=["once", "twenty times"],
-)
-def test_killed_at_any_moment_it_ends_as_if_left_alone(kills, undisturbed, tmp_path):
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_as_if_left_alone(undisturbed, tmp_path):
     out, rng = tmp_path / "run", np.random.default_rng(0)
-    for epoch in kills:
+    for epoch in (2, 6, 10, 15, 19):
         process = start(out)
         wait_for_epoch(out, process, epoch)
         time.sleep(rng.uniform(0, 0.3))
@@ -161,9 +157,8 @@ def test_killed_at_any_moment_it_ends_as_if_left_alone(kills, undisturbed, tmp_p
     assert metrics(out) == metrics(undisturbed)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint_of_that_step(number, undisturbed, tmp_path):
     out = tmp_path / "run"
     process = start(out)
