@@ -28,6 +28,7 @@ def packages_loaded_by(statement):
 
 def test_the_library_imports_jax_numpy_optax_and_what_these_need():
     """Neither Flax nor anything that the command line is made of."""
-    own = packages_loaded_by("import zosam_jax") - set(sys.stdlib_module_names)
+    without = "import sys; sys.modules['jaxtyping'] = None; "  # as where it is not installed
+    own = packages_loaded_by(f"{without}import zosam_jax") - set(sys.stdlib_module_names)
     assert {"jax", "zosam_jax"} <= own
-    assert own - packages_loaded_by("import jax, numpy, optax") == {"zosam_jax"}
+    assert own - packages_loaded_by("import jax, numpy, optax") == {"jaxtyping", "zosam_jax"}

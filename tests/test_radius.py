@@ -117,7 +117,7 @@ def test_an_array_of_zeros_stays_in_place_where_radii_are_relative():
 def test_adaptive_layerwise_moves_kept_zeros_like_a_typical_weight(mask):
     theta, g = jnp.asarray([0.0, -2.0, 1.0, 0.0, 3.0]), jnp.asarray([1.0, 1.0, -2.0, 5.0, 1.0])
     kept = np.ones(5) if mask is None else np.asarray(mask)
-    epsilon = perturb("adaptive_layerwise", {"w": g}, {"w": theta}, {"w": jnp.asarray(kept)})
+    epsilon = perturb("adaptive_layerwise", {"w": g}, {"w": theta}, {"w": jnp.asarray(kept, bool)})
     typical = np.sqrt(np.square(theta * kept).sum() / kept.sum())
     scaled = np.where(theta == 0, typical, np.abs(theta)) * g * kept
     expected = RHO * np.linalg.norm(theta * kept) * scaled / np.linalg.norm(scaled)

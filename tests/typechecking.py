@@ -19,7 +19,7 @@ def install():
 
 
 def checked(function):
-    """The function, its return value checked, and those of its arguments that hold arrays alone.
+    """The function, checked: its return value of arrays, and those of its arguments that are arrays.
 
     What a function takes besides arrays (numbers, names, functions) it checks itself, with a
     sentence that the tests expect; so it does with arrays that could be one of these.
@@ -29,7 +29,8 @@ def checked(function):
         for name, hint in function.__annotations__.items()
         if hint not in (typing.Any, inspect.Parameter.empty)
         and not _has(hint, _is_protocol)
-        and (name == "return" or (_has(hint, _is_shape) and not _has(hint, _is_checked_by_itself)))
+        and _has(hint, _is_shape)
+        and (name == "return" or not _has(hint, _is_checked_by_itself))
     }
     if not hints:
         return function

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int, Key, Num, PyTree, Shaped, UInt8, UInt32
+    from jaxtyping import Bool, Float, Int, Integer, Key, Num, PyTree, Shaped, UInt8, UInt32
 else:
     try:
-        from jaxtyping import Bool, Float, Int, Key, Num, PyTree, Shaped, UInt8, UInt32
+        from jaxtyping import Bool, Float, Int, Integer, Key, Num, PyTree, Shaped, UInt8, UInt32
     except ModuleNotFoundError:
 
         class Bool:
@@ -26,13 +26,14 @@ else:
                 """Any, whatever the dtype and shape."""
                 return Any
 
-        Float = Int = Key = Num = PyTree = Shaped = UInt8 = UInt32 = Bool
+        Float = Int = Integer = Key = Num = PyTree = Shaped = UInt8 = UInt32 = Bool
 
 __all__ = [
     "Array",
     "Bool",
     "Float",
     "Int",
+    "Integer",
     "Key",
     "Num",
     "PyTree",
@@ -110,11 +111,11 @@ def scale(
 
 
 def split_floating(params: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
-    """Separates the leaves that can be perturbed and differentiated from the rest.
+    """Separates the leaves that can be perturbed and differentiated from the others.
 
     Returns:
-      The same tree with None in place of every leaf that is not floating point (counters, keys,
-      index tables), and a function that puts those leaves back.
+      The same tree of jax's arrays, with None in place of every leaf that is not floating point
+      (counters, keys, index tables), and a function that puts those leaves back.
 
     Raises:
       TypeError: for a complex leaf, whose steepest ascent needs a conjugate that nothing here
@@ -129,8 +130,13 @@ def split_floating(params: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
                 "(optax.contrib.split_real_and_imaginary)."
             )
     floating = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
+    # NumPy's arrays and Python's numbers are parameters too, of jax's arrays from here on.
+    arrays = [
+        jnp.asarray(leaf) if is_float else None
+        for leaf, is_float in zip(leaves, floating, strict=True)
+    ]
     if all(floating):
-        return params, lambda tree: tree
+        return jax.tree.unflatten(structure, arrays), lambda tree: tree
 
     def merge(tree: PyTree) -> PyTree:
         kept = iter(jax.tree.leaves(tree))
@@ -142,7 +148,4 @@ def split_floating(params: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
             ],
         )
 
-    return jax.tree.unflatten(
-        structure,
-        [leaf if is_float else None for leaf, is_float in zip(leaves, floating, strict=True)],
-    ), merge
+    return jax.tree.unflatten(structure, arrays), merge

@@ -141,19 +141,30 @@ def changed(**entries):
 
 BROKEN = {
     "is damaged, truncated or no batch of cifar-10-batches-py": lambda good: good[:-100],
-    "batch of cifar-10-batches-py (EOFError": lambda good: b"",
-    "batch of cifar-10-batches-py (UnpicklingError": lambda good: b"\x1f\x8b" + good,
+    "batch of cifar-10-batches-py (UnpicklingError: it ends too early": lambda good: b"",
+    "(UnpicklingError: byte 0 is no instruction": lambda good: b"\x1f\x8b" + good,
+    "(UnpicklingError: 3 bytes follow its end": lambda good: good + b"abc",
     "batch of cifar-10-batches-py (TypeError": lambda good: python3_dumps([1, 2]),
     "(KeyError: b'labels')": lambda good: python3_dumps({b"data": np.zeros((1, 3072), np.uint8)}),
-    "it refers to builtins.print": lambda good: pickle.dumps(Malicious()),
-    "data of uint8(4, 3071) and labels of int64(4,), where uint8(N, 3072)": lambda good: changed(
+    "it refers to 'builtins', 'print'": lambda good: pickle.dumps(Malicious()),
+    "data of shape (4, 3071) and 4 labels, where (N, 3072) and N": lambda good: changed(
         data=np.zeros((4, 3071), np.uint8)
     ),
-    "data of float32(4, 3072)": lambda good: changed(data=np.zeros((4, 3072), np.float32)),
-    "data of uint8(4, 3072) and labels of int64(3,)": lambda good: changed(labels=[1, 2, 3]),
-    "labels of float64(4,)": lambda good: changed(labels=[0.0, 1.0, 2.0, 3.0]),
-    "labels from 0 to 10, where 0 to 9 are expected": lambda good: changed(labels=[0, 1, 2, 10]),
-    "labels from -1 to 2, where 0 to 9 are expected": lambda good: changed(labels=[-1, 0, 1, 2]),
+    "data of type float32, where a uint8 array": lambda good: changed(
+        data=np.zeros((4, 3072), np.float32)
+    ),
+    "data of type list, where a uint8 array": lambda good: changed(data=[[0] * 3072]),
+    "data of shape (4, 3072) and 3 labels": lambda good: changed(labels=[1, 2, 3]),
+    "data of shape (0, 3072) and 0 labels": lambda good: changed(
+        data=np.zeros((0, 3072), np.uint8), labels=[]
+    ),
+    "the labels are not a list of integers": lambda good: changed(labels=[0.0, 1.0, 2.0, 3.0]),
+    "gives image 3 the label 10, where 0 to 9 are expected": lambda good: changed(
+        labels=[0, 1, 2, 10]
+    ),
+    "gives image 0 the label -1, where 0 to 9 are expected": lambda good: changed(
+        labels=[-1, 0, 1, 2]
+    ),
 }
 
 

@@ -71,8 +71,8 @@ def test_a_missing_file_is_named(tmp_path, arrays, missing):
         ("fog", lambda a: a.transpose(0, 3, 1, 2), "hold uint8(20, 3, 32, 32)"),
         ("labels", lambda a: a[:, None], "and uint8(20, 1)"),
         ("labels", lambda a: a[0], "and uint8()"),
-        ("labels", lambda a: a + 2, "labels.npy in {folder} must hold integers from 0 to 9"),
-        ("labels", lambda a: a / 2, "labels.npy in {folder} must hold integers from 0 to 9"),
+        ("labels", lambda a: a + 2, "labels.npy in {folder} gives image 1 the label 10, where 0"),
+        ("labels", lambda a: a / 2, "labels.npy in {folder} must hold integers, not float64"),
         ("labels", lambda a: a.astype(object), "{folder}/labels.npy is damaged, truncated or no"),
     ],
 )

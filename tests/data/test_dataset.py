@@ -39,11 +39,12 @@ def test_label_noise_touches_the_asked_fraction_of_training_labels_only(digits):
     np.testing.assert_array_equal(noisy.train.labels, again.train.labels)
 
 
-def test_hold_out_never_shows_the_test_images(digits):
-    held = datasets.hold_out(digits, 0.2, seed=0)
-    assert len(held.train) + len(held.test) == len(digits.train)
-    assert len(held.test) == round(0.2 * len(digits.train))
-    assert held.train.images.sum() + held.test.images.sum() == digits.train.images.sum(
+def test_validation_images_are_training_images(digits):
+    held = datasets.with_validation(digits, 0.2, seed=0)
+    assert held.test is digits.test
+    assert len(held.train) + len(held.validation) == len(digits.train)
+    assert len(held.validation) == round(0.2 * len(digits.train))
+    assert held.train.images.sum() + held.validation.images.sum() == digits.train.images.sum(
         dtype=held.train.images.sum().dtype
     )
 
@@ -51,8 +52,8 @@ def test_hold_out_never_shows_the_test_images(digits):
 def test_held_out_labels_are_as_noisy_as_the_others(digits):
     """One seed for both: the images held out must not be those whose labels were replaced."""
     noisy = datasets.with_label_noise(digits, 0.3, seed=0)
-    clean, held = datasets.hold_out(digits, 0.2, seed=0), datasets.hold_out(noisy, 0.2, seed=0)
-    for split in ("train", "test"):
+    clean, held = (datasets.with_validation(each, 0.2, seed=0) for each in (digits, noisy))
+    for split in ("train", "validation"):
         changed = np.mean(getattr(clean, split).labels != getattr(held, split).labels)
         assert changed == pytest.approx(0.27, abs=0.06)
 
@@ -63,7 +64,7 @@ def test_held_out_labels_are_as_noisy_as_the_others(digits):
         (datasets.limit, (5000,), "train_images=5000 is more than the 1437"),
         (datasets.limit, (0,), "train_images=0 must be at least 1"),
         (datasets.with_label_noise, (1.5, 0), "label_noise=1.5 must be between 0 and 1"),
-        (datasets.hold_out, (1.0, 0), "validation_fraction=1.0 must be between 0 and 1"),
+        (datasets.with_validation, (1.0, 0), "validation_fraction=1.0 must be between 0 and 1"),
     ],
 )
 def test_wrong_arguments(digits, function, arguments, message):

@@ -346,7 +346,9 @@ def test_images_of_different_sizes_need_image_size(tmp_path):
         encode(Image.new("RGB", (40, 20), RED)),
         encode(Image.new("RGB", (30, 30), GREEN)),
     )
-    message = r"images of 20×40×3 and 30×30×3 .* do not fit into one array: pass image_size"
+    message = (
+        r"images of 20×40×3 and 30×30×3 .* do not fit into one array, .*image 1 of the train split"
+    )
     with pytest.raises(ValueError, match=message):
         data.load("folder", tmp_path)
     dataset = data.load("folder", tmp_path, image_size=10)
@@ -386,7 +388,9 @@ def test_labels_out_of_range(tmp_path):
     features = {"image": datasets.Image(), "label": datasets.Value("int64")}
     columns = {"image": encoded(make_images(2)), "label": [-2, 4]}
     write_splits(tmp_path, features, train=columns, test=columns)
-    with pytest.raises(ValueError, match="has labels from -2 to 4, where 0 to 4 are expected"):
+    with pytest.raises(
+        ValueError, match=r"the train split of .* gives image 0 the label -2, where 0 to 4 are"
+    ):
         hub.records(tmp_path)
 
 
@@ -450,7 +454,9 @@ def test_a_damaged_parquet_file(tmp_path):
     write_encoded(tmp_path, palette())
     path = tmp_path / "train-00000-of-00001.parquet"
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ValueError, match=f"data_dir='{tmp_path}' cannot be read .*: .*") as caught:
+    with pytest.raises(
+        ValueError, match=f"data_dir='{tmp_path}' cannot be read: {path} \\(Arrow"
+    ) as caught:
         hub.records(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -7,7 +7,7 @@ import pytest
 from zosam_jax import recipes
 from zosam_jax.optimizers import RECORDS
 from zosam_jax.training.applicable import check_applicable
-from zosam_jax.training.config import ProblemConfig, TrainConfig, applicable
+from zosam_jax.training.config import ProblemConfig, TrainConfig, applicable, replacing
 
 
 @pytest.mark.parametrize(
@@ -98,3 +98,12 @@ def test_a_recipe_can_be_started_from():
     recipe = recipes.get("digits-resnet8-rigl-90-sgd").config
     assert applicable({"rho": 0.1, "epochs": 3}, recipe) == {"epochs": 3}
     assert applicable({"rho": 0.1, "optimizer": "sam"}, recipe) == {"rho": 0.1, "optimizer": "sam"}
+
+
+def test_options_replace_a_recipe_s_and_those_that_then_do_nothing():
+    start = recipes.get("cifar10-resnet32-rigl-95-sam").config
+    assert start.rho_warmup is not None
+    changed = replacing(start, {"optimizer": "sgd"})
+    assert (changed.optimizer, changed.rho_warmup, changed.sparse) == ("sgd", None, "rigl")
+    with pytest.raises(ValueError, match=r"rho=0\.1 goes with"):
+        replacing(start, {"optimizer": "sgd", "rho": 0.1})

@@ -13,7 +13,7 @@ from zosam_jax import recipes
 from zosam_jax.errors import check_count, check_positive_fraction
 from zosam_jax.training import build
 from zosam_jax.training.applicable import has_rho
-from zosam_jax.training.config import TrainConfig, applicable
+from zosam_jax.training.config import TrainConfig, applicable, replacing
 from zosam_jax.training.saved_run import typed
 
 Options: TypeAlias = Mapping[str, Any]
@@ -88,7 +88,7 @@ def make_cell(own: Options, options: Options, grid: Mapping[str, Sequence[Any]] 
         if option not in known:
             raise ValueError(f"{name}: {option} is no option of a sweep's runs.")
     try:
-        config = dataclasses.replace(_start(options), **typed(options))
+        config = replacing(_start(options), typed(options))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
     return Cell(own, options, config, grid)

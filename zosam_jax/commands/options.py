@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from zosam_jax.commands.refusal import RefusedError
+from zosam_jax.training.config import TrainConfig, replacing
 
 T = TypeVar("T")
 
@@ -72,8 +73,12 @@ def parse(options: type[T], words: Sequence[str], *, prog: str, default: T | Non
     nested = tyro.cli(
         _nested(options, groups, default), config=(tyro.conf.OmitArgPrefixes,), **shared
     )
+    values = dict(_flat(nested))
     try:
-        return options(**dict(_flat(nested)))
+        if not isinstance(default, TrainConfig):
+            return options(**values)
+        given = {name: v for name, v in values.items() if v != getattr(default, name)}
+        return typing.cast(T, replacing(default, given))
     except (TypeError, ValueError) as error:
         raise RefusedError(str(error)) from error
 

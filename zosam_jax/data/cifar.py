@@ -1,17 +1,20 @@
 """CIFAR-10 and CIFAR-100: 60,000 colour photographs of 32×32 pixels."""
 
-import io
+import os
 import pickle
-import tarfile
-import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from zosam_jax.data.dataset import Dataset, Split, from_splits
+from zosam_jax.data import files, plain_pickle
+from zosam_jax.data.dataset import Dataset, Split, check_labels, from_splits
 
 _SHAPE = (32, 32, 3)
+# Of a batch, and of an archive unpacked; those of both sets have less than 0.2 GB.
+_MOST_BYTES = 2**29
+_MOST_MEMBERS = 1000
 
 
 class _Layout(NamedTuple):
@@ -126,13 +129,12 @@ def _find_batches(layout: _Layout, data_dir: Path) -> tuple[Path, dict[str, byte
     """The place of the batches, and their contents by name."""
     names = (*layout.train, layout.test)
     for folder in (data_dir, data_dir / layout.folder):
-        contents = {
-            name: (folder / name).read_bytes() for name in names if (folder / name).is_file()
-        }
+        paths = {name: files.find(folder / name) for name in names}
+        contents = {name: files.read(path, _MOST_BYTES) for name, path in paths.items() if path}
         if contents:
             return folder, _complete(names, contents, folder)
-    archive = data_dir / layout.archive
-    if archive.is_file():
+    archive = files.find(data_dir / layout.archive)
+    if archive is not None:
         return archive, _complete(names, _unpack(archive, names), archive)
     raise FileNotFoundError(
         f"{data_dir} holds neither {layout.folder}, nor {layout.archive}, nor parquet files. The "
@@ -151,64 +153,51 @@ def _complete(names: tuple[str, ...], contents: dict[str, bytes], place: Path) -
 def _unpack(archive: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     contents = {}
     try:
-        with tarfile.open(archive) as members:
-            for member in members:
-                name = PurePosixPath(member.name).name
-                if name in names and (file := members.extractfile(member)):
-                    contents[name] = file.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{archive} is a damaged or truncated archive: {error}.") from error
+        with files.open_maybe_gzip(archive) as stream:
+            members = files.tar_members(files.Bounded(stream, _MOST_BYTES))
+            for number, member in enumerate(members):
+                if number == _MOST_MEMBERS:
+                    raise ValueError(f"it has more than {_MOST_MEMBERS} members")
+                name = os.fsdecode(member.name)
+                if name in names and not member.regular:
+                    raise ValueError(f"{name} in it is a link or a device, not a file")
+                if name in names:
+                    contents[name] = member.content
+    except Exception as error:  # The libraries of compression raise errors of several kinds.
+        raise ValueError(
+            f"{archive} is a damaged or truncated archive: {files.one_line(error)}."
+        ) from error
     return contents
 
 
 def _parse_batch(layout: _Layout, content: bytes, path: Path) -> Split:
     """Rows of 3·32·32 bytes, one colour plane after the other → (N, 32, 32, 3), and the labels."""
     try:
-        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-        rows, labels = np.asarray(batch[b"data"]), np.asarray(batch[layout.label_key])
-    except Exception as error:  # Damaged pickles raise errors of any kind.
+        batch = plain_pickle.loads(content)
+        rows, labels = batch[b"data"], _integers(batch[layout.label_key])
+    except (pickle.UnpicklingError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(
             f"{path} is damaged, truncated or no batch of {layout.folder} "
             f"({type(error).__name__}: {error})."
         ) from error
-    if rows.dtype != np.uint8 or rows.shape != (len(labels), 3072) or labels.dtype.kind not in "iu":
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8:
+        kind = rows.dtype if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise ValueError(f"{path} holds data of type {kind}, where a uint8 array is expected.")
+    if not len(labels) or rows.shape != (len(labels), 3072):
         raise ValueError(
-            f"{path} holds data of {rows.dtype}{rows.shape} and labels of "
-            f"{labels.dtype}{labels.shape}, where uint8(N, 3072) and integers (N,) are expected."
+            f"{path} holds data of shape {rows.shape} and {len(labels)} labels, where (N, 3072) "
+            "and N are expected, N of at least 1."
         )
-    if len(labels) and not 0 <= labels.min() <= labels.max() < layout.num_classes:
-        raise ValueError(
-            f"{path} has labels from {labels.min()} to {labels.max()}, where 0 to "
-            f"{layout.num_classes - 1} are expected."
-        )
+    check_labels(labels, layout.num_classes, str(path))
     images = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return Split(images, labels.astype(np.int32))
 
 
-def _encode(text: str, _encoding: str) -> bytes:
-    return text.encode("latin1")
-
-
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
-# All that batches refer to, by the names of NumPy 1 and 2; `encode` if written by Python 3.
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds arrays and nothing else: a pickle from elsewhere could run any code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """What a pickle may refer to.
-
-        Raises:
-          UnpicklingError: for anything but the parts of an array.
-        """
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
-        return _ALLOWED[module, name]
+def _integers(labels: Any) -> npt.NDArray[np.integer]:
+    """Labels in a list, as the true files have them, or in an array."""
+    if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu":
+        return labels
+    # Nothing is made of a nested list, which may be one that contains itself.
+    if isinstance(labels, list) and all(type(label) is int for label in labels):
+        return np.array(labels, np.int64)
+    raise TypeError("the labels are not a list of integers")

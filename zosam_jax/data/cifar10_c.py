@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from zosam_jax.data import files
 from zosam_jax.data.corruptions import SEVERITIES, check_corruption
-from zosam_jax.data.dataset import Split
+from zosam_jax.data.dataset import Split, check_labels
 
 
 def cifar10_c(data_dir: Path, corruption: str, severity: int) -> Split:
@@ -30,6 +31,7 @@ def cifar10_c(data_dir: Path, corruption: str, severity: int) -> Split:
       Corruptions and Perturbations, https://arxiv.org/abs/1903.12261
     """
     check_corruption(corruption, severity)
+    files.check_name(data_dir)
     images, labels = _map(data_dir, corruption), _map(data_dir, "labels")
     _check(images, labels, data_dir, corruption)
     block = len(labels) // len(SEVERITIES)
@@ -38,12 +40,14 @@ def cifar10_c(data_dir: Path, corruption: str, severity: int) -> Split:
 
 
 def _map(data_dir: Path, name: str) -> np.ndarray:
-    for path in (data_dir / f"{name}.npy", data_dir / "CIFAR-10-C" / f"{name}.npy"):
-        if path.is_file():
-            try:
-                return np.lib.format.open_memmap(path, mode="r")
-            except (ValueError, EOFError, OSError) as error:
-                raise ValueError(f"{path} is damaged, truncated or no array: {error}") from error
+    path = files.find(data_dir / f"{name}.npy", data_dir / "CIFAR-10-C" / f"{name}.npy")
+    if path is not None:
+        try:
+            return np.lib.format.open_memmap(path, mode="r")
+        except Exception as error:  # Of a header, which is parsed as Python, errors of any kind.
+            raise ValueError(
+                f"{path} is damaged, truncated or no array: {files.one_line(error)}"
+            ) from error
     raise FileNotFoundError(
         f"{data_dir} does not hold {name}.npy: unpack CIFAR-10-C.tar there, from "
         "https://zenodo.org/records/2535967."
@@ -59,5 +63,6 @@ def _check(images: np.ndarray, labels: np.ndarray, data_dir: Path, corruption: s
             f"{labels.dtype}{labels.shape}, where uint8(5·N, 32, 32, 3) and integers (5·N,) are "
             "expected."
         )
-    if labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < 10:
-        raise ValueError(f"labels.npy in {data_dir} must hold integers from 0 to 9.")
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels.npy in {data_dir} must hold integers, not {labels.dtype}.")
+    check_labels(labels, 10, f"labels.npy in {data_dir}")

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from zosam_jax.errors import check_count
-from zosam_jax.trees import Int, UInt8
+from zosam_jax.trees import Int, Integer, UInt8
 
 Images: TypeAlias = UInt8[np.ndarray, "n height width channels"]
 Labels: TypeAlias = Int[np.ndarray, " n"]
@@ -69,6 +69,20 @@ def from_splits(train: Split, test: Split, num_classes: int) -> Dataset:
         # A channel that never changes becomes zero, not infinite.
         sds.append(float(np.sqrt(np.average((values - mean) ** 2, weights=counts))) or 1.0)
     return Dataset(train, test, num_classes, tuple(means), tuple(sds))
+
+
+def check_labels(labels: Integer[np.ndarray, " n"], num_classes: int, source: str) -> None:
+    """Raises unless labels are 0, …, num_classes − 1, naming the source and the first that is not.
+
+    Raises:
+      ValueError: if a label is outside the classes.
+    """
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        raise ValueError(
+            f"{source} gives image {outside[0]} the label {labels[outside[0]]}, where 0 to "
+            f"{num_classes - 1} are expected."
+        )
 
 
 def limit(dataset: Dataset, train_images: int) -> Dataset:
@@ -173,16 +187,6 @@ def with_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
         train=dataset.train.take(np.sort(order[held_out:])),
         validation=dataset.train.take(np.sort(order[:held_out])),
     )
-
-
-def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
-    """Puts a validation split (see `with_validation`) in the place of the test split, for tuning.
-
-    The test images themselves are gone from the result, so that nothing can be tuned on them.
-    """
-    held = with_validation(dataset, fraction, seed)
-    assert held.validation is not None
-    return held._replace(test=held.validation, validation=None)
 
 
 def balanced_sample(

@@ -1,9 +1,11 @@
 """Labelled images from the Hugging Face hub, from its parquet files, or from folders of images."""
 
-import io
+import contextlib
+import glob
+import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from zosam_jax.data.dataset import Dataset, Split, from_splits
-from zosam_jax.errors import check_count
+from zosam_jax.data import files
+from zosam_jax.data.dataset import Dataset, Split, check_labels, from_splits
 from zosam_jax.trees import Int, UInt8
 
 # Read when `datasets` is imported; what the user has set stays.
@@ -20,8 +22,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 try:
     import datasets
+    import huggingface_hub.constants
+    import pyarrow.parquet  # type: ignore[import-untyped]
     from PIL import Image, ImageOps
 
+    from zosam_jax.data.images import check_image_size, convert, open_image
     from zosam_jax.data.records import Record, Records
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
@@ -32,8 +37,17 @@ Splits = Mapping[str, datasets.Dataset]
 
 # In order of preference.
 _TEST_SPLITS = ("test", "validation", "val")
+# The words in the names of parquet files, and of their folders, that say of which split they are.
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+}
+_SPLIT_WORD = re.compile(rf"(?:^|[/._ \d-])({'|'.join(_SPLIT_WORDS)})(?=[/._ \d-])")
 _GREY = ("1", "L", "LA")
 _UNLABELLED = -1
+# Labels without class names count the classes by their largest.
+_MOST_CLASSES = 2**20
 # Images decoded by a thread at a time: for small images, handing over costs more than decoding.
 _BLOCK = 64
 
@@ -50,7 +64,9 @@ def records(source: str | Path, *, label: str | None = None) -> tuple[Records, R
     Args:
       source: as a string, OWNER/NAME on the Hugging Face hub. As a Path, a folder, read without
         the network: either parquet files as the hub lays them out (train-00000-of-00001.parquet,
-        …), or images in SPLIT/CLASS/IMAGE, classes numbered by sorted name.
+        …), or images in SPLIT/CLASS/IMAGE, classes numbered by sorted name. Images are in the
+        formats of `images.FORMATS`; where a parquet file has a path instead of an image, it must
+        be that of a file below the folder.
       label: the column of labels; needed only if there are several.
 
     Returns:
@@ -72,11 +88,13 @@ def records(source: str | Path, *, label: str | None = None) -> tuple[Records, R
     rows = {name: _undecoded(split, image_column, label_column) for name, split in splits.items()}
     chosen = {"train": rows["train"], **_labelled_test_split(rows, source)}
     num_classes = _num_classes(features[label_column], chosen, source)
-    mode = "RGB" if any(map(_has_colour, chosen.values())) else "L"
+    folders = _image_folders(source)
     train, test = (
-        _Rows(split, f"the {name} split of {source}", num_classes, mode)
+        _Rows(split, f"the {name} split of {source}", num_classes, "L", folders)
         for name, split in chosen.items()
     )
+    if train.has_colour() or test.has_colour():
+        train.mode = test.mode = "RGB"
     return train, test
 
 
@@ -96,60 +114,85 @@ def in_memory(train: Records, test: Records, *, image_size: int | None = None) -
       ValueError: if an image cannot be decoded, or two differ in size.
     """
     if image_size is not None:
-        check_count("image_size", image_size)
+        check_image_size(image_size)
     training, testing = _decode_all(train, image_size), _decode_all(test, image_size)
-    _check_same_size(training.images.shape[1:], testing.images.shape[1:])
+    _check_same_size(training.images.shape[1:], testing.images.shape[1:], f"image 0 of {test}")
     return from_splits(training, testing, train.num_classes)
 
 
 @dataclass
 class _Rows:
-    """Records over a table with the columns "image" ({bytes, path}) and "label"."""
+    """Records over a table with the columns "image" ({bytes, path}) and "label".
+
+    Attributes:
+      name: what messages call it.
+      folders: images that are given by a path lie below one of them; None where the paths have
+        been listed here, so that links in class folders may lead anywhere.
+    """
 
     rows: datasets.Dataset
     name: str
     num_classes: int
     mode: str
+    folders: tuple[Path, ...] | None
+
+    def __str__(self) -> str:
+        return self.name
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Record:
-        row = self.rows[index]
+        if index >= len(self):
+            raise IndexError(index)  # By which iteration ends.
+        path = None
         try:
-            with _open(row["image"]) as image:
-                return Record(_convert(image, self.mode), row["label"])
+            row = self.rows[index]
+            path = (row["image"] or {}).get("path")
+            with self._open(row["image"]) as image:
+                return Record(convert(image, self.mode), row["label"])
         except Exception as error:  # Pillow's many decoders raise errors of any kind.
-            path = row["image"]["path"]
+            shown = f" ({path if path.isprintable() else repr(path):.200})" if path else ""
             raise ValueError(
-                f"image {index} of {self.name}{f' ({path})' if path else ''} cannot be read: "
-                f"{error}"
+                f"image {index} of {self.name}{shown} cannot be read: {files.one_line(error)}"
             ) from error
 
+    def has_colour(self) -> bool:
+        """Whether any image is not grey; reads headers only, and only up to the first of colour."""
+        images = self.rows.select_columns("image")
+        for index in range(len(images)):
+            try:
+                with self._open(images[index]["image"]) as image:
+                    if image.mode not in _GREY:
+                        return True
+            except Exception:  # To be named when the record is read.
+                continue
+        return False
 
-def _open(encoded: Mapping[str, Any]) -> Image.Image:
-    content = encoded["bytes"]
-    return Image.open(encoded["path"] if content is None else io.BytesIO(content))
+    def _open(self, encoded: Mapping[str, Any] | None) -> Image.Image:
+        if encoded is None or encoded["bytes"] is encoded["path"] is None:
+            raise ValueError("there is none, only null.")
+        if encoded["bytes"] is not None:
+            return open_image(encoded["bytes"])
+        path = Path(encoded["path"])
+        return open_image(path if self.folders is None else _below(self.folders, path))
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode[0] in "IF":
-        raise ValueError(f"its pixels are of mode {image.mode}, not of 8 bits per channel.")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert(mode)
+def _image_folders(source: str | Path) -> tuple[Path, ...] | None:
+    if isinstance(source, Path):
+        return None if _subfolders(source / "train") else (source.absolute(),)
+    # Where `datasets` puts what it has from the hub, or unpacks.
+    cache = (datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
+    return tuple(map(Path, cache))
 
 
-def _has_colour(rows: datasets.Dataset) -> bool:
-    """Whether any image is not grey; reads headers only, and only up to the first such image."""
-    for row in rows.select_columns("image"):
-        try:
-            with _open(row["image"]) as image:
-                if image.mode not in _GREY:
-                    return True
-        except Exception:  # To be named when the record is read.
-            continue
-    return False
+def _below(folders: tuple[Path, ...], path: Path) -> Path:
+    """A file below one of the folders, all links resolved: others' tables may name any file."""
+    for folder in map(os.path.realpath, folders):
+        resolved = Path(os.path.realpath(os.path.join(folder, path)))
+        if resolved.is_relative_to(folder):
+            return resolved
+    raise ValueError(f"its path leads out of {' and '.join(map(str, folders))}.")
 
 
 def _from_hub(name: str) -> Splits:
@@ -157,7 +200,9 @@ def _from_hub(name: str) -> Splits:
         raise ValueError(f"{name!r} is no name on the Hugging Face hub: write OWNER/NAME.")
     try:
         # Without the prefix, a folder OWNER/NAME below the working directory would be read.
-        return _load_dataset(f"hf://datasets/{name}")
+        with _no_progress_bars():
+            splits: Splits = datasets.load_dataset(f"hf://datasets/{name}")
+            return splits
     except ConnectionError as error:
         raise ConnectionError(
             f"{name} is not in the local cache and the Hugging Face hub cannot be reached: "
@@ -171,8 +216,8 @@ def _from_hub(name: str) -> Splits:
         ) from error
     except Exception as error:  # Whatever the HTTP and file format libraries raise.
         raise ValueError(
-            f"{name} cannot be read from the Hugging Face hub ({type(error).__name__}: {error}); "
-            "a copy of its files can be read with --data-dir DIR."
+            f"{name} cannot be read from the Hugging Face hub ({type(error).__name__}: "
+            f"{files.one_line(error)}); a copy of its files can be read with --data-dir DIR."
         ) from error
 
 
@@ -181,29 +226,65 @@ def _from_folder(folder: Path) -> Splits:
         raise FileNotFoundError(f"data_dir={str(folder)!r} is not a folder.")
     if _subfolders(folder / "train"):
         return _class_folders(folder.absolute())
-    try:
-        return _load_dataset(str(folder.resolve()))
-    except FileNotFoundError as error:
+    parts = _parquet_files(folder.resolve())
+    if not parts:
         raise FileNotFoundError(
             f"data_dir={str(folder)!r} holds no data: put parquet files as the hub lays them out "
             "(train-00000-of-00001.parquet, …) or images as SPLIT/CLASS/IMAGE there."
-        ) from error
+        )
+    try:
+        with _no_progress_bars():
+            splits: Splits = datasets.DatasetDict.from_parquet(
+                {split: list(map(glob.escape, paths)) for split, paths in parts.items()}
+            )
+            return splits
     except Exception as error:  # Whatever the file format libraries raise.
         reason = error.__cause__ or error
         raise ValueError(
-            f"data_dir={str(folder)!r} cannot be read ({type(reason).__name__}: {reason})."
+            f"data_dir={str(folder)!r} cannot be read{_damaged_file(parts)} "
+            f"({type(reason).__name__}: {files.one_line(reason)})."
         ) from error
 
 
-def _load_dataset(path: str) -> Splits:
+def _parquet_files(folder: Path) -> dict[str, list[str]]:
+    """The parquet files below a folder by their split, which their names or their folders' say.
+
+    `load_dataset` of the folder would also unpack archives, and follow the addresses in a README.
+    """
+    # In this order: it is from the first that `datasets` takes the types of the columns.
+    parts: dict[str, list[str]] = {"train": [], "test": [], "validation": []}
+    for path in sorted(folder.rglob("*.parquet")):
+        relative = path.relative_to(folder)
+        word = _SPLIT_WORD.search(relative.as_posix())
+        if word is None or path.is_dir() or any(part[0] == "." for part in relative.parts):
+            continue
+        files.check_name(path)
+        if files.find(path):
+            parts[_SPLIT_WORDS[word[1]]].append(str(path))
+    return {split: paths for split, paths in parts.items() if paths}
+
+
+def _damaged_file(parts: Mapping[str, list[str]]) -> str:
+    """The first file that cannot be read through, after a colon; nothing if all can."""
+    for path in itertools.chain.from_iterable(parts.values()):
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                for _ in file.iter_batches(_BLOCK):
+                    pass
+        except Exception:  # Whatever the file format libraries raise.
+            return f": {path}"
+    return ""
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
     bars_shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        splits: Splits = datasets.load_dataset(path)
+        yield
     finally:
         if bars_shown:
             datasets.enable_progress_bars()
-    return splits
 
 
 def _class_folders(folder: Path) -> Splits:
@@ -212,6 +293,7 @@ def _class_folders(folder: Path) -> Splits:
     `load_dataset` reads such folders too, but puts images of a class named "train" or "test" into
     the split of that name, and takes minutes for each start with the images of ImageNet.
     """
+    files.check_name(folder)
     classes = _subfolders(folder / "train")
     splits = [name for name in ("train", *_TEST_SPLITS) if _subfolders(folder / name)]
     return {name: _class_folder_split(folder / name, classes) for name in splits}
@@ -223,10 +305,12 @@ def _class_folder_split(folder: Path, classes: list[str]) -> datasets.Dataset:
     suffixes = Image.registered_extensions()
     paths, labels = [], []
     for label, name in enumerate(classes):
-        files = sorted(os.listdir(folder / name)) if (folder / name).is_dir() else []
-        images = [file for file in files if os.path.splitext(file)[1].lower() in suffixes]
+        entries = sorted(os.listdir(folder / name)) if (folder / name).is_dir() else []
+        images = [entry for entry in entries if os.path.splitext(entry)[1].lower() in suffixes]
         paths += [os.path.join(folder, name, image) for image in images]
         labels += [label] * len(images)
+    for path in paths:
+        files.check_name(path)
     return datasets.Dataset.from_dict(
         {"image": paths, "label": labels},
         features=datasets.Features(
@@ -239,9 +323,12 @@ def _subfolders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(
-            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
-        )
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in shown:
+        files.check_name(entry.path)
+        if entry.is_symlink() and not os.path.exists(entry):
+            raise ValueError(f"{entry.path} {files.fault(entry.path)}.")
+    return sorted(entry.name for entry in shown if entry.is_dir())
 
 
 def _image_column(features: Mapping[str, Any], source: str | Path) -> str:
@@ -278,8 +365,9 @@ def _listed(columns: list[str], kind: str) -> str:
 
 def _is_image(feature: Any) -> bool:
     """An image, or how parquet stores one when nothing says that it is an image."""
-    plain = isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}
-    return plain or isinstance(feature, datasets.Image)
+    if isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}:
+        return getattr(feature["bytes"], "dtype", None) in ("binary", "large_binary")
+    return isinstance(feature, datasets.Image)
 
 
 def _is_integer(feature: Any) -> bool:
@@ -294,7 +382,8 @@ def _undecoded(split: datasets.Dataset, image_column: str, label_column: str) ->
 
 
 def _labels(rows: datasets.Dataset) -> Int[np.ndarray, " n"]:
-    labels: Int[np.ndarray, " n"] = rows.data.column("label").fill_null(_UNLABELLED).to_numpy()
+    column = rows.data.column("label").cast("int64")
+    labels: Int[np.ndarray, " n"] = column.fill_null(_UNLABELLED).to_numpy()
     return labels
 
 
@@ -313,14 +402,10 @@ def _num_classes(feature: Any, chosen: Splits, source: str | Path) -> int:
     for name, rows in chosen.items():
         if not len(rows):
             raise ValueError(f"the {name} split of {source} is empty.")
-    lowest = min(int(_labels(rows).min()) for rows in chosen.values())
     highest = max(int(_labels(rows).max()) for rows in chosen.values())
-    num_classes = getattr(feature, "num_classes", None) or highest + 1
-    if lowest < 0 or highest >= num_classes:
-        raise ValueError(
-            f"{source} has labels from {lowest} to {highest}, where 0 to {num_classes - 1} are "
-            "expected."
-        )
+    num_classes = getattr(feature, "num_classes", None) or min(highest + 1, _MOST_CLASSES)
+    for name, rows in chosen.items():
+        check_labels(_labels(rows), num_classes, f"the {name} split of {source}")
     return int(num_classes)
 
 
@@ -335,11 +420,17 @@ def _decode_all(split: Records, image_size: int | None) -> Split:
     def fill(indices: range) -> None:
         for index in indices:
             pixels, labels[index] = decode(index)
-            _check_same_size(images.shape[1:], pixels.shape)
+            _check_same_size(images.shape[1:], pixels.shape, f"image {index} of {split}")
             images[index] = pixels
 
     first, _ = decode(0)
-    images = np.empty((len(split), *first.shape), np.uint8)
+    try:
+        images = np.empty((len(split), *first.shape), np.uint8)
+    except MemoryError as error:
+        raise ValueError(
+            f"the {len(split)} images of {split} take {first.nbytes * len(split):,} bytes, which "
+            "are not to be had: pass a smaller image_size, or read them as a stream."
+        ) from error
     labels = np.empty(len(split), np.int32)
     everything = range(len(split))
     blocks = (everything[i : i + _BLOCK] for i in everything[::_BLOCK])
@@ -348,10 +439,10 @@ def _decode_all(split: Records, image_size: int | None) -> Split:
     return Split(images, labels)
 
 
-def _check_same_size(first: tuple[int, ...], other: tuple[int, ...]) -> None:
+def _check_same_size(first: tuple[int, ...], other: tuple[int, ...], name: str) -> None:
     if first != other:
-        sizes = " and ".join("×".join(map(str, shape)) for shape in (first, other))
+        sizes = ["×".join(map(str, shape)) for shape in (first, other)]
         raise ValueError(
-            f"images of {sizes} (height×width×channels) do not fit into one array: "
-            "pass image_size to bring all to one size."
+            f"images of {' and '.join(sizes)} (height×width×channels) do not fit into one array, "
+            f"the second being {name}: pass image_size to bring all to one size."
         )

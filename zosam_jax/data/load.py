@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from zosam_jax.data import files
 from zosam_jax.data.cifar import cifar10, cifar100
-from zosam_jax.data.dataset import Dataset, Split, from_splits
+from zosam_jax.data.dataset import Dataset, Split, check_labels, from_splits
 from zosam_jax.data.idx import read_idx
 
 if TYPE_CHECKING:
@@ -61,24 +62,33 @@ def fashion_mnist(data_dir: Path | None = None) -> Dataset:
     """
     if data_dir is None:
         raise ValueError("dataset='fashion-mnist' is read from files: pass --data-dir DIR.")
-    return from_splits(_idx_split(data_dir, "train"), _idx_split(data_dir, "t10k"), num_classes=10)
+    train, test = _idx_split(data_dir, "train"), _idx_split(data_dir, "t10k")
+    sizes = ["×".join(map(str, split.images.shape[1:3])) for split in (train, test)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the t10k images in {data_dir} have {sizes[1]} pixels and the train images {sizes[0]}:"
+            " they must have the same."
+        )
+    return from_splits(train, test, num_classes=10)
 
 
 def _idx_split(data_dir: Path, prefix: str) -> Split:
     images = read_idx(_find(data_dir, f"{prefix}-images-idx3-ubyte"))
-    labels = read_idx(_find(data_dir, f"{prefix}-labels-idx1-ubyte"))
+    label_file = _find(data_dir, f"{prefix}-labels-idx1-ubyte")
+    labels = read_idx(label_file)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
         raise ValueError(
             f"the {prefix} files in {data_dir} do not fit: images of shape {images.shape} and "
             f"labels of shape {labels.shape}, where (N, height, width) and (N,) are expected."
         )
+    check_labels(labels, 10, str(label_file))
     return Split(images[..., None], labels.astype(np.int32))
 
 
 def _find(data_dir: Path, name: str) -> Path:
-    for path in (data_dir / name, data_dir / f"{name}.gz"):
-        if path.is_file():
-            return path
+    path = files.find(data_dir / name, data_dir / f"{name}.gz")
+    if path is not None:
+        return path
     raise FileNotFoundError(
         f"{data_dir} holds neither {name} nor {name}.gz. The four IDX files are at "
         "https://github.com/zalandoresearch/fashion-mnist and, on Debian, in the package "
@@ -121,6 +131,8 @@ def load(
       ValueError: for an unknown name, or an option that the data set has no use for; else what
         the data set's own function raises.
     """
+    if data_dir is not None:
+        files.check_name(data_dir)
     if name in DATASETS:
         for option, value in (("image_size", image_size), ("label", label)):
             if value is not None:
@@ -163,6 +175,7 @@ def _source(name: str, data_dir: Path | None, choices: tuple[str, ...]) -> str |
     if not (name in ("imagenet", "folder") or name.startswith(_HUB_PREFIX)):
         raise ValueError(f"dataset={name!r} is not known; choose one of {', '.join(choices)}.")
     if data_dir is not None:
+        files.check_name(data_dir)
         return data_dir
     if name == "folder":
         raise ValueError("dataset='folder' is read from files: pass --data-dir DIR.")

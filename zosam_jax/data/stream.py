@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from zosam_jax.data.dataset import Images, Labels
+from zosam_jax.data.images import MOST_PIXELS, check_image_size
 from zosam_jax.data.randaugment import randaugment as apply_randaugment
 from zosam_jax.data.records import Record, Records
 from zosam_jax.errors import check_count
@@ -84,7 +85,7 @@ class Stream:
           ValueError: if an argument is out of range, or the splits differ in their classes.
           ModuleNotFoundError: if Grain is missing, naming the extra that brings it.
         """
-        check_count("image_size", image_size)
+        check_image_size(image_size)
         check_count("repeats", repeats)
         _check_natural("workers", workers)
         if not 0 < crop_ratio <= 1:
@@ -342,7 +343,11 @@ class _TestBatches(_Batches):
         del epoch
         for position in range(positions.start, min(positions.stop, len(self.records))):
             image, label = self.records[position]
-            yield Record(centre_crop(image.convert("RGB"), self.image_size, self.crop_ratio), label)
+            try:
+                crop = centre_crop(image.convert("RGB"), self.image_size, self.crop_ratio)
+            except ValueError as error:
+                raise ValueError(f"image {position} of {self.records}: {error}") from error
+            yield Record(crop, label)
 
 
 @functools.lru_cache(maxsize=2)
@@ -389,9 +394,18 @@ def _random_box(width: int, height: int, generator: np.random.Generator) -> Box:
 
 
 def centre_crop(image: Image.Image, size: int, crop_ratio: float) -> Image.Image:
-    """The centre of an image whose shorter side is resized bicubically to ⌊size/crop_ratio⌋."""
+    """The centre of an image whose shorter side is resized bicubically to ⌊size/crop_ratio⌋.
+
+    Raises:
+      ValueError: if the whole image is then of more than MOST_PIXELS, being too long.
+    """
     shorter = math.floor(size / crop_ratio)
     width, height = (side * shorter // min(image.size) for side in image.size)
+    if width * height > MOST_PIXELS:
+        raise ValueError(
+            f"its {image.width}×{image.height} pixels become {width}×{height} for crops of {size}, "
+            f"more than {MOST_PIXELS:,}."
+        )
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     return resized.crop(_centred(width, height, size, size))
 
@@ -411,6 +425,9 @@ class _GuardedRecords:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def __str__(self) -> str:
+        return str(self._records)
 
     def __getitem__(self, index: int) -> Record:
         self._check()

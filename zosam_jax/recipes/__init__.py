@@ -7,6 +7,7 @@ that are expected of it, and defines `recipes()`. Options beside --recipe replac
 """
 
 import difflib
+import itertools
 from collections.abc import Iterator, Sequence
 
 from zosam_jax.recipes import (
@@ -51,7 +52,7 @@ def get(name: str) -> Recipe:
 
 def named_in(arguments: Sequence[str]) -> Recipe | None:
     """The recipe that a command line names with --recipe, if it does."""
-    for option, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for option, following in itertools.pairwise([*arguments, ""]):
         if option == "--recipe":
             return get(following)
         if option.startswith("--recipe="):

@@ -448,7 +448,7 @@ class TrainConfig(ProblemConfig):
         return ProblemConfig(**options_of_problem(self))
 
 
-# Options that say where and under whose eyes a run takes place, not what it computes: a resumed
+# Options that say where a run takes place and what is kept of it, not what it computes: a resumed
 # run may have others.
 CIRCUMSTANCES = (
     "recipe",
@@ -483,6 +483,23 @@ def applicable(options: Mapping[str, Any], start: TrainConfig | None = None) -> 
     values |= options
     idle = without_effect(values, (values["optimizer"],))
     return {name: value for name, value in options.items() if name not in idle}
+
+
+def replacing(start: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
+    """A configuration with some options replaced, and those of it that then do nothing left out.
+
+    Args:
+      start: such as a recipe's.
+      given: the options to replace.
+
+    Raises:
+      ValueError: for a given option that does nothing or cannot be right.
+    """
+    fields = dataclasses.fields(start)
+    values = {field.name: getattr(start, field.name) for field in fields} | dict(given)
+    idle = without_effect(values, (values["optimizer"],))
+    dropped = {f.name: f.default for f in fields if f.name in idle and f.name not in given}
+    return dataclasses.replace(start, **{**dropped, **given})
 
 
 def options_of_problem(config: Any) -> dict[str, Any]:

@@ -5,14 +5,12 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from zosam_jax import keys, sparsity
-from zosam_jax.analysis.estimator import PerturbationQuality
+from zosam_jax import sparsity
 from zosam_jax.training import build, devices, lottery, step
 from zosam_jax.training.callbacks import Callback
 from zosam_jax.training.checkpoints import Checkpoints
@@ -26,18 +24,6 @@ from zosam_jax.trees import PyTree
 # Reading a number from the devices makes the host wait for them; a few times a second is enough.
 _SECONDS_BETWEEN_READINGS = 0.25
 _STEPS_BETWEEN_READINGS = 50  # of several processes
-
-
-class Diagnosis(NamedTuple):
-    """How one perturbation stands to the loss on its minibatch.
-
-    Attributes:
-      cosine: cos(ε, ∇L(θ)) on the kept weights.
-      ascent_gain: L(θ+ε) − L(θ).
-    """
-
-    cosine: float
-    ascent_gain: float
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -118,24 +104,6 @@ class Run:
     def sparsity(self) -> float:
         """The fraction of zeros among the maskable weights."""
         return sparsity.sparsity_of(self.masks, self.state.params)
-
-    def diagnose(self, batch: Batch) -> Diagnosis:
-        """Measures the perturbation that the next step would take on this batch."""
-        found = self._measure(self.state, batch, self.problem.feed.arrays)
-        return Diagnosis(float(found.cosine), float(found.gain))
-
-    @functools.cached_property
-    def _measure(self) -> Callable[[TrainState, Batch, PyTree], PerturbationQuality]:
-        sam_tx = self.sam_tx
-        if sam_tx is None:
-            raise ValueError(f"{self.optimizer} perturbs nothing; there is nothing to diagnose.")
-
-        def measure(state: TrainState, batch: Batch, arrays: PyTree) -> PerturbationQuality:
-            key = keys.from_data(state.key)
-            examples = self.problem.examples(arrays, batch, state.step, key)
-            return step.ascent_quality(self.problem, sam_tx, state, examples)
-
-        return jax.jit(measure)
 
 
 def _is_of_schedule(path: tuple[Any, ...], value: Any) -> bool:
