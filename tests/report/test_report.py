@@ -11,7 +11,8 @@ import pytest
 from report.folders import make_analysis, make_robustness, make_run, write, write_config
 
 from zosam_jax import cli
-from zosam_jax.report import ReportConfig, figures, report
+from zosam_jax.commands.report import ReportConfig
+from zosam_jax.report import figures, report
 from zosam_jax.report.estimates import rank_correlation
 from zosam_jax.report.runs import Plane
 

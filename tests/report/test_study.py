@@ -45,7 +45,7 @@ def test_labels_say_what_varies_among_an_optimizers_runs(study_of):
         "sgd",
         "sam",
         "zo_sam, ρ = 0.25, num_directions = 4",
-        "zo_sam, ρ = 0.5, num_directions = 1",
+        "zo_sam, ρ = 0.5, num_directions = default",
     ]
 
 
@@ -56,13 +56,10 @@ def test_the_default_radius_is_the_one_it_stands_for(study_of):
     assert study.climbs["sam"]["radius"] == "layerwise"
 
 
-def test_options_of_the_climb_do_not_split_plain_optimizers(study_of):
-    study = study_of(
-        {"optimizer": "sgd", "seed": 0, "rho": 0.1},
-        {"optimizer": "sgd", "seed": 1, "radius": "global", "num_directions": 3},
-    )
-    assert study.optimizers == ["sgd"]
-    assert len(study.cell(study.rows[0], "sgd")) == 2
+def test_plain_optimizers_and_others_share_their_row(study_of):
+    study = study_of({"optimizer": "sgd"}, {"optimizer": "sam"}, {"optimizer": "adamw"})
+    assert labels(study) == ["sgd, rigl 90%", "adamw, rigl 90%"]
+    assert study.compared_in(study.rows[0]) == ["sgd", "sam"]
 
 
 def test_rows_say_what_varies_among_the_problems(study_of):

@@ -233,10 +233,17 @@ def contours(name: str, plane: Plane, levels: Sequence[float]) -> Panel:
     axes.plot([0.0], [0.0], marker="+", color="white", markersize=7)
     axes.grid(visible=False)
     axes.set_aspect("equal")
-    bar = figure.colorbar(filled, ax=axes, ticks=levels[::3], format="%.2g")
+    ticks = levels[::3]
+    bar = figure.colorbar(filled, ax=axes, ticks=ticks, format=_distinct(ticks))
     bar.outline.set_edgecolor(_RULE)
     bar.ax.tick_params(which="both", colors=_INK, labelsize=8, length=0)
     return Panel(name, _svg(figure, f"loss around the weights: {name}"))
+
+
+def _distinct(values: Sequence[float]) -> str:
+    """The format with the fewest digits, two or more, that tells the values apart."""
+    formats = [f"%.{digits}g" for digits in range(2, 18)]
+    return next(f for f in formats if len({f % v for v in values}) == len(values))
 
 
 def _axes(xlabel: str, ylabel: str, *, width: float = 3.4, height: float = 2.4) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ from zosam_jax.report.study import Options, Study, say
 from zosam_jax.training.config import TrainConfig
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+_DEFAULTS["base_optimizer"] = "sgd"
 # Told whether or not they are the defaults.
 _ALWAYS = {
     "dataset": "data set",

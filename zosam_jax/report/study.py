@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias, get_args
 
 from zosam_jax.report.runs import Omission, Run
 from zosam_jax.training import build
+from zosam_jax.training.applicable import base_optimizer
 from zosam_jax.training.config import (
     CIRCUMSTANCES,
     AscentConfig,
@@ -119,8 +120,8 @@ def _describe(run: Run) -> _Described:
     climb = {name: getattr(config, name) for name in _CLIMB}
     if config.is_dense:
         budget = {"sparse": "none", "sparsity": 0.0}
+    setting["base_optimizer"] = base_optimizer(vars(config), config.optimizer)
     if build.is_plain(config.optimizer):
-        setting["base_optimizer"] = config.optimizer
         climb = {"optimizer": config.optimizer}
     else:
         climb["rho"] = build.rho_of(config)
