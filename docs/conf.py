@@ -37,6 +37,7 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "docstrings",  # before napoleon, which then reads what it leaves
+    "records",
     "repository",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -69,7 +70,7 @@ nb_execution_mode = "off"  # the tests run them
 html_theme = "furo"
 html_title = f"zosam_jax {release}"
 html_static_path = ["_static"]
-html_css_files = ["house.css"]
+html_css_files = ["site.css"]
 html_show_copyright = False
 html_show_sphinx = False
 copybutton_selector = "div:not(.formula) > div.highlight > pre"
