@@ -234,13 +234,14 @@ def test_four_devices_give_the_masks_of_one(wrap, first, way):
     tx = wrap(chain(first))
 
     def run(batch, average=lambda x: x):
-        carry = start(tx)
-        for _ in range(5):
+        def step(carry, _):
             params, state = carry
             grads = average(jax.grad(loss_without_ties)(params, **batch)) if first is None else None
             updates, state = tx.update(grads, state, params, value_fn=loss_without_ties, **batch)
-            carry = optax.apply_updates(params, updates), state
-        return carry[0], sparsity.get_masks(carry[1])
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, state), _ = jax.lax.scan(step, start(tx), length=5)
+        return params, sparsity.get_masks(state)
 
     if way == "sharded batch":
         run_on_four = jax.jit(run, in_shardings=(NamedSharding(mesh(), PartitionSpec("data")),))
