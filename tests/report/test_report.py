@@ -306,3 +306,12 @@ def test_options_are_checked(tmp_path):
         with pytest.raises(ValueError, match="target="):
             ReportConfig(runs=(tmp_path,), target=target)
     assert ReportConfig(runs=(tmp_path,), target=0.9).output is None
+
+
+def test_titles_tell_what_was_trained(tmp_path):
+    for i, (noise, sparsity) in enumerate([(0.2, 0.9), (0.2, 0.98)]):
+        options = {"label_noise": noise, "sparse": "rigl", "sparsity": sparsity}
+        make_run(tmp_path / "runs" / str(i), optimizer="sgd", **options)
+    text = (report([tmp_path / "runs"], tmp_path / "out") / "report.md").read_text()
+    title = text.splitlines()[0]
+    assert title.endswith(" on digits with 20% of the labels random: rigl 90%, 98%")

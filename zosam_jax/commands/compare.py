@@ -18,7 +18,7 @@ from zosam_jax.commands.processes import Runs
 from zosam_jax.commands.refusal import RefusedError, refusing
 from zosam_jax.errors import check_count
 from zosam_jax.report.estimates import Estimate, gain, over_seeds
-from zosam_jax.report.runs import Run, gather
+from zosam_jax.report.runs import RunResult, gather
 from zosam_jax.training import build, run_folder
 from zosam_jax.training.config import OptimizerName, ProblemConfig, check_fraction
 from zosam_jax.training.run_folder import RunFolder
@@ -172,7 +172,7 @@ def _are_made(cells: Sequence[Cell], runs: Runs) -> bool:
 
 def _rows(cells: Sequence[Cell], runs: Runs) -> list[Row]:
     ended = [cell for cell in cells if runs.is_finished(cell)]
-    found: dict[str, list[Run]] = {cell.config.optimizer: [] for cell in cells}
+    found: dict[str, list[RunResult]] = {cell.config.optimizer: [] for cell in cells}
     if ended:
         for one in gather([runs.folder(cell).path for cell in ended])[0]:
             found[one.config.optimizer].append(one)
@@ -184,7 +184,7 @@ def _rows(cells: Sequence[Cell], runs: Runs) -> list[Row]:
     ]
 
 
-def _row(cell: Cell, runs: Sequence[Run], base: Sequence[Run], num_seeds: int) -> Row:
+def _row(cell: Cell, runs: Sequence[RunResult], base: Sequence[RunResult], num_seeds: int) -> Row:
     config = cell.config
     by_seed = _accuracies(runs)
     accuracies = tuple(by_seed.get(seed, math.nan) for seed in range(num_seeds))
@@ -205,15 +205,15 @@ def _row(cell: Cell, runs: Sequence[Run], base: Sequence[Run], num_seeds: int) -
     )
 
 
-def _accuracies(runs: Sequence[Run]) -> dict[int, float]:
+def _accuracies(runs: Sequence[RunResult]) -> dict[int, float]:
     return {run.config.seed: run.fact("test_accuracy") for run in runs}
 
 
-def _median(runs: Sequence[Run], fact: str) -> float:
+def _median(runs: Sequence[RunResult], fact: str) -> float:
     return statistics.median(run.fact(fact) for run in runs) if runs else math.nan
 
 
-def _mean(runs: Sequence[Run], fact: str) -> float:
+def _mean(runs: Sequence[RunResult], fact: str) -> float:
     return over_seeds({run.config.seed: run.fact(fact) for run in runs}).mean
 
 

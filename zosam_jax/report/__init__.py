@@ -33,7 +33,8 @@ def report(
       runs: run folders, and folders that hold run folders at any depth.
       output: folder for the files, which are replaced if they exist; None for
         runs/report-DATE-TIME.
-      title: heading of the page; by default the models and data sets.
+      title: heading of the page; by default model, data set, label noise, sparse methods and
+        sparsities.
       target: test accuracy, as a fraction, to which epochs and seconds are counted; by default
         99% of what the base optimizer ends at, row by row.
 

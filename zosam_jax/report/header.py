@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import zosam_jax
@@ -56,13 +56,33 @@ def header(study: Study, omissions: Sequence[Omission], title: str | None) -> He
         ("optimizers", "; ".join(_about(label, climb) for label, climb in study.climbs.items())),
         ("seeds", _joined(study.seeds)),
     ]
-    trained = f"{_joined(settings['model'])} on {_joined(settings['dataset'])}"
     left_out = f" {len(everything)} left out." if everything else ""
     lead = (
         f"{_runs(len(study.runs))}, gathered on {datetime.date.today():%d %B %Y} by zosam_jax "
         f"{zosam_jax.__version__}.{left_out}"
     )
-    return Header(title or trained, lead, facts, everything)
+    return Header(title or _title(study), lead, facts, everything)
+
+
+def _title(study: Study) -> str:
+    """Model, data set, label noise, and the sparse methods with their sparsities."""
+    settings = study.settings
+    trained = f"{_joined(settings['model'])} on {_joined(settings['dataset'])}"
+    noise = _percents(settings["label_noise"])
+    noisy = "" if noise == "0%" else f" with {noise} of the labels random"
+    budgets: dict[str, set[float]] = {}
+    for run in study.runs:
+        method = "dense" if run.config.is_dense else run.config.sparse
+        budgets.setdefault(method, set()).add(run.config.sparsity)
+    told = [
+        method if method == "dense" else f"{method} {_percents(sparsities)}"
+        for method, sparsities in budgets.items()
+    ]
+    return f"{trained}{noisy}: {'; '.join(told)}"
+
+
+def _percents(fractions: Iterable[float]) -> str:
+    return ", ".join(f"{100 * fraction:g}%" for fraction in sorted(fractions))
 
 
 def _about(label: str, climb: Options) -> str:

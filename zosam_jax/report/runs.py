@@ -98,7 +98,7 @@ class Robustness(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Run:
+class RunResult:
     """A complete run.
 
     Attributes:
@@ -136,7 +136,7 @@ class Run:
         return reach([record._asdict() for record in self.last_training], target)
 
 
-def gather(paths: Sequence[Path]) -> tuple[list[Run], list[Omission]]:
+def gather(paths: Sequence[Path]) -> tuple[list[RunResult], list[Omission]]:
     """The complete runs in folders, and what is left out of them; each folder counts once.
 
     Args:
@@ -178,7 +178,7 @@ def _why_incomplete(folder: Path) -> str:
     return "incomplete: it has no summary.json"
 
 
-def _read(folder: Path, name: str) -> Run:
+def _read(folder: Path, name: str) -> RunResult:
     records = _understood(folder / METRICS, _records)
     summary = _understood(folder / SUMMARY, lambda path: _from_summary(_json(path)))
     analysis = _understood(folder / ANALYSIS, _analysis)
@@ -191,7 +191,7 @@ def _read(folder: Path, name: str) -> Run:
         **robustness.facts,
     }
     known = {fact: value for fact, value in facts.items() if _is_known(value)}
-    return Run(name, read_config(folder), records, known, analysis, robustness)
+    return RunResult(name, read_config(folder), records, known, analysis, robustness)
 
 
 def _understood(path: Path, read: Callable[[Path], _Content]) -> _Content:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from zosam_jax.report import figures
 from zosam_jax.report.figures import Figure, Panel, Style
-from zosam_jax.report.runs import Curve, Run
+from zosam_jax.report.runs import Curve, RunResult
 from zosam_jax.report.study import Study
 from zosam_jax.report.tables import Table
 
@@ -31,7 +31,7 @@ class Section(NamedTuple):
 def line_figure(
     study: Study,
     styles: Mapping[str, Style],
-    curve: Callable[[Run], Curve],
+    curve: Callable[[RunResult], Curve],
     axes: tuple[str, str],
     caption: str,
     *,

@@ -5,7 +5,7 @@ import dataclasses
 import io
 from typing import Any
 
-from zosam_jax.report.runs import Run
+from zosam_jax.report.runs import RunResult
 from zosam_jax.report.study import Study
 from zosam_jax.training import build
 from zosam_jax.training.config import CIRCUMSTANCES, TrainConfig
@@ -30,7 +30,7 @@ def to_csv(study: Study) -> str:
     return file.getvalue()
 
 
-def _options(run: Run) -> dict[str, Any]:
+def _options(run: RunResult) -> dict[str, Any]:
     told = {
         field.name: getattr(run.config, field.name)
         for field in dataclasses.fields(TrainConfig)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, get_args
 
-from zosam_jax.report.runs import Omission, Run
+from zosam_jax.report.runs import Omission, RunResult
 from zosam_jax.training import build
 from zosam_jax.training.applicable import base_optimizer
 from zosam_jax.training.config import (
@@ -46,7 +46,7 @@ class Row(NamedTuple):
 class _Described(NamedTuple):
     """A run's options that decide what it computes, in three parts; the seed is in none."""
 
-    run: Run
+    run: RunResult
     setting: Options
     budget: Options
     climb: Options
@@ -64,13 +64,13 @@ class Study:
       duplicates: runs left out because another has the same options and seed.
     """
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[RunResult]) -> None:
         """Groups the runs by everything but the seed."""
         described = [_describe(run) for run in runs]
         settings = list(dict.fromkeys(_key(d.setting) for d in described))
         described.sort(key=lambda d: _order(d, settings))
         row_of, label_of = _row_namer(described), _climb_namer(described)
-        self._runs: dict[tuple[Row, str], dict[int, Run]] = {}
+        self._runs: dict[tuple[Row, str], dict[int, RunResult]] = {}
         self.duplicates: list[Omission] = []
         for one in described:
             cell = self._runs.setdefault((row_of(one), label_of(one)), {})
@@ -85,7 +85,7 @@ class Study:
         self.optimizers = list(self.climbs)
         self.settings = _values(d.setting for d in described)
 
-    def cell(self, row: Row, optimizer: str) -> Mapping[int, Run]:
+    def cell(self, row: Row, optimizer: str) -> Mapping[int, RunResult]:
         """Seed → run, in the order of the seeds."""
         return self._runs.get((row, optimizer), {})
 
@@ -108,12 +108,12 @@ class Study:
         return sorted({seed for cell in self._runs.values() for seed in cell})
 
     @property
-    def cells(self) -> Mapping[tuple[Row, str], Mapping[int, Run]]:
+    def cells(self) -> Mapping[tuple[Row, str], Mapping[int, RunResult]]:
         """(row, optimizer) → seed → run, for those that have runs."""
         return self._runs
 
 
-def _describe(run: Run) -> _Described:
+def _describe(run: RunResult) -> _Described:
     config = run.config
     setting = {name: getattr(config, name) for name in _SETTING}
     budget = {name: getattr(config, name) for name in _BUDGET}
