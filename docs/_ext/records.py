@@ -35,12 +35,11 @@ class RecordsTable(SphinxDirective):
 
 def _row(name: str, record: Record) -> tuple[str, ...]:
     documentation = inspect.getdoc(record.make) or ""
-    summary = documentation.splitlines()[0].partition(": ")
     paper = PAPER.search(documentation)
     passes = record.count_passes()
     return (
         f":func:`~zosam_jax.{name}`",
-        summary[2] or summary[0],
+        documentation.splitlines()[0],
         f"{passes.forward:g} + {passes.backward:g}",
         (record.radius or "its own") if record.has_rho else "none",
         f"{record.default_rho():g}" if record.has_rho else "none",
