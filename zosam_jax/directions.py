@@ -2,7 +2,7 @@
 
 A distribution is a function `(key, params, mask=None) -> direction`: a pytree like `params`, in
 float32 or wider, whose coordinates have mean 0 and variance 1 where the mask is 1 and are exactly
-0 where it is 0. Scaling to a radius is somebody else's business (`zosam_jax.radius`).
+0 where it is 0. Scaling them to a radius is the business of `zosam_jax.radius`.
 
 Large arrays are drawn one by one, so that no draw is larger than the largest array; all small ones
 (biases, scales, narrow kernels) are cut from one draw, since each takes time to compile. The mask

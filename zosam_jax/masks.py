@@ -1,7 +1,7 @@
 """Masks say which weights exist: a pytree of 1/0 or bool leaves like the parameters.
 
 None stands for "dense", for a whole tree or for any part of it. Masks are never guessed from
-zeros in the parameters; whoever decides them hands them on.
+zeros in the parameters; they are passed as arguments.
 """
 
 from collections.abc import Callable

@@ -52,8 +52,8 @@ def test_labels_say_what_varies_among_an_optimizers_runs(study_of):
 def test_the_default_radius_is_the_one_it_stands_for(study_of):
     study = study_of({"optimizer": "sam", "seed": 0}, {"optimizer": "sam", "seed": 1, "rho": 0.02})
     assert study.optimizers == ["sam"]
-    assert study.climbs["sam"]["rho"] == 0.02
-    assert study.climbs["sam"]["radius"] == "layerwise"
+    assert study.perturbations["sam"]["rho"] == 0.02
+    assert study.perturbations["sam"]["radius"] == "layerwise"
 
 
 def test_plain_optimizers_and_others_share_their_row(study_of):

@@ -1,4 +1,4 @@
-"""How good is an ascent's idea of "up"? Its direction against the gradient it stands for."""
+"""The quality of an ascent: its direction against the gradient that it stands for."""
 
 import functools
 import math

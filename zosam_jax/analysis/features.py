@@ -1,4 +1,4 @@
-"""What the layers of a network make of an image: feature maps of Flax NNX modules.
+"""Feature maps: the outputs of the layers of Flax NNX modules for an image.
 
 Flax linen does it by itself: `model.apply(variables, images, capture_intermediates=True,
 mutable="intermediates")`.

@@ -121,8 +121,8 @@ def worst_rise(
 
         z₁ = ρ ∇/‖∇‖,   z ← Π(z + α ∇/‖∇‖),   ∇ = ∂L(θ+Tz)/∂z,   α = 2ρ at first
 
-    z₁ is the point that SAM climbs to, with the radius of the same name. Where the gradient at θ
-    is zero, it is a random point on the sphere. A step that does not raise the loss is taken back,
+    z₁ is the point at which SAM takes its gradient, with the radius of the same name. Where the
+    gradient at θ is zero, it is a random point on the sphere. A step that does not raise the loss is taken back,
     and halves α.
 
     Args:
@@ -167,18 +167,18 @@ def worst_rise(
 
     unit = jax.jit(ball.unit)
 
-    def climb(z: PyTree) -> _Climb:
+    def evaluated(z: PyTree) -> _Point:
         value, slope = means.mean(lambda b: on_batch(z, point.params, scales, b), batches)
-        return _Climb(z, float(value), unit(slope))
+        return _Point(z, float(value), unit(slope))
 
-    here = climb(jax.tree.map(jnp.zeros_like, point.params))
+    here = evaluated(jax.tree.map(jnp.zeros_like, point.params))
     first = here.uphill
     if trees.norm(first) == 0:
         first = unit(directions.normal(as_key(key), point.params, point.mask))
-    best = climb(ascend(here.z, first, rho))
+    best = evaluated(ascend(here.z, first, rho))
     losses, step = [best.loss], 2.0 * rho
     for _ in range(num_steps - 1):
-        tried = climb(ascend(best.z, best.uphill, step))
+        tried = evaluated(ascend(best.z, best.uphill, step))
         losses.append(tried.loss)
         if tried.loss > best.loss:
             best = tried
@@ -193,7 +193,7 @@ def worst_rise(
     )
 
 
-class _Climb(NamedTuple):
+class _Point(NamedTuple):
     """A point in the ball, its loss, and the unit direction of steepest ascent there."""
 
     z: PyTree[Float[Array, "..."]]

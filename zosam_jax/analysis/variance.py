@@ -52,7 +52,7 @@ def gradient_variance(
       batches: two or more, of equal size; walked through once.
       mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all. Gradients and
         perturbations are restricted to them.
-      perturbation: (params, batch) → ε_b, a pytree like `params`, each batch's own climb, for the
+      perturbation: (params, batch) → ε_b, a pytree like `params`, each batch's own, for the
         gradients that sharpness-aware steps take; compiled along, and nothing is differentiated
         through it. None for ε = 0. With `grad = zosam_jax.value_and_grad(loss_fn, ...)` and its
         state it is `lambda params, batch: grad.perturbation(params, state, batch)`; random

@@ -1,4 +1,4 @@
-"""The gradient without what past gradients already said: Friendly SAM's ascent."""
+"""The gradient without the moving average of past ones: Friendly SAM's ascent."""
 
 from typing import NamedTuple
 

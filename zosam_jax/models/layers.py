@@ -29,7 +29,7 @@ def uniform_bias(fan_in: int) -> Initializer:
 
 
 def layer_dtype(dtype: DTypeLike) -> DTypeLike | None:
-    """What a layer is told about the dtype to compute in.
+    """The dtype argument of a layer.
 
     None for float32: the layer then computes in its parameters' dtype, which is float32, or
     float64 where the parameters were made so (SynFlow's scores).

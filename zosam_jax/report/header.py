@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 from collections.abc import Iterable, Sequence
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import zosam_jax
@@ -53,7 +54,7 @@ def header(study: Study, omissions: Sequence[Omission], title: str | None) -> He
         *said,
         *([("other options", ", ".join(others))] if others else []),
         ("rows", "; ".join(dict.fromkeys(row.label for row in study.rows))),
-        ("optimizers", "; ".join(_about(label, climb) for label, climb in study.climbs.items())),
+        ("optimizers", "; ".join(starmap(_about, study.perturbations.items()))),
         ("seeds", _joined(study.seeds)),
     ]
     left_out = f" {len(everything)} left out." if everything else ""
@@ -85,14 +86,18 @@ def _percents(fractions: Iterable[float]) -> str:
     return ", ".join(f"{100 * fraction:g}%" for fraction in sorted(fractions))
 
 
-def _about(label: str, climb: Options) -> str:
+def _about(label: str, perturbation: Options) -> str:
     """An optimizer with its radius and whatever else is not the default."""
-    if "radius" not in climb:
+    if "radius" not in perturbation:
         return label
-    told = [say("rho", climb["rho"]), str(climb["radius"])] if climb["rho"] else []
+    told = (
+        [say("rho", perturbation["rho"]), str(perturbation["radius"])]
+        if perturbation["rho"]
+        else []
+    )
     told += [
         say(name, value)
-        for name, value in climb.items()
+        for name, value in perturbation.items()
         if name not in ("optimizer", "rho", "radius") and value != _DEFAULTS[name]
     ]
     told = [text for text in told if text not in label.split(", ")]

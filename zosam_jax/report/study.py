@@ -19,12 +19,12 @@ from zosam_jax.training.config import (
 
 Options: TypeAlias = dict[str, Any]
 
-_CLIMB = ("optimizer", "rho", *(field.name for field in dataclasses.fields(AscentConfig)))
+_PERTURBATION = ("optimizer", "rho", *(field.name for field in dataclasses.fields(AscentConfig)))
 _BUDGET = tuple(field.name for field in dataclasses.fields(SparseConfig))
 _SETTING = tuple(
     field.name
     for field in dataclasses.fields(TrainConfig)
-    if field.name not in (*_CLIMB, *_BUDGET, *CIRCUMSTANCES, "seed")
+    if field.name not in (*_PERTURBATION, *_BUDGET, *CIRCUMSTANCES, "seed")
 )
 # Options whose values say by themselves what they are.
 _SPEAKING = ("dataset", "model", "base_optimizer", "precision", "schedule")
@@ -49,7 +49,7 @@ class _Described(NamedTuple):
     run: RunResult
     setting: Options
     budget: Options
-    climb: Options
+    perturbation: Options
 
 
 class Study:
@@ -60,7 +60,7 @@ class Study:
       rows: by setting in order of appearance, then method, then sparsity.
       optimizers: labels of the columns, plain optimizers first.
       settings: option → its values among the runs, for data, model and descent.
-      climbs: optimizer label → the options of its perturbation.
+      perturbations: optimizer label → the options of its perturbation.
       duplicates: runs left out because another has the same options and seed.
     """
 
@@ -69,7 +69,7 @@ class Study:
         described = [_describe(run) for run in runs]
         settings = list(dict.fromkeys(_key(d.setting) for d in described))
         described.sort(key=lambda d: _order(d, settings))
-        row_of, label_of = _row_namer(described), _climb_namer(described)
+        row_of, label_of = _row_namer(described), _perturbation_namer(described)
         self._runs: dict[tuple[Row, str], dict[int, RunResult]] = {}
         self.duplicates: list[Omission] = []
         for one in described:
@@ -80,9 +80,9 @@ class Study:
                 self.duplicates.append(Omission(one.run.name, reason))
         self.runs = [run for cell in self._runs.values() for run in cell.values()]
         self.rows = list(dict.fromkeys(row for row, _ in self._runs))
-        by_column = sorted(described, key=lambda d: _climb_order(d.climb))
-        self.climbs = {label_of(d): d.climb for d in by_column}
-        self.optimizers = list(self.climbs)
+        by_column = sorted(described, key=lambda d: _perturbation_order(d.perturbation))
+        self.perturbations = {label_of(d): d.perturbation for d in by_column}
+        self.optimizers = list(self.perturbations)
         self.settings = _values(d.setting for d in described)
 
     def cell(self, row: Row, optimizer: str) -> Mapping[int, RunResult]:
@@ -117,16 +117,16 @@ def _describe(run: RunResult) -> _Described:
     config = run.config
     setting = {name: getattr(config, name) for name in _SETTING}
     budget = {name: getattr(config, name) for name in _BUDGET}
-    climb = {name: getattr(config, name) for name in _CLIMB}
+    perturbation = {name: getattr(config, name) for name in _PERTURBATION}
     if config.is_dense:
         budget = {"sparse": "none", "sparsity": 0.0}
     setting["base_optimizer"] = base_optimizer(vars(config), config.optimizer)
     if build.is_plain(config.optimizer):
-        climb = {"optimizer": config.optimizer}
+        perturbation = {"optimizer": config.optimizer}
     else:
-        climb["rho"] = build.rho_of(config)
-        climb["radius"] = build.radius_rule(config.optimizer, config.radius)
-    return _Described(run, setting, budget, climb)
+        perturbation["rho"] = build.rho_of(config)
+        perturbation["radius"] = build.radius_rule(config.optimizer, config.radius)
+    return _Described(run, setting, budget, perturbation)
 
 
 def _key(options: Options) -> tuple[tuple[str, Any], ...]:
@@ -140,13 +140,13 @@ def _order(one: _Described, settings: Sequence[Any]) -> tuple[Any, ...]:
         settings.index(_key(one.setting)),
         methods.index(budget["sparse"]),
         budget["sparsity"],
-        *_climb_order(one.climb),
+        *_perturbation_order(one.perturbation),
         one.run.config.seed,
     )
 
 
-def _climb_order(climb: Options) -> tuple[int, float]:
-    return get_args(OptimizerName).index(climb["optimizer"]), climb.get("rho", 0.0)
+def _perturbation_order(perturbation: Options) -> tuple[int, float]:
+    return get_args(OptimizerName).index(perturbation["optimizer"]), perturbation.get("rho", 0.0)
 
 
 def _values(many: Iterable[Options]) -> dict[str, list[Any]]:
@@ -185,15 +185,15 @@ def _row_namer(described: Sequence[_Described]) -> Callable[[_Described], Row]:
     return row_of
 
 
-def _climb_namer(described: Sequence[_Described]) -> Callable[[_Described], str]:
+def _perturbation_namer(described: Sequence[_Described]) -> Callable[[_Described], str]:
     varying = {
-        name: _varying(d.climb for d in described if d.climb["optimizer"] == name)
-        for name in {d.climb["optimizer"] for d in described}
+        name: _varying(d.perturbation for d in described if d.perturbation["optimizer"] == name)
+        for name in {d.perturbation["optimizer"] for d in described}
     }
 
     def label_of(one: _Described) -> str:
-        name = one.climb["optimizer"]
-        return ", ".join((name, *_said(one.climb, varying[name])))
+        name = one.perturbation["optimizer"]
+        return ", ".join((name, *_said(one.perturbation, varying[name])))
 
     return label_of
 

@@ -52,7 +52,7 @@ class Feed(Protocol):
       train_images: how many images an epoch goes through.
       num_classes, image_shape, pixel_mean, pixel_sd: of the images, as the network gets them.
       splits: the names of the splits to evaluate on: "test", and "validation" if there is one.
-      arrays: what lives on the devices, an argument of the compiled programs.
+      arrays: what is kept on the devices, an argument of the compiled programs.
     """
 
     train_images: int

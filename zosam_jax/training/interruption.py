@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a question that a loop asks between two steps."""
+"""SIGTERM and SIGINT, noted when they come and checked between two steps."""
 
 import signal
 import threading
