@@ -19,7 +19,7 @@ from problems import (
     uneven_params,
 )
 
-from zosam_jax import masks, sparsity
+from zosam_jax import sparsity
 from zosam_jax.analysis import hessian
 from zosam_jax.integrations import nnx as nnx_integration
 
@@ -250,13 +250,12 @@ def test_keys_decide():
     assert traces[0].mean == traces[1].mean != traces[2].mean
 
 
-def test_packed_masks_and_masks_of_ones():
+def test_masks_of_ones():
     params = mlp_params()
 
     def values(mask):
         return hessian.spectrum(loss_fn, params, BATCHES, mask=mask, num_steps=6).eigenvalues
 
-    np.testing.assert_array_equal(values(masks.pack(mlp_mask())), values(mlp_mask()))
     ones = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
     np.testing.assert_array_equal(values(ones), values(None))
 

@@ -91,10 +91,9 @@ def test_filters_are_as_long_as_their_weights(is_drawn):
         np.testing.assert_allclose(cosines, 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_mask_is_exact_and_its_filters_count_kept_weights(packed):
+def test_a_mask_is_exact_and_its_filters_count_kept_weights():
     params, mask = mlp_params(), masks.resolve(mlp_mask(), mlp_params())
-    given = masks.pack(mlp_mask()) if packed else mlp_mask()
+    given = mlp_mask()
     for direction in surface.random_plane(params, 1, mask=given):
         assert_equal(direction, masks.restrict(direction, mask))
         kept = masks.restrict(params, mask)

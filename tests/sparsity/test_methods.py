@@ -529,7 +529,7 @@ def test_growing_by_gradient_needs_one(method):
 
 def test_masks_of_another_model_are_refused():
     tx = sparsity.rigl(optax.sgd(0.1), 0.5, total_steps=10, masks={"w": jnp.ones((2, 2))})
-    with pytest.raises(ValueError, match="structure"):
+    with pytest.raises(ValueError, match="mask"):
         tx.init(mlp_params())
 
 

@@ -17,7 +17,7 @@ from zosam_jax.trees import Array, Float, PyTree
 
 def feature_maps(
     model: nnx.Module,
-    images: Float[Array | np.ndarray, "n height width channels"],
+    images: Float[Array | np.ndarray, "n *shape"],
     layers: str | Sequence[str],
 ) -> dict[str, PyTree[Float[Array, "n ..."]]]:
     r"""The outputs of a model's submodules, in inference mode; the model stays as it is.
@@ -40,9 +40,7 @@ def feature_maps(
     graphdef, state = nnx.split(model)
 
     @jax.jit
-    def outputs(
-        state: PyTree, images: Float[Array | np.ndarray, "n height width channels"]
-    ) -> dict[str, PyTree]:
+    def outputs(state: PyTree, images: Float[Array | np.ndarray, "n *shape"]) -> dict[str, PyTree]:
         copy = nnx.merge(graphdef, state, copy=True)
         copy.eval()
         capture = nnx.capture(copy, nnx.Intermediate, method_outputs=nnx.Intermediate)

@@ -105,7 +105,7 @@ def _greatest(
     0 where one never holds.
     """
 
-    def decide_bit(i: Int[Array, ""], x: UInt32[Array, "*s"]) -> UInt32[Array, "*s"]:
+    def decide_bit(i: int | Int[Array, ""], x: UInt32[Array, "*s"]) -> UInt32[Array, "*s"]:
         candidate = x | (jnp.uint32(1) << jnp.asarray(num_bits - 1 - i, jnp.uint32))
         return jnp.where(holds(candidate), candidate, x)
 
