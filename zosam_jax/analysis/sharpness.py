@@ -122,8 +122,8 @@ def worst_rise(
         z₁ = ρ ∇/‖∇‖,   z ← Π(z + α ∇/‖∇‖),   ∇ = ∂L(θ+Tz)/∂z,   α = 2ρ at first
 
     z₁ is the point at which SAM takes its gradient, with the radius of the same name. Where the
-    gradient at θ is zero, it is a random point on the sphere. A step that does not raise the loss is taken back,
-    and halves α.
+    gradient at θ is zero, it is a random point on the sphere. A step that does not raise the loss
+    is taken back, and halves α.
 
     Args:
       loss_fn: (params, batch) → the batch's mean loss.
