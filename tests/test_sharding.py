@@ -175,9 +175,10 @@ def no_axis_name(loss=mlp_loss, split_params=False, **options):
     params = mlp_params()
     if split_params:
         params = jax.tree.map(lambda p: jnp.tile(p, (DEVICES,) + (1,) * (p.ndim - 1)), params)
-    return jax.shard_map(
-        step, mesh=mesh(), in_specs=(SPLIT if split_params else REPLICATED, SPLIT), out_specs=SPLIT
-    )(params, mlp_batch())
+    specs = (SPLIT if split_params else REPLICATED, SPLIT)
+    return jax.jit(jax.shard_map(step, mesh=mesh(), in_specs=specs, out_specs=SPLIT))(
+        params, mlp_batch()
+    )
 
 
 def examples_losses(params, x, y):
