@@ -21,6 +21,7 @@ from zosam_jax.training.run_folder import (
     ROBUSTNESS,
     SUMMARY,
     SWEEP,
+    TUNING,
     UnreadableRunError,
 )
 from zosam_jax.training.saved_run import read_config, run_folders
@@ -83,7 +84,7 @@ class Analysis(NamedTuple):
     plane: Plane | None
 
 
-class Robustness(NamedTuple):
+class CorruptionResult(NamedTuple):
     """What robustness.json says; of a missing file nothing.
 
     Attributes:
@@ -107,6 +108,8 @@ class RunResult:
       records: of metrics.jsonl, a line for each epoch.
       facts: every number that it came to, by name; those that are not known are left out.
       analysis, robustness: what was found in it afterwards.
+      tuned: the options that its sweep chose on held-out images, and whether the best of each was
+        the first or the last of its grid.
     """
 
     name: str
@@ -114,7 +117,8 @@ class RunResult:
     records: Sequence[EpochRecord]
     facts: Mapping[str, Any]
     analysis: Analysis
-    robustness: Robustness
+    robustness: CorruptionResult
+    tuned: Mapping[str, bool] = dataclasses.field(default_factory=dict)
 
     def fact(self, name: str) -> float:
         """One number of `facts`; NaN if the run has none of that name."""
@@ -191,7 +195,18 @@ def _read(folder: Path, name: str) -> RunResult:
         **robustness.facts,
     }
     known = {fact: value for fact, value in facts.items() if _is_known(value)}
-    return RunResult(name, read_config(folder), records, known, analysis, robustness)
+    config = read_config(folder)
+    tuned = _understood(folder.parent / TUNING, lambda path: _tuned(path, folder, config.seed))
+    return RunResult(name, config, records, known, analysis, robustness, tuned)
+
+
+def _tuned(path: Path, folder: Path, seed: int) -> dict[str, bool]:
+    """What the tuning.json of a sweep says of one of its runs; see `RunResult.tuned`."""
+    choices = json.loads(path.read_text()) if path.is_file() else []
+    for choice in choices:
+        if folder.name in (choice["method"], f"{choice['method']},seed={seed}"):
+            return {option: option in choice["at_the_end"] for option in choice["chosen"]}
+    return {}
 
 
 def _understood(path: Path, read: Callable[[Path], _Content]) -> _Content:
@@ -310,7 +325,7 @@ def _plane(plane: Mapping[str, Any]) -> Plane | None:
     return Plane(xs, ys, losses, plane["directions"]) if has_contours else None
 
 
-def _robustness(path: Path) -> Robustness:
+def _robustness(path: Path) -> CorruptionResult:
     content = _json(path) if path.is_file() else {}
     corruptions = {
         name: _numbers(name, values) for name, values in _part(content, "corruptions").items()
@@ -325,7 +340,7 @@ def _robustness(path: Path) -> Robustness:
     }
     known = [content.get(name) for name in ("source", "images")]
     source = "{}, {} images".format(*known) if None not in known else ""
-    return Robustness(facts, _curve(zip(severities, by_severity, strict=True)), source)
+    return CorruptionResult(facts, _curve(zip(severities, by_severity, strict=True)), source)
 
 
 def _part(content: Mapping[str, Any], name: str, kind: type = dict) -> Any:
