@@ -8,7 +8,7 @@ from zosam_jax.report.figures import styles
 from zosam_jax.report.performance import accuracy, convergence
 from zosam_jax.report.runs import gather
 from zosam_jax.report.study import Study
-from zosam_jax.report.tables import Entry, against, number, percent, spread, with_gains
+from zosam_jax.report.tables import TableCell, against, number, percent, spread, with_gains
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_many_optimizers_are_lines(tmp_path):
     assert table.head == ["", "rigl 90%", "rigl 95%", "all cells, paired"]
     assert [entry.text for entry in table.body[0]] == ["seeds", "1", "1", "1"]
     assert [entry.text for entry in table.body[1]] == ["sgd", "75.00", "70.00", "–"]
-    assert table.body[2][1] == Entry("80.00", "+5.00")
+    assert table.body[2][1] == TableCell("80.00", "+5.00")
     assert len(table.body) == 10
     assert not table.total
 
@@ -153,9 +153,15 @@ def test_tuned_values_stand_beside_what_came_of_them(tmp_path):
     (table,) = accuracy(study, styles(study.optimizers, ["sgd"])).tables
     assert table.head == ["optimizer", "seeds", "ρ", "accuracy (%)", "gain over sgd"]
     assert table.body == [
-        [Entry("sgd"), Entry("3"), Entry("–"), Entry("80.00 ± 0.00"), Entry("–")],
         [
-            *(Entry("sam"), Entry("3"), Entry("0.08", "tuned, end of grid")),
-            *(Entry("81.50 ± 0.50"), Entry("+1.50 ± 0.29", bold=True)),
+            TableCell("sgd"),
+            TableCell("3"),
+            TableCell("–"),
+            TableCell("80.00 ± 0.00"),
+            TableCell("–"),
+        ],
+        [
+            *(TableCell("sam"), TableCell("3"), TableCell("0.08", "tuned, end of grid")),
+            *(TableCell("81.50 ± 0.50"), TableCell("+1.50 ± 0.29", bold=True)),
         ],
     ]

@@ -96,7 +96,7 @@ def _as_toml(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-class Row(NamedTuple):
+class OptimizerResult(NamedTuple):
     """One optimizer's line of the table.
 
     Attributes:
@@ -136,7 +136,7 @@ def run(config: CompareConfig, console: Console) -> None:
         sys.exit(1)
 
 
-def compare(config: CompareConfig, console: Console) -> list[Row] | None:
+def compare(config: CompareConfig, console: Console) -> list[OptimizerResult] | None:
     """Trains every optimizer from every seed, prints the table and writes compare.json.
 
     Returns:
@@ -170,7 +170,7 @@ def _are_made(cells: Sequence[Cell], runs: Runs) -> bool:
     return not missing
 
 
-def _rows(cells: Sequence[Cell], runs: Runs) -> list[Row]:
+def _rows(cells: Sequence[Cell], runs: Runs) -> list[OptimizerResult]:
     ended = [cell for cell in cells if runs.is_finished(cell)]
     found: dict[str, list[RunResult]] = {cell.config.optimizer: [] for cell in cells}
     if ended:
@@ -184,14 +184,16 @@ def _rows(cells: Sequence[Cell], runs: Runs) -> list[Row]:
     ]
 
 
-def _row(cell: Cell, runs: Sequence[RunResult], base: Sequence[RunResult], num_seeds: int) -> Row:
+def _row(
+    cell: Cell, runs: Sequence[RunResult], base: Sequence[RunResult], num_seeds: int
+) -> OptimizerResult:
     config = cell.config
     by_seed = _accuracies(runs)
     accuracies = tuple(by_seed.get(seed, math.nan) for seed in range(num_seeds))
     # The mean of those that did not diverge would flatter the others.
     whole = Estimate(math.nan, math.nan, 0) if len(runs) < num_seeds else over_seeds(by_seed)
     over_base = gain(by_seed if whole.num else {}, _accuracies(base))
-    return Row(
+    return OptimizerResult(
         config.optimizer,
         build.rho_of(config),
         build.radius_rule(config.optimizer, config.radius),
@@ -201,7 +203,7 @@ def _row(cell: Cell, runs: Sequence[RunResult], base: Sequence[RunResult], num_s
         over_base.mean,
         over_base.error,
         _median(base, "images_per_second") / _median(runs, "images_per_second"),
-        *(_mean(runs, f"mean_{name}") for name in Row._fields[-4:]),
+        *(_mean(runs, f"mean_{name}") for name in OptimizerResult._fields[-4:]),
     )
 
 
@@ -217,7 +219,7 @@ def _mean(runs: Sequence[RunResult], fact: str) -> float:
     return over_seeds({run.config.seed: run.fact(fact) for run in runs}).mean
 
 
-def _table(rows: Sequence[Row], config: CompareConfig) -> Table:
+def _table(rows: Sequence[OptimizerResult], config: CompareConfig) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"{config.model} on {config.dataset}, {100 * config.sparsity:g}% {config.sparse}, "

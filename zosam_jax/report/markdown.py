@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from zosam_jax.report.header import Header
 from zosam_jax.report.section import Section
-from zosam_jax.report.tables import Entry, Table
+from zosam_jax.report.tables import Table, TableCell
 
 
 def markdown(header: Header, sections: Sequence[Section]) -> str:
@@ -28,7 +28,7 @@ def _table(table: Table) -> tuple[str, str]:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows), _escape(table.caption)
 
 
-def _entry(entry: Entry) -> str:
+def _entry(entry: TableCell) -> str:
     text = f"**{_escape(entry.text)}**" if entry.bold else _escape(entry.text)
     return f"{text} ({_escape(entry.note)})" if entry.note else text
 

@@ -7,7 +7,7 @@ from html import escape
 from zosam_jax.report.figures import PALETTE, Figure, Style
 from zosam_jax.report.header import Header
 from zosam_jax.report.section import Section
-from zosam_jax.report.tables import Entry, Table
+from zosam_jax.report.tables import Table, TableCell
 
 _COLORS = (
     "--ink:#1d2126;--ink-soft:#5a626d;--rule:#dfe3e8;--paper:#fff;--link:#0b62a8",
@@ -133,7 +133,7 @@ def _breakable(title: str) -> str:
     return escape(title).replace("_", "_<wbr>").replace(" = ", "&nbsp;=&nbsp;")
 
 
-def _line(entries: Sequence[Entry], labels: int, is_total: bool) -> str:
+def _line(entries: Sequence[TableCell], labels: int, is_total: bool) -> str:
     kind = ' class="total"' if is_total else ' class="begins"' if entries[0].text else ""
     told = [
         f'<th scope="row" class="name">{_content(entry)}</th>'
@@ -144,7 +144,7 @@ def _line(entries: Sequence[Entry], labels: int, is_total: bool) -> str:
     return f"<tr{kind}>{''.join(told)}</tr>"
 
 
-def _content(entry: Entry) -> str:
+def _content(entry: TableCell) -> str:
     note = f'<span class="note">{escape(entry.note)}</span>' if entry.note else ""
     return _breakable(entry.text) + note
 

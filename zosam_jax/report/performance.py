@@ -11,8 +11,8 @@ from zosam_jax.report.study import Row, Study, in_short, symbol
 from zosam_jax.report.tables import (
     NOTHING,
     Column,
-    Entry,
     Table,
+    TableCell,
     against,
     by_optimizer,
     gained,
@@ -62,20 +62,20 @@ def _tuned(study: Study) -> list[Table]:
     if not tuned:
         return []
 
-    def value_of(option: str) -> Callable[[Row, str], Entry]:
-        def entry(row: Row, optimizer: str) -> Entry:
+    def value_of(option: str) -> Callable[[Row, str], TableCell]:
+        def entry(row: Row, optimizer: str) -> TableCell:
             run = next(iter(study.cell(row, optimizer).values()))
             value = build.rho_of(run.config) if option == "rho" else getattr(run.config, option)
             if option == "rho" and build.is_plain(run.config.optimizer):
-                return Entry(NOTHING)
+                return TableCell(NOTHING)
             how = {True: "tuned, end of grid", False: "tuned", None: ""}
-            return Entry(in_short(value), how[run.tuned.get(option)])
+            return TableCell(in_short(value), how[run.tuned.get(option)])
 
         return entry
 
-    def gain(row: Row, optimizer: str) -> Entry:
+    def gain(row: Row, optimizer: str) -> TableCell:
         found = gain_over_cells(study.pairs(optimizer, "test_accuracy", [row]))
-        return Entry(gained(found) or NOTHING, bold=found.stands_out)
+        return TableCell(gained(found) or NOTHING, bold=found.stands_out)
 
     columns = [
         *(Column(symbol(o), value_of(o)) for o in dict.fromkeys(["rho", *tuned])),
@@ -162,20 +162,22 @@ def convergence(study: Study, target: float | None) -> Section | None:
             return target
         return _SHARE_OF_BASE * over_seeds(study.values(row, row.base, "test_accuracy")).mean
 
-    def until(field: str) -> Callable[[Row, str], Entry]:
-        def cell(row: Row, optimizer: str) -> Entry:
+    def until(field: str) -> Callable[[Row, str], TableCell]:
+        def cell(row: Row, optimizer: str) -> TableCell:
             runs = study.cell(row, optimizer)
             if math.isnan(aim(row)):
-                return Entry(NOTHING)
+                return TableCell(NOTHING)
             reached = {seed: run.reached(aim(row)) for seed, run in runs.items()}
             known = {seed: getattr(r, field) for seed, r in reached.items() if r is not None}
-            return Entry(spread(over_seeds(known), number, len(runs)) if known else "not reached")
+            return TableCell(
+                spread(over_seeds(known), number, len(runs)) if known else "not reached"
+            )
 
         return cell
 
-    def aimed(row: Row, optimizer: str) -> Entry:
+    def aimed(row: Row, optimizer: str) -> TableCell:
         del optimizer
-        return Entry(NOTHING if math.isnan(aim(row)) else percent(aim(row)))
+        return TableCell(NOTHING if math.isnan(aim(row)) else percent(aim(row)))
 
     columns = [
         Column("target (%)", aimed),
@@ -200,11 +202,11 @@ def convergence(study: Study, target: float | None) -> Section | None:
 def cost(study: Study) -> Section | None:
     """What training takes."""
 
-    def slowdown(row: Row, optimizer: str) -> Entry:
+    def slowdown(row: Row, optimizer: str) -> TableCell:
         base = study.values(row, row.base, "images_per_second")
         own = study.values(row, optimizer, "images_per_second")
         ratios = {s: base[s] / own[s] for s in sorted(own.keys() & base.keys()) if own[s]}
-        return Entry(spread(over_seeds(ratios), number))
+        return TableCell(spread(over_seeds(ratios), number))
 
     columns = [
         measured(study, "training (%)", "training_cost", percent),

@@ -14,7 +14,7 @@ _MOST_COLUMNS = 8
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-class Entry(NamedTuple):
+class TableCell(NamedTuple):
     """What stands at one place of a table.
 
     Attributes:
@@ -40,7 +40,7 @@ class Table(NamedTuple):
     """
 
     head: Sequence[str]
-    body: Sequence[Sequence[Entry]]
+    body: Sequence[Sequence[TableCell]]
     caption: str
     labels: int = 1
     total: bool = False
@@ -58,7 +58,7 @@ class Column(NamedTuple):
     """
 
     title: str
-    entry: Callable[[Row, str], Entry]
+    entry: Callable[[Row, str], TableCell]
 
 
 def percent(value: float, beside: float = 0.0) -> str:
@@ -124,7 +124,7 @@ def with_gains(study: Study, fact: str, caption: str) -> Table:
         body.append(_total_of_gains(study, rows, fact))
     head = ("", "seeds", *study.optimizers)
     if len(study.optimizers) > _MOST_COLUMNS:
-        turned = list(zip(map(Entry, head), *body, strict=True))
+        turned = list(zip(map(TableCell, head), *body, strict=True))
         return Table([entry.text for entry in turned[0]], turned[1:], caption)
     return Table(head, body, caption, total=len(rows) > 1)
 
@@ -137,52 +137,52 @@ def against(study: Study, rival: str, fact: str, caption: str) -> Table:
     for label, some in [*((row.label, [row]) for row in rows), (_ALL_ROWS, rows)]:
         gains = [gain_over_cells(study.pairs(name, fact, some, rival)) for name in others]
         most = max(g.num for g in gains)
-        entries = [Entry(gained(g) or NOTHING, bold=g.stands_out) for g in gains]
-        body.append([Entry(label), Entry(str(most)), *entries])
+        entries = [TableCell(gained(g) or NOTHING, bold=g.stands_out) for g in gains]
+        body.append([TableCell(label), TableCell(str(most)), *entries])
     if len(rows) == 1:
         body.pop()
     return Table(("", "seeds", *others), body, caption, total=len(rows) > 1)
 
 
-def _line_of_gains(study: Study, row: Row, fact: str) -> list[Entry]:
+def _line_of_gains(study: Study, row: Row, fact: str) -> list[TableCell]:
     estimates = [over_seeds(study.values(row, name, fact)) for name in study.optimizers]
     gains = [gain_over_cells(study.pairs(name, fact, [row])) for name in study.optimizers]
     best = max(estimate.mean for estimate in estimates if estimate.num)
     most = max(estimate.num for estimate in estimates)
     entries = [
-        Entry(spread(e, percent, most), gained(g), bold=e.mean == best and g.stands_out)
+        TableCell(spread(e, percent, most), gained(g), bold=e.mean == best and g.stands_out)
         for e, g in zip(estimates, gains, strict=True)
     ]
-    return [Entry(row.label), Entry(str(most)), *entries]
+    return [TableCell(row.label), TableCell(str(most)), *entries]
 
 
-def _total_of_gains(study: Study, rows: Sequence[Row], fact: str) -> list[Entry]:
+def _total_of_gains(study: Study, rows: Sequence[Row], fact: str) -> list[TableCell]:
     pairs = [study.pairs(name, fact, rows) for name in study.optimizers]
     gains = [gain_over_cells(some) for some in pairs]
     best = max((g.mean for g in gains if g.num), default=math.nan)
     most = max(g.num for g in gains)
     entries = [
-        Entry(
+        TableCell(
             gained(g) + _few(g, most) or NOTHING,
             f"{len(some)} of {len(rows)} rows" if 0 < len(some) < len(rows) else "",
             bold=g.mean == best and g.stands_out,
         )
         for g, some in zip(gains, pairs, strict=True)
     ]
-    return [Entry(_ALL_ROWS), Entry(str(most or "")), *entries]
+    return [TableCell(_ALL_ROWS), TableCell(str(most or "")), *entries]
 
 
 def by_optimizer(study: Study, columns: Sequence[Column], caption: str) -> Table:
     """A line for each row and optimizer that knows any of the columns."""
     body = []
     for row in study.rows:
-        said = Entry(row.label)
+        said = TableCell(row.label)
         for optimizer in study.compared_in(row):
             entries = [column.entry(row, optimizer) for column in columns]
             if any(entry.text != NOTHING for entry in entries):
                 seeds = len(study.cell(row, optimizer))
-                body.append([said, Entry(optimizer), Entry(str(seeds)), *entries])
-                said = Entry("")
+                body.append([said, TableCell(optimizer), TableCell(str(seeds)), *entries])
+                said = TableCell("")
     head = ["", "optimizer", "seeds", *(column.title for column in columns)]
     if len(study.rows) == 1:
         return Table(head[1:], [line[1:] for line in body], caption)
@@ -192,8 +192,8 @@ def by_optimizer(study: Study, columns: Sequence[Column], caption: str) -> Table
 def measured(study: Study, title: str, fact: str, form: Format = number) -> Column:
     """A column of a number that runs know: mean ± sample standard deviation over seeds."""
 
-    def entry(row: Row, optimizer: str) -> Entry:
+    def entry(row: Row, optimizer: str) -> TableCell:
         values = study.values(row, optimizer, fact)
-        return Entry(spread(over_seeds(values), form, len(study.cell(row, optimizer))))
+        return TableCell(spread(over_seeds(values), form, len(study.cell(row, optimizer))))
 
     return Column(title, entry)

@@ -123,7 +123,7 @@ class BenchConfig(ModelConfig, SparseConfig, AscentConfig):
         return ProblemConfig(**{**options_of_problem(self), **constant})
 
 
-class Row(NamedTuple):
+class StepCost(NamedTuple):
     """One line of the table; None where there is nothing to tell.
 
     Attributes:
@@ -193,7 +193,7 @@ def run(config: BenchConfig, console: Console) -> None:
         bench(config, problem, console)
 
 
-def bench(config: BenchConfig, problem: BenchProblem, console: Console) -> list[Row]:
+def bench(config: BenchConfig, problem: BenchProblem, console: Console) -> list[StepCost]:
     """Compiles, measures and times every optimizer's step; prints the table, writes the rows.
 
     Steps are the trainer's own, SGD with momentum and weight decay, BatchNorm statistics and all.
@@ -323,20 +323,20 @@ def _rows(
     config: BenchConfig,
     entries: dict[str, Entry],
     ascents: dict[str, list[PerturbationQuality]],
-) -> list[Row]:
+) -> list[StepCost]:
     base = entries["sgd"]
     quartiles = {name: _quartiles(c.seconds, base.seconds) for name, c in entries.items()}
     gains = {name: _mean(a.gain for a in found) for name, found in ascents.items()}
     # Time beyond SGD's step, where there is some to tell from noise.
     extra = {name: q[1] - 1.0 for name, q in quartiles.items() if q[0] > 1.0}
 
-    def row(name: str, entry: Entry) -> Row:
+    def row(name: str, entry: Entry) -> StepCost:
         low, median, high = quartiles[name]
         gain = gains[name] / gains["sam"] if name in gains and gains["sam"] > 0 else None
         worth = None
         if gain is not None and name in extra and "sam" in extra:
             worth = gain * extra["sam"] / extra[name]
-        return Row(
+        return StepCost(
             optimizer=name,
             time_ratio=median,
             memory_ratio=entry.temp_bytes / max(base.temp_bytes, 1),
@@ -369,7 +369,7 @@ def _quartiles(seconds: Sequence[float], base: Sequence[float]) -> tuple[float, 
     return low, median, high
 
 
-def _table(rows: Sequence[Row], config: BenchConfig) -> Table:
+def _table(rows: Sequence[StepCost], config: BenchConfig) -> Table:
     height, width, channels = config.image_shape
     network = "dense" if config.is_dense else f"{100 * config.sparsity:g}% {config.sparse}"
     table = Table(
