@@ -4,7 +4,7 @@ import dataclasses
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,10 @@ from zosam_jax.commands.cells import Cell, Tables, Tuning
 from zosam_jax.commands.processes import Runs
 from zosam_jax.commands.refusal import RefusedError, refusing
 from zosam_jax.errors import check_count
-from zosam_jax.report.estimates import Estimate, gain, over_seeds
+from zosam_jax.report.estimates import gain, over_seeds
 from zosam_jax.report.runs import RunResult, gather
 from zosam_jax.training import build, run_folder
-from zosam_jax.training.config import OptimizerName, ProblemConfig, check_fraction
+from zosam_jax.training.config import OptimizerName, ProblemConfig, TrainConfig, check_fraction
 from zosam_jax.training.run_folder import RunFolder
 
 
@@ -171,52 +171,45 @@ def _are_made(cells: Sequence[Cell], runs: Runs) -> bool:
 
 
 def _rows(cells: Sequence[Cell], runs: Runs) -> list[OptimizerResult]:
-    ended = [cell for cell in cells if runs.is_finished(cell)]
-    found: dict[str, list[RunResult]] = {cell.config.optimizer: [] for cell in cells}
-    if ended:
-        for one in gather([runs.folder(cell).path for cell in ended])[0]:
-            found[one.config.optimizer].append(one)
+    ended = [runs.folder(cell).path for cell in cells if runs.is_finished(cell)]
+    found: dict[str, dict[int, RunResult]] = {cell.config.optimizer: {} for cell in cells}
+    for one in gather(ended)[0] if ended else ():
+        found[one.config.optimizer][one.config.seed] = one
+    configs = {cell.config.optimizer: cell.config for cell in cells}
     base = next(iter(found.values()))
-    num_seeds = len(cells) // len(found)
-    return [
-        _row(next(c for c in cells if c.config.optimizer == name), found[name], base, num_seeds)
-        for name in found
-    ]
+    return [_row(configs[name], found[name], base, len(cells) // len(found)) for name in found]
 
 
 def _row(
-    cell: Cell, runs: Sequence[RunResult], base: Sequence[RunResult], num_seeds: int
+    config: TrainConfig,
+    runs: Mapping[int, RunResult],
+    base: Mapping[int, RunResult],
+    num_seeds: int,
 ) -> OptimizerResult:
-    config = cell.config
-    by_seed = _accuracies(runs)
-    accuracies = tuple(by_seed.get(seed, math.nan) for seed in range(num_seeds))
+    by_seed = _facts(runs, "test_accuracy")
     # The mean of those that did not diverge would flatter the others.
-    whole = Estimate(math.nan, math.nan, 0) if len(runs) < num_seeds else over_seeds(by_seed)
-    over_base = gain(by_seed if whole.num else {}, _accuracies(base))
+    known = by_seed if len(runs) == num_seeds else {}
+    whole, over_base = over_seeds(known), gain([(known, _facts(base, "test_accuracy"))])
     return OptimizerResult(
         config.optimizer,
         build.rho_of(config),
         build.radius_rule(config.optimizer, config.radius),
         whole.mean,
         whole.error,
-        accuracies,
+        tuple(by_seed.get(seed, math.nan) for seed in range(num_seeds)),
         over_base.mean,
         over_base.error,
         _median(base, "images_per_second") / _median(runs, "images_per_second"),
-        *(_mean(runs, f"mean_{name}") for name in OptimizerResult._fields[-4:]),
+        *(over_seeds(_facts(runs, f"mean_{n}")).mean for n in OptimizerResult._fields[-4:]),
     )
 
 
-def _accuracies(runs: Sequence[RunResult]) -> dict[int, float]:
-    return {run.config.seed: run.fact("test_accuracy") for run in runs}
+def _facts(runs: Mapping[int, RunResult], fact: str) -> dict[int, float]:
+    return {seed: run.fact(fact) for seed, run in runs.items()}
 
 
-def _median(runs: Sequence[RunResult], fact: str) -> float:
-    return statistics.median(run.fact(fact) for run in runs) if runs else math.nan
-
-
-def _mean(runs: Sequence[RunResult], fact: str) -> float:
-    return over_seeds({run.config.seed: run.fact(fact) for run in runs}).mean
+def _median(runs: Mapping[int, RunResult], fact: str) -> float:
+    return statistics.median(_facts(runs, fact).values()) if runs else math.nan
 
 
 def _table(rows: Sequence[OptimizerResult], config: CompareConfig) -> Table:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from zosam_jax.report import figures
-from zosam_jax.report.estimates import gain_over_cells, over_seeds
+from zosam_jax.report.estimates import gain, over_seeds
 from zosam_jax.report.figures import Panel, Style
 from zosam_jax.report.section import BAND, SPREAD, Section, figure, in_percent, line_figure
 from zosam_jax.report.study import Row, Study, in_short, symbol
@@ -73,14 +73,14 @@ def _tuned(study: Study) -> list[Table]:
 
         return entry
 
-    def gain(row: Row, optimizer: str) -> TableCell:
-        found = gain_over_cells(study.pairs(optimizer, "test_accuracy", [row]))
+    def gain_of(row: Row, optimizer: str) -> TableCell:
+        found = gain(study.pairs(optimizer, "test_accuracy", [row]))
         return TableCell(gained(found) or NOTHING, bold=found.stands_out)
 
     columns = [
         *(Column(symbol(o), value_of(o)) for o in dict.fromkeys(["rho", *tuned])),
         measured(study, "accuracy (%)", "test_accuracy", percent),
-        Column(f"gain over {study.base}", gain),
+        Column(f"gain over {study.base}", gain_of),
     ]
     caption = (
         "What each optimizer was trained with: tuned means chosen on held-out images, and a choice "
@@ -263,7 +263,7 @@ def _gain_panels(study: Study, styles: Mapping[str, Style], fact: str) -> list[P
     bars: dict[str, list[tuple[float, float, Style]]] = {}
     for row in study.rows:
         for name in study.compared_in(row):
-            over_base = gain_over_cells(study.pairs(name, fact, [row]))
+            over_base = gain(study.pairs(name, fact, [row]))
             if over_base.num:
                 error = 0.0 if math.isnan(over_base.error) else 200 * over_base.error
                 bar = (100 * over_base.mean, error, styles[name])

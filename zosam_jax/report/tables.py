@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
-from zosam_jax.report.estimates import Estimate, gain_over_cells, over_seeds
+from zosam_jax.report.estimates import Estimate, gain, over_seeds
 from zosam_jax.report.study import Row, Study
 
 NOTHING = "–"
@@ -135,7 +135,7 @@ def against(study: Study, rival: str, fact: str, caption: str) -> Table:
     rows = [row for row in study.rows if study.values(row, rival, fact)]
     body = []
     for label, some in [*((row.label, [row]) for row in rows), (_ALL_ROWS, rows)]:
-        gains = [gain_over_cells(study.pairs(name, fact, some, rival)) for name in others]
+        gains = [gain(study.pairs(name, fact, some, rival)) for name in others]
         most = max(g.num for g in gains)
         entries = [TableCell(gained(g) or NOTHING, bold=g.stands_out) for g in gains]
         body.append([TableCell(label), TableCell(str(most)), *entries])
@@ -146,7 +146,7 @@ def against(study: Study, rival: str, fact: str, caption: str) -> Table:
 
 def _line_of_gains(study: Study, row: Row, fact: str) -> list[TableCell]:
     estimates = [over_seeds(study.values(row, name, fact)) for name in study.optimizers]
-    gains = [gain_over_cells(study.pairs(name, fact, [row])) for name in study.optimizers]
+    gains = [gain(study.pairs(name, fact, [row])) for name in study.optimizers]
     best = max(estimate.mean for estimate in estimates if estimate.num)
     most = max(estimate.num for estimate in estimates)
     entries = [
@@ -158,7 +158,7 @@ def _line_of_gains(study: Study, row: Row, fact: str) -> list[TableCell]:
 
 def _total_of_gains(study: Study, rows: Sequence[Row], fact: str) -> list[TableCell]:
     pairs = [study.pairs(name, fact, rows) for name in study.optimizers]
-    gains = [gain_over_cells(some) for some in pairs]
+    gains = [gain(some) for some in pairs]
     best = max((g.mean for g in gains if g.num), default=math.nan)
     most = max(g.num for g in gains)
     entries = [
