@@ -1,4 +1,4 @@
-"""From the words of a command line to a command's options; the many of a training in groups."""
+"""From the words of a command line to a command's options; those of a training in groups."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""What the loss looks like where the runs ended: curvature, noise of the gradient, surfaces.
+"""The loss around the final weights: curvature, noise of the gradient, surfaces.
 
 All of it comes from `zosam analyze`.
 """

@@ -250,29 +250,29 @@ def _from_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _accuracies(last: EpochRecord, analysis: Analysis) -> dict[str, float]:
-    """On the training images: those that the analysis looked at, else as the steps saw them."""
+    """On the training images: those that were analysed, else as the steps saw them."""
     known = _is_known(analysis.train_accuracy)
     train = analysis.train_accuracy if known else last.train_accuracy
     return {"train_accuracy": train, "generalization_gap": train - last.test_accuracy}
 
 
 def _means(records: Sequence[EpochRecord]) -> dict[str, float]:
-    """What the optimizer's own passes told, averaged over the epochs that know it."""
+    """The step's diagnostics, averaged over the epochs that have them."""
     names = ("rho_used", "epsilon_norm", "slope", "ascent_gain")
     return {f"mean_{name}": _mean(getattr(r, name) for r in records) for name in names}
 
 
 def _analysis(path: Path) -> Analysis:
     content = _json(path) if path.is_file() else {}
-    looks = _last_round(_part(content, "checkpoints", list))
-    variances = [_part(look, "gradient_variance") for look in looks]
+    checkpoints = _last_round(_part(content, "checkpoints", list))
+    variances = [_part(c, "gradient_variance") for c in checkpoints]
     surface = _part(content, "surface")
     distances = _part(surface, "distances", list)
     return Analysis(
         _entry(content, "train_accuracy"),
-        _along_the_run(looks) | _at_the_end(content),
+        _along_the_run(checkpoints) | _at_the_end(content),
         _curve(
-            [(look["epoch"], v.get("variance")) for look, v in zip(looks, variances, strict=True)]
+            [(c["epoch"], v.get("variance")) for c, v in zip(checkpoints, variances, strict=True)]
         ),
         {
             direction: _curve(zip(distances, _part(surface, direction, list), strict=True))
@@ -283,14 +283,17 @@ def _analysis(path: Path) -> Analysis:
     )
 
 
-def _last_round(looks: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+def _last_round(checkpoints: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """The analysed checkpoints without those of the earlier rounds of lth."""
-    return [look for look in looks if look.get("round", 0) == looks[-1].get("round", 0)]
+    return [c for c in checkpoints if c.get("round", 0) == checkpoints[-1].get("round", 0)]
 
 
-def _along_the_run(looks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    last = looks[-1] if looks else {}
-    noise, estimators = _part(last, "gradient_variance"), [_part(c, "estimator") for c in looks]
+def _along_the_run(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    last = checkpoints[-1] if checkpoints else {}
+    noise, estimators = (
+        _part(last, "gradient_variance"),
+        [_part(c, "estimator") for c in checkpoints],
+    )
     return {
         "gradient_variance": _entry(noise, "variance"),
         "relative_gradient_variance": _entry(noise, "relative"),

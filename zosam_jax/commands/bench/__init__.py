@@ -1,4 +1,4 @@
-"""`zosam bench`: what each optimizer's step costs, and how well its ascent is aimed."""
+"""`zosam bench`: what each optimizer's step costs, and the quality of its perturbation."""
 
 from zosam_jax.commands.bench.command import BenchConfig, StepCost, bench, run
 
