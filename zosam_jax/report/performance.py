@@ -53,7 +53,7 @@ def accuracy(study: Study, styles: Mapping[str, Style]) -> Section | None:
         for fact, what in _FURTHER_ACCURACIES.items()
         if study.knows(fact)
     ]
-    return section._replace(tables=[*chosen, *gains, *_over_control(study), *further])
+    return section._replace(tables=[*gains, *chosen, *_over_control(study), *further])
 
 
 def _tuned(study: Study) -> list[Table]:
