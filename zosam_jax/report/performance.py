@@ -252,8 +252,8 @@ def _gains(
 def _gain_table(study: Study, fact: str, what: str) -> Table:
     caption = (
         f"{what}, in percent: mean ± sample standard deviation over seeds. With it the gain over "
-        f"{study.base} in points, paired by seed, ± its standard error. Bold: the best of its "
-        "row, if the 95% interval of its gain (Student's t over seeds) lies above 0."
+        f"{study.base} in points, paired by seed, ± its standard error. Bold: the best in its "
+        "setting, if the 95% interval of its gain (Student's t over seeds) lies above 0."
     )
     return with_gains(study, fact, caption)
 
