@@ -162,8 +162,8 @@ def worst_rise(
         return jax.value_and_grad(loss)(z)
 
     @jax.jit
-    def ascend(z: PyTree, uphill: PyTree, step: float) -> PyTree:
-        return ball.project(trees.displace(z, uphill, step), rho)
+    def ascend(z: PyTree, unit_gradient: PyTree, step: float) -> PyTree:
+        return ball.project(trees.displace(z, unit_gradient, step), rho)
 
     unit = jax.jit(ball.unit)
 
@@ -172,13 +172,13 @@ def worst_rise(
         return _Point(z, float(value), unit(slope))
 
     here = evaluated(jax.tree.map(jnp.zeros_like, point.params))
-    first = here.uphill
+    first = here.unit_gradient
     if trees.norm(first) == 0:
         first = unit(directions.normal(as_key(key), point.params, point.mask))
     best = evaluated(ascend(here.z, first, rho))
     losses, step = [best.loss], 2.0 * rho
     for _ in range(num_steps - 1):
-        tried = evaluated(ascend(best.z, best.uphill, step))
+        tried = evaluated(ascend(best.z, best.unit_gradient, step))
         losses.append(tried.loss)
         if tried.loss > best.loss:
             best = tried
@@ -198,7 +198,7 @@ class _Point(NamedTuple):
 
     z: PyTree[Float[Array, "..."]]
     loss: float
-    uphill: PyTree[Float[Array, "..."]]
+    unit_gradient: PyTree[Float[Array, "..."]]
 
 
 class _Ball(NamedTuple):

@@ -78,7 +78,7 @@ class CompareConfig(ProblemConfig):
     def tables(self) -> Tables:
         """The comparison as a sweep."""
         given = {
-            field.name: _as_toml(getattr(self, field.name))
+            field.name: getattr(self, field.name)
             for field in dataclasses.fields(ProblemConfig)
             if getattr(self, field.name) != field.default
         }
@@ -88,12 +88,6 @@ class CompareConfig(ProblemConfig):
         }
         tuning = Tuning(seeds=self.tune_seeds, fraction=self.tune_fraction)
         return Tables(given, grid, [{}], tuning if self.tune else None)
-
-
-def _as_toml(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
 
 
 class OptimizerResult(NamedTuple):
