@@ -1,7 +1,7 @@
 """How runs are grouped, named and put in order."""
 
 import pytest
-from report.folders import make_run, make_tuning
+from report.folders import make_run, make_tuning, write
 
 from zosam_jax.report.header import header
 from zosam_jax.report.runs import gather
@@ -178,6 +178,16 @@ def test_a_tuned_sweep_is_one_row_whatever_was_chosen(tmp_path):
     assert len(study.cells) == 2 * len(FAMILY)
     title = header(study, [], None).title
     assert title == "lenet-300-100 on digits with 0% or 30% of the labels random: rigl 90% (tuned)"
+
+
+def test_trials_of_tuning_are_no_runs_of_the_study(tmp_path):
+    make_family(tmp_path, 0.0, 0.04)
+    write(tmp_path / ".sweep", "claim.lock", {})
+    make_run(tmp_path / "tune" / "optimizer=sam,rho=0.02,seed=100", optimizer="sam")
+    write(tmp_path / "tune" / ".sweep", "optimizer=sam,rho=9,seed=100.failed.json", {"status": 3})
+    runs, omissions = gather([tmp_path])
+    assert len(runs) == 2 * len(FAMILY)
+    assert omissions == []
 
 
 def test_gains_are_over_the_base_that_is_named(tmp_path):

@@ -24,7 +24,7 @@ from zosam_jax.training.run_folder import (
     TUNING,
     UnreadableRunError,
 )
-from zosam_jax.training.saved_run import read_config, run_folders
+from zosam_jax.training.saved_run import counts, read_config, run_folders
 
 _Content = TypeVar("_Content")
 
@@ -164,7 +164,9 @@ def gather(paths: Sequence[Path]) -> tuple[list[RunResult], list[Omission]]:
 def _folders(path: Path) -> list[Path]:
     """Those of all runs below a folder, and where those would be that a sweep could not begin."""
     failures = path.rglob(f"{SWEEP}/*{FAILED}") if path.is_dir() else ()
-    unbegun = [f.parent.parent / f.name.removesuffix(FAILED) for f in failures]
+    unbegun = [
+        f.parent.parent / f.name.removesuffix(FAILED) for f in failures if counts(f.parent, path)
+    ]
     try:
         begun = run_folders(path)
     except FileNotFoundError as error:
