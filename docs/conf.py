@@ -39,6 +39,7 @@ extensions = [
     "docstrings",  # before napoleon, which then reads what it leaves
     "records",
     "repository",
+    "tables",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",

@@ -26,7 +26,7 @@ class RecordsTable(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """The table, as a list-table."""
         rows = [COLUMNS, *(_row(name, record) for name, record in RECORDS.items())]
-        lines = [".. list-table::", "   :header-rows: 1", ""]
+        lines = [".. list-table::", "   :header-rows: 1", "   :widths: auto", ""]
         for row in rows:
             first, *others = row
             lines += [f"   * - {first}", *(f"     - {cell}" for cell in others)]

@@ -60,7 +60,7 @@ def test_the_exact_gradient_is_perfect(mask, radius):
     np.testing.assert_allclose(found.relative_error, (0, 0), atol=1e-10)
     assert found.gain == found.gradient_gain
     assert found.relative_gain == 1
-    assert (found.dimension, found.looks) == (32 if mask is None else 16, 6)
+    assert (found.dimension, found.num_samples) == (32 if mask is None else 16, 6)
 
 
 def test_gains_are_differences_of_the_loss_itself():
@@ -89,7 +89,7 @@ def test_gains_are_differences_of_the_loss_itself():
 
 def test_a_random_direction_has_a_cosine_of_mean_zero_and_variance_one_over_d():
     found = on_linear(ascent.random_direction())
-    assert_mean(found.cosine, 0, found.looks, within=0.05)
+    assert_mean(found.cosine, 0, found.num_samples, within=0.05)
     np.testing.assert_allclose(found.cosine.sd, DIMENSION**-0.5, rtol=0.08)
     # L is linear: the gain is ρ ‖g‖ times the cosine.
     np.testing.assert_allclose(found.gradient_gain, (0.5 * 2 * DIMENSION**0.5, 0), atol=1e-5)
@@ -101,7 +101,7 @@ def test_with_the_right_sign_the_cosine_is_that_of_a_uniform_direction():
     found = on_linear(ascent.random_gradient_estimate(1, delta=0.1))
     half = DIMENSION / 2
     exact = np.exp(_log_gamma(half) - _log_gamma(half + 0.5)) / np.sqrt(np.pi)
-    assert_mean(found.cosine, exact, found.looks, within=0.03)
+    assert_mean(found.cosine, exact, found.num_samples, within=0.03)
     np.testing.assert_allclose(exact, np.sqrt(2 / (np.pi * DIMENSION)), rtol=0.05)
 
 
@@ -114,13 +114,15 @@ def test_the_error_of_the_random_gradient_estimate(count):
     """E‖ĝ − g‖² = (E‖uuᵀg‖² − ‖g‖²) / m, with E‖uuᵀg‖² = (d + 2) ‖g‖² for normal u."""
     found = on_linear(ascent.random_gradient_estimate(count, delta=0.1))
     # A dimension more or less is what it must be told from.
-    assert_mean(found.relative_error, (DIMENSION + 1) / count, found.looks, within=0.9 / count)
+    assert_mean(
+        found.relative_error, (DIMENSION + 1) / count, found.num_samples, within=0.9 / count
+    )
 
 
 def test_the_error_from_signs():
     """‖u‖² is d for signs: E‖uuᵀg‖² = d ‖g‖²."""
     found = on_linear(ascent.random_gradient_estimate(1, delta=0.1, distribution="rademacher"))
-    assert_mean(found.relative_error, DIMENSION - 1, found.looks, within=0.9)
+    assert_mean(found.relative_error, DIMENSION - 1, found.num_samples, within=0.9)
 
 
 def test_pruned_weights_do_not_move():

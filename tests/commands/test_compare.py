@@ -30,7 +30,8 @@ def test_a_comparison_is_a_sweep_of_the_options_that_were_given(tmp_path):
     config = dataclasses.replace(config, data_dir=Path("DATA"))
     found = {cell.name: cell for cell in config.tables.cells()}
     assert list(found) == [f"optimizer={name},seed=0" for name in ("sgd", "sam", "zo_sam")]
-    common = {"data_dir": "DATA", "model": "lenet-300-100", "schedule": "step", "milestones": [0.5]}
+    common = {"data_dir": Path("DATA"), "model": "lenet-300-100"}
+    common |= {"schedule": "step", "milestones": (0.5,)}
     assert found["optimizer=sgd,seed=0"].options == {**common, "optimizer": "sgd", "seed": 0}
     assert found["optimizer=sam,seed=0"].options["radius"] == "global"
 

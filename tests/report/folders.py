@@ -20,6 +20,15 @@ def write_config(path, **options):
     return config
 
 
+def make_tuning(sweep, **methods):
+    """The tuning.json of a sweep: method → (what was chosen, the options at the end of a grid)."""
+    choices = [
+        {"method": method, "candidates": [], "chosen": chosen, "at_the_end": at_the_end}
+        for method, (chosen, at_the_end) in methods.items()
+    ]
+    write(sweep, "tuning.json", choices)
+
+
 def make_run(path, accuracies=(0.5, 0.9), *, analysis=None, robustness=None, train=0.97, **options):
     """A complete run whose test accuracy after each epoch is given; None was not evaluated."""
     config = write_config(path, **{"epochs": len(accuracies), **options})

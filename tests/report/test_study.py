@@ -1,7 +1,7 @@
 """How runs are grouped, named and put in order."""
 
 import pytest
-from report.folders import make_run
+from report.folders import make_run, make_tuning, write
 
 from zosam_jax.report.header import header
 from zosam_jax.report.runs import gather
@@ -131,3 +131,108 @@ def test_a_run_made_twice_counts_once(study_of):
     assert [one.name for one in study.duplicates] == ["001"]
     assert "seed of 000" in study.duplicates[0].reason
     assert [run.name for run in study.runs] == ["000"]
+
+
+def make_family(folder, noise, chosen):
+    """A tuned sweep: SAM with a tuned and a fixed radius, and SGD in four ways."""
+    ways = {
+        "optimizer=sgd": {"optimizer": "sgd"},
+        "optimizer=sgd,epochs=12": {"optimizer": "sgd", "epochs": 12},
+        "optimizer=sgd,weight_decay=tuned": {"optimizer": "sgd", "weight_decay": 0.004},
+        "optimizer=sam,rho=0.02": {"optimizer": "sam", "rho": 0.02},
+        "optimizer=sam,rho=tuned": {"optimizer": "sam", "rho": chosen},
+    }
+    make_tuning(
+        folder,
+        **{
+            "optimizer=sgd,weight_decay=tuned": ({"weight_decay": 0.004}, ["weight_decay"]),
+            "optimizer=sam,rho=tuned": ({"rho": chosen}, []),
+        },
+    )
+    for place, (method, options) in enumerate(ways.items()):
+        for seed in range(2):
+            reached = 0.7 + 0.01 * place + 0.1 * seed
+            settings = {"epochs": 6, "label_noise": noise, "seed": seed, **options}
+            make_run(folder / f"{method},seed={seed}", (0.5, reached), **settings)
+    return folder
+
+
+FAMILY = [
+    "sgd",
+    "sgd, weight_decay tuned",
+    "sgd, epochs × 2",
+    "sam, ρ tuned",
+    "sam, ρ = 0.02",
+]
+
+
+def test_a_tuned_sweep_is_one_row_whatever_was_chosen(tmp_path):
+    make_family(tmp_path / "clean", 0.0, 0.02)
+    make_family(tmp_path / "noisy", 0.3, 0.08)
+    study = Study(gather([tmp_path])[0])
+    assert labels(study) == ["rigl 90%, label_noise = 0", "rigl 90%, label_noise = 0.3"]
+    assert sorted(study.optimizers) == sorted(FAMILY)
+    # That tuning chose 0.02 too does not make the two of SAM one.
+    assert study.duplicates == []
+    assert all(len(cell) == 2 for cell in study.cells.values())
+    assert len(study.cells) == 2 * len(FAMILY)
+    title = header(study, [], None).title
+    assert title == "lenet-300-100 on digits with 0% or 30% of the labels random: rigl 90% (tuned)"
+
+
+def test_trials_of_tuning_are_no_runs_of_the_study(tmp_path):
+    make_family(tmp_path, 0.0, 0.04)
+    write(tmp_path / ".sweep", "claim.lock", {})
+    make_run(tmp_path / "tune" / "optimizer=sam,rho=0.02,seed=100", optimizer="sam")
+    write(tmp_path / "tune" / ".sweep", "optimizer=sam,rho=9,seed=100.failed.json", {"status": 3})
+    runs, omissions = gather([tmp_path])
+    assert len(runs) == 2 * len(FAMILY)
+    assert omissions == []
+
+
+def test_gains_are_over_the_base_that_is_named(tmp_path):
+    runs = gather([make_family(tmp_path, 0.0, 0.04)])[0]
+    assert {row.base for row in Study(runs).rows} == {"sgd"}
+    study = Study(runs, "sam, ρ = 0.02")
+    (row,) = study.rows
+    assert (row.base, study.base) == ("sam, ρ = 0.02", "sam, ρ = 0.02")
+    ((values, base),) = study.pairs("sgd", "test_accuracy", [row])
+    assert values[0] - base[0] == pytest.approx(-0.03)
+    with pytest.raises(ValueError, match=r"base='sam' must be one of 'sam, ρ tuned', 'sam, ρ = 0"):
+        Study(runs, "sam")
+    with pytest.raises(ValueError, match=r"base='adamw' must be one of 'sgd', .*'sam, ρ tuned'"):
+        Study(runs, "adamw")
+
+
+def test_a_base_with_one_column_is_named_by_its_optimizer(tmp_path):
+    for rho in (0.1, 0.2):
+        make_run(tmp_path / f"sam-{rho}", optimizer="sam", rho=rho, sparsity=rho)
+        make_run(tmp_path / f"zo_sam-{rho}", optimizer="zo_sam", sparsity=rho)
+    assert Study(gather([tmp_path])[0], "zo_sam").base == "zo_sam"
+
+
+def test_plain_runs_stay_a_row_where_they_have_company(study_of):
+    study = study_of(
+        {"optimizer": "sgd", "learning_rate": 0.1},
+        {"optimizer": "sam", "learning_rate": 0.1},
+        {"optimizer": "sgd", "learning_rate": 0.2},
+        {"optimizer": "sam", "learning_rate": 0.2},
+        {"optimizer": "sgd", "learning_rate": 0.2, "weight_decay": 0.001},
+        {"optimizer": "sgd", "learning_rate": 0.1, "train_images": 100},
+    )
+    assert labels(study) == [
+        "rigl 90%, learning_rate = 0.1, train_images = default",
+        "rigl 90%, learning_rate = 0.2, train_images = default",
+        "rigl 90%, learning_rate = 0.1, train_images = 100",
+    ]
+    assert study.compared_in(study.rows[0]) == ["sgd", "sam"]
+    assert study.compared_in(study.rows[1]) == ["sgd", "sgd, weight_decay = 0.001", "sam"]
+
+
+def test_rows_are_named_after_what_tells_them_apart(study_of):
+    study = study_of(
+        {"optimizer": "sgd", "epochs": 2, "evaluate_every": 2, "batch_size": 32},
+        {"optimizer": "sam", "epochs": 2, "evaluate_every": 2, "batch_size": 32},
+        {"optimizer": "sam", "epochs": 4, "evaluate_every": 4, "batch_size": 64},
+    )
+    assert labels(study) == ["rigl 90%, epochs = 2", "rigl 90%, epochs = 4"]

@@ -1,14 +1,14 @@
 """Tables: what their entries say, which of them stand out, and numbers as text."""
 
 import pytest
-from report.folders import make_run
+from report.folders import make_run, make_tuning
 
 from zosam_jax.report.estimates import Estimate
 from zosam_jax.report.figures import styles
 from zosam_jax.report.performance import accuracy, convergence
 from zosam_jax.report.runs import gather
 from zosam_jax.report.study import Study
-from zosam_jax.report.tables import against, number, percent, spread, with_gains
+from zosam_jax.report.tables import TableCell, against, number, percent, spread, with_gains
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def study(tmp_path):
 
 def test_entries_are_means_with_spread_and_paired_gains(study):
     table = with_gains(study, "test_accuracy", "caption")
-    assert table.head == ("", "seeds", "sgd", "sam", "zo_sam")
+    assert tuple(table.head) == ("", "seeds", "sgd", "sam", "zo_sam")
     first, second, total = table.body
     assert [cell.text for cell in first] == [
         "rigl 90%",
@@ -56,7 +56,7 @@ def test_entries_are_means_with_spread_and_paired_gains(study):
 
 def test_gains_over_another_than_the_base(study):
     table = against(study, "sam", "test_accuracy", "caption")
-    assert table.head == ("", "seeds", "sgd", "zo_sam")
+    assert tuple(table.head) == ("", "seeds", "sgd", "zo_sam")
     assert [[cell.text for cell in line] for line in table.body] == [
         ["rigl 90%", "3", "−3.33 ± 0.33", "−1.50 ± 2.50"],
         ["rigl 95%", "3", "+0.00 ± 0.58", "–"],
@@ -85,7 +85,7 @@ def test_the_best_is_bold_where_it_stands_out(study):
 
 def test_convergence_counts_those_that_arrive(study):
     table = convergence(study, 0.84).tables[0]
-    assert table.head == (
+    assert tuple(table.head) == (
         "",
         "optimizer",
         "seeds",
@@ -127,3 +127,41 @@ def test_a_deviation_has_the_decimals_of_its_mean():
     assert spread(Estimate(31.4159, 0.5772, 3), number) == "31.4 ± 0.6"
     assert spread(Estimate(2.5e7, 1e6, 3), number) == "2.50 × 10⁷ ± 0.10 × 10⁷"
     assert spread(Estimate(0.5, float("nan"), 1), percent, 3) == "50.00 (n = 1)"
+
+
+def test_many_optimizers_are_lines(tmp_path):
+    for i in range(8):
+        make_run(tmp_path / f"sam-{i}", (0.5, 0.8), optimizer="sam", rho=0.01 * (1 + i))
+    make_run(tmp_path / "sgd", (0.5, 0.75), optimizer="sgd")
+    make_run(tmp_path / "sparser", (0.5, 0.7), optimizer="sgd", sparsity=0.95)
+    table = with_gains(Study(gather([tmp_path])[0]), "test_accuracy", "caption")
+    assert table.head == ["", "rigl 90%", "rigl 95%", "all cells, paired"]
+    assert [entry.text for entry in table.body[0]] == ["seeds", "1", "1", "1"]
+    assert [entry.text for entry in table.body[1]] == ["sgd", "75.00", "70.00", "–"]
+    assert table.body[2][1] == TableCell("80.00", "+5.00")
+    assert len(table.body) == 10
+    assert not table.total
+
+
+def test_tuned_values_stand_beside_what_came_of_them(tmp_path):
+    make_tuning(tmp_path, **{"optimizer=sam,rho=tuned": ({"rho": 0.08}, ["rho"])})
+    for seed, gain in enumerate((0.01, 0.02, 0.015)):
+        folder = tmp_path / f"optimizer=sam,rho=tuned,seed={seed}"
+        make_run(folder, (0.5, 0.8 + gain), optimizer="sam", rho=0.08, seed=seed)
+        make_run(tmp_path / f"optimizer=sgd,seed={seed}", (0.5, 0.8), optimizer="sgd", seed=seed)
+    study = Study(gather([tmp_path])[0])
+    (table,) = accuracy(study, styles(study.optimizers, ["sgd"])).tables
+    assert table.head == ["optimizer", "seeds", "ρ", "accuracy (%)", "gain over sgd"]
+    assert table.body == [
+        [
+            TableCell("sgd"),
+            TableCell("3"),
+            TableCell("–"),
+            TableCell("80.00 ± 0.00"),
+            TableCell("–"),
+        ],
+        [
+            *(TableCell("sam"), TableCell("3"), TableCell("0.08", "tuned, end of grid")),
+            *(TableCell("81.50 ± 0.50"), TableCell("+1.50 ± 0.29", bold=True)),
+        ],
+    ]

@@ -1,4 +1,4 @@
-"""What a trained network's loss looks like, and what its training saw: pure functions.
+"""Measurements of a trained network's loss and of its gradients: pure functions.
 
 They take a loss `(params, batch) → scalar`, the parameters, batches, and the mask of a sparse
 network; what is measured is measured on the kept weights alone. BatchNorm is the loss's affair: it

@@ -24,17 +24,17 @@ def mean(
 
     Args:
       evaluate: batch → a pytree of arrays, compiled by the caller.
-      batches: of equal size; walked through once in this call, and again in others.
+      batches: of equal size; iterated over once in this call, and again in others.
 
     Returns:
       A pytree like one result.
 
     Raises:
       ValueError: if there are no batches.
-      TypeError: for an iterator, of which nothing would be left for another walk.
+      TypeError: for an iterator, which can be iterated over only once.
     """
     if isinstance(batches, Iterator):
-        raise TypeError(f"batches={batches!r} can be walked through only once: pass a list.")
+        raise TypeError(f"batches={batches!r} can be iterated over only once: pass a list.")
     total, count = None, 0
     for batch in batches:
         result = evaluate(batch)

@@ -1,4 +1,4 @@
-"""How soon does a run get there? Epochs, time and cost up to a given accuracy."""
+"""How soon is an accuracy reached? Epochs, time and cost up to it."""
 
 import math
 from collections.abc import Iterable, Mapping

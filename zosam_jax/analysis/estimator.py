@@ -20,11 +20,11 @@ from zosam_jax.trees import Array, Float, Key, PyTree, T
 
 
 class Spread(NamedTuple):
-    """A quantity over looks that differ in batch and random key.
+    """A quantity over samples that differ in batch and random key.
 
     Attributes:
-      mean: over the looks.
-      sd: the standard deviation of one look (n − 1 in the denominator); NaN for a single one.
+      mean: over the samples.
+      sd: the standard deviation of one sample (n − 1 in the denominator); NaN for a single one.
     """
 
     mean: float
@@ -46,19 +46,19 @@ class PerturbationQuality(NamedTuple):
 
 
 class Quality(NamedTuple):
-    """What `quality` finds, g = ∇L being the gradient of the look's own batch.
+    """What `quality` finds, g = ∇L being the gradient of the sample's own batch.
 
     Attributes:
       cosine: ⟨ĝ, g⟩ / (‖ĝ‖ ‖g‖) of the direction ĝ, 0 for a direction of zero. Random directions
         have mean 0 and sd 1/√d; those with the right sign a mean of about √(2/(πd)).
-      gain: L(θ+ε) − L(θ), ε what the radius makes of ĝ.
+      gain: L(θ+ε) − L(θ), ε the perturbation along ĝ.
       gradient_gain: the same of g in the place of ĝ.
       relative_gain: the ratio of these two means; NaN where the gradient gains nothing.
       relative_error: ‖ĝ − g‖² / ‖g‖². It means something only of directions that estimate the
         gradient, length and all: the mean is (d + 1)/m for the random gradient estimate from m
         normal directions, (d − 1)/m for rademacher and sphere, and 1 for a direction of zero.
       dimension: d, the number of kept weights.
-      looks: the number of draws times that of batches.
+      num_samples: the number of draws times that of batches.
     """
 
     cosine: Spread
@@ -67,7 +67,7 @@ class Quality(NamedTuple):
     relative_gain: float
     relative_error: Spread
     dimension: int
-    looks: int
+    num_samples: int
 
 
 def perturbation_quality(
@@ -78,14 +78,14 @@ def perturbation_quality(
     direction: PyTree = None,
     mask: PyTree = None,
 ) -> PerturbationQuality:
-    """How long a perturbation is, how well it is aimed, and what it gains; for use within jit.
+    """How long a perturbation is, its angle to the gradient, and its gain; for use within jit.
 
     Args:
       loss: params → scalar.
       params: θ, floating-point arrays.
       epsilon: ε, like the parameters.
       direction: whose cosine to take, where a radius has turned it into ε; ε's own by default.
-      mask: the kept weights, on which the gradient is looked at; None for all.
+      mask: the kept weights, to which the gradient is restricted; None for all.
 
     Returns:
       ‖ε‖, the cosine and the gain: one pass with gradients and one without.
@@ -112,26 +112,27 @@ def quality(
     num_draws: int = 8,
     key: int | Array = 0,
 ) -> Quality:
-    """Looks at an ascent's direction at θ, on every batch in turn and that `num_draws` times over.
+    """Measures an ascent's direction at θ on every batch in turn, `num_draws` times over.
 
-    θ stands still. An ascent that remembers sees the batches one after another, and after each
-    the gradient at θ+ε, as in training; its first look, with nothing to remember, counts too. A
-    look costs what the ascent does, a pass with gradients and two without, one of which gets
-    gradients too where the ascent remembers them.
+    θ stays the same. An ascent with a state is given the batches one after another, and after
+    each the gradient at θ+ε, as in training; its first sample, from the initial state, counts
+    too. A sample costs what the ascent does, a pass with gradients and two without, one of which
+    has gradients too where the ascent's state needs them.
 
     Args:
       loss_fn: (params, batch) → the batch's mean loss.
       params: θ.
-      batches: of equal size; walked through once for each draw.
-      ascent: which way is up (`zosam_jax.ascent`).
+      batches: of equal size; iterated over once for each draw.
+      ascent: how the direction is found (`zosam_jax.ascent`).
       rho: ρ > 0, a number in the units of `radius`.
-      radius: how far (`zosam_jax.radius`); of one that calibrates itself, the rule alone.
+      radius: the rule that makes ε of it (`zosam_jax.radius`); of one that
+        calibrates itself, the rule alone.
       mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
-      num_draws: how often each batch is looked at, with a random key of its own each time.
+      num_draws: how often each batch is used, with a random key of its own each time.
       key: a seed or a random key; the same one gives other ascents the same random numbers.
 
     Returns:
-      The numbers of all looks, each with its spread.
+      The means over all samples, each with its spread.
 
     Raises:
       ValueError, TypeError: for an argument out of range, a mask that does not fit the
@@ -147,11 +148,11 @@ def quality(
     rule, key = radii.get(radius).rule, keys.as_key(key)
     floating, _ = trees.split_floating(params)
     kept = masks.resolve(mask, floating)
-    look = jax.jit(functools.partial(_look, loss_fn, ascent, rule, rho))
-    state, found = ascent.init(floating), list[_Look]()
+    measure = jax.jit(functools.partial(_measure, loss_fn, ascent, rule, rho))
+    state, found = ascent.init(floating), list[_Sample]()
     for _ in range(num_draws):
         for batch in batches:
-            seen, state = look(
+            seen, state = measure(
                 params=params,
                 batch=batch,
                 kept=kept,
@@ -161,7 +162,7 @@ def quality(
             found.append(jax.device_get(seen))
     if not found:
         raise ValueError("batches is empty: pass at least one batch.")
-    columns = _Look(*np.asarray(found, np.float64).T)
+    columns = _Sample(*np.asarray(found, np.float64).T)
     gain, gradient_gain = _spread(columns.gain), _spread(columns.gradient_gain)
     return Quality(
         cosine=_spread(columns.cosine),
@@ -170,7 +171,7 @@ def quality(
         relative_gain=gain.mean / gradient_gain.mean if gradient_gain.mean else math.nan,
         relative_error=_spread(columns.relative_error),
         dimension=int(masks.count_kept(floating, kept)),
-        looks=len(found),
+        num_samples=len(found),
     )
 
 
@@ -209,8 +210,8 @@ def quality_of_each(
     }
 
 
-class _Look(NamedTuple):
-    """One look's numbers, as in Quality: scalars, or a column of them."""
+class _Sample(NamedTuple):
+    """One sample, as in Quality: scalars, or a column of them."""
 
     cosine: Any
     gain: Any
@@ -218,7 +219,7 @@ class _Look(NamedTuple):
     relative_error: Any
 
 
-def _look(
+def _measure(
     loss_fn: LossFn,
     ascent: Ascent,
     rule: radii.Rule,
@@ -229,8 +230,8 @@ def _look(
     kept: masks.Resolved,
     state: PyTree,
     key: Key[Array, ""],
-) -> tuple[_Look, PyTree]:
-    """What one look finds, and what the ascent remembers after it."""
+) -> tuple[_Sample, PyTree]:
+    """One sample, and the state of the ascent after it."""
     theta, merge = trees.split_floating(params)
     objective = Objective(Call(loss_fn, (batch,)), name="loss_fn", merge=merge)
 
@@ -241,7 +242,7 @@ def _look(
     gradient = masks.restrict(clean.gradient, kept)
     result = ascent.direction(objective, theta, state, key=key, mask=kept)
     direction = masks.restrict(result.direction, kept)
-    # XLA drops the backward pass for ascents that do not remember its gradient.
+    # XLA drops the backward pass for ascents whose state does not need its gradient.
     perturbed = objective.value_and_grad(trees.displace(theta, epsilon(direction)))
     highest = objective.probe(trees.displace(theta, epsilon(gradient)))
     # XLA computes once what this has in common with the passes above.
@@ -249,7 +250,7 @@ def _look(
         objective.probe, theta, epsilon(direction), direction=direction, mask=kept
     )
     error = trees.norm(trees.displace(direction, gradient, -1.0))
-    seen = _Look(
+    seen = _Sample(
         cosine=aimed.cosine,
         gain=aimed.gain,
         gradient_gain=highest - clean.value,
@@ -258,6 +259,6 @@ def _look(
     return seen, ascent.observe(state, result, perturbed.gradient)
 
 
-def _spread(values: Float[np.ndarray, " looks"]) -> Spread:
+def _spread(values: Float[np.ndarray, " samples"]) -> Spread:
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     return Spread(float(np.mean(values)), sd)

@@ -56,7 +56,7 @@ class Spectrum(NamedTuple):
 
 
 class MonteCarloEstimate(NamedTuple):
-    """A mean over random draws, and how far to trust it.
+    """A mean over random draws, and its standard error.
 
     Attributes:
       mean: of the samples.
@@ -102,7 +102,7 @@ def vector_product(
     Args:
       loss_fn: (params, batch) → the batch's mean loss, twice differentiable.
       params: θ.
-      batches: of equal size; walked through once in each product.
+      batches: of equal size; iterated over once in each product.
       mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
 
     Returns:
@@ -135,7 +135,7 @@ def spectrum(
     Args:
       loss_fn: (params, batch) → the batch's mean loss, twice differentiable.
       params: θ.
-      batches: of equal size; walked through once in each step.
+      batches: of equal size; iterated over once in each step.
       mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_eigenvalues: k ≥ 1, at most the number of steps.
       num_steps: Hessian-vector products; no more are made than weights are kept.
@@ -188,7 +188,7 @@ def trace(
     Args:
       loss_fn: (params, batch) → the batch's mean loss, twice differentiable.
       params: θ.
-      batches: of equal size; walked through once for each sample.
+      batches: of equal size; iterated over once for each sample.
       mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_samples: Hessian-vector products.
       key: a seed or a random key.
@@ -229,7 +229,7 @@ def density(
     Args:
       loss_fn: (params, batch) → the batch's mean loss, twice differentiable.
       params: θ.
-      batches: of equal size; walked through num_samples · num_steps times.
+      batches: of equal size; iterated over num_samples · num_steps times.
       mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_samples: n, the number of random starts.
       num_steps: m, Hessian-vector products from each; no more than weights are kept.
@@ -270,7 +270,7 @@ def monte_carlo_estimate(samples: Sequence[float]) -> MonteCarloEstimate:
 
 
 class Point(NamedTuple):
-    """Where a loss is looked at.
+    """A loss near given weights.
 
     Attributes:
       params: θ's floating-point leaves in float32 or wider, None for the others.
@@ -283,7 +283,7 @@ class Point(NamedTuple):
     on_batch: Callable[[Batch], Objective]
 
 
-def look_at(loss_fn: LossFn, params: PyTree, mask: PyTree) -> Point:
+def around(loss_fn: LossFn, params: PyTree, mask: PyTree) -> Point:
     """The loss around θ, as a function of the weights that can be moved.
 
     Raises:
@@ -322,7 +322,7 @@ class _Hessian(NamedTuple):
 
 
 def _hessian(loss_fn: LossFn, params: PyTree, batches: Iterable[Batch], mask: PyTree) -> _Hessian:
-    point = look_at(loss_fn, params, mask)
+    point = around(loss_fn, params, mask)
     flat, unravel = ravel_pytree(point.params)
     size, dtype = flat.size, flat.dtype
     every = jax.tree.map(lambda p: jnp.ones(p.shape, bool), point.params)

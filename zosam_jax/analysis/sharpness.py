@@ -16,7 +16,7 @@ from zosam_jax import directions, masks, trees
 from zosam_jax import radius as radii
 from zosam_jax.analysis import batches as means
 from zosam_jax.analysis.batches import Batch, LossFn
-from zosam_jax.analysis.hessian import MonteCarloEstimate, look_at, monte_carlo_estimate
+from zosam_jax.analysis.hessian import MonteCarloEstimate, around, monte_carlo_estimate
 from zosam_jax.errors import check_count, check_number, check_one_of, choose
 from zosam_jax.keys import as_key
 from zosam_jax.trees import Array, Float, Key, PyTree, T
@@ -50,12 +50,12 @@ def average_rise(
     distribution: str | directions.Distribution = "normal",
     key: int | Array = 0,
 ) -> MonteCarloEstimate:
-    """E_u[L(θ + ε(u))] − L(θ), ε what a radius makes of a random direction u.
+    """E_u[L(θ + ε(u))] − L(θ), ε(u) the perturbation of a radius along a random direction u.
 
     Args:
       loss_fn: (params, batch) → the batch's mean loss.
       params: θ.
-      batches: of equal size; walked through once for each sample and once for L(θ).
+      batches: of equal size; iterated over once for each sample and once for L(θ).
       rho: ρ > 0, in the units of `radius`.
       radius: a rule of `zosam_jax.radius` by name, or one of your own.
       mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
@@ -74,7 +74,7 @@ def average_rise(
     check_count("num_samples", num_samples)
     rule = choose("radius", radius, radii.RULES)
     draw = directions.get(distribution)
-    point = look_at(loss_fn, params, mask)
+    point = around(loss_fn, params, mask)
 
     @jax.jit
     def perturb(
@@ -128,7 +128,7 @@ def worst_rise(
     Args:
       loss_fn: (params, batch) → the batch's mean loss.
       params: θ.
-      batches: of equal size; walked through once in each step and once for L(θ).
+      batches: of equal size; iterated over once in each step and once for L(θ).
       rho: ρ > 0, in the units of the parameters for "global", else without units.
       radius: "global", "adaptive" or "layerwise".
       mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
@@ -148,7 +148,7 @@ def worst_rise(
     check_number("rho", rho, above=0.0, inclusive=False)
     check_count("num_steps", num_steps)
     check_one_of("radius", radius, tuple(_BALLS))
-    point = look_at(loss_fn, params, mask)
+    point = around(loss_fn, params, mask)
     ball = _BALLS[radius](masks.restrict(point.params, point.mask))
     # Zero on pruned weights, so that nothing there moves and no slope there counts.
     scales = masks.restrict(ball.scales, point.mask)
@@ -162,8 +162,8 @@ def worst_rise(
         return jax.value_and_grad(loss)(z)
 
     @jax.jit
-    def ascend(z: PyTree, uphill: PyTree, step: float) -> PyTree:
-        return ball.project(trees.displace(z, uphill, step), rho)
+    def ascend(z: PyTree, unit_gradient: PyTree, step: float) -> PyTree:
+        return ball.project(trees.displace(z, unit_gradient, step), rho)
 
     unit = jax.jit(ball.unit)
 
@@ -172,13 +172,13 @@ def worst_rise(
         return _Point(z, float(value), unit(slope))
 
     here = evaluated(jax.tree.map(jnp.zeros_like, point.params))
-    first = here.uphill
+    first = here.unit_gradient
     if trees.norm(first) == 0:
         first = unit(directions.normal(as_key(key), point.params, point.mask))
     best = evaluated(ascend(here.z, first, rho))
     losses, step = [best.loss], 2.0 * rho
     for _ in range(num_steps - 1):
-        tried = evaluated(ascend(best.z, best.uphill, step))
+        tried = evaluated(ascend(best.z, best.unit_gradient, step))
         losses.append(tried.loss)
         if tried.loss > best.loss:
             best = tried
@@ -198,7 +198,7 @@ class _Point(NamedTuple):
 
     z: PyTree[Float[Array, "..."]]
     loss: float
-    uphill: PyTree[Float[Array, "..."]]
+    unit_gradient: PyTree[Float[Array, "..."]]
 
 
 class _Ball(NamedTuple):

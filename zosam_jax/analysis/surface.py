@@ -97,7 +97,7 @@ def line(
     Args:
       loss_fn: (params, batch) → the batch's mean loss.
       params: θ.
-      batches: of equal size; walked through once.
+      batches: of equal size; iterated over once.
       direction: u, a pytree like `params`.
       distances: the values of t, of shape [n]; one program is compiled for all.
 
@@ -126,7 +126,7 @@ def plane(
     Args:
       loss_fn: (params, batch) → the batch's mean loss.
       params: θ.
-      batches: of equal size; walked through once.
+      batches: of equal size; iterated over once.
       directions: (u, v), two pytrees like `params`; x goes along the first, y along the second.
       xs: the coordinates along u, of shape [columns].
       ys: those along v, of shape [rows].

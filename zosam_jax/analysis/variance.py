@@ -49,7 +49,7 @@ def gradient_variance(
     Args:
       loss_fn: (params, batch) → the batch's mean loss.
       params: θ.
-      batches: two or more, of equal size; walked through once.
+      batches: two or more, of equal size; iterated over once.
       mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all. Gradients and
         perturbations are restricted to them.
       perturbation: (params, batch) → ε_b, a pytree like `params`, each batch's own, for the

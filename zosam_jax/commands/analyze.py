@@ -1,4 +1,4 @@
-"""`zosam analyze`: what `zosam_jax.analysis` finds in finished runs, into their folders."""
+"""`zosam analyze`: writes what `zosam_jax.analysis` finds in finished runs into their folders."""
 
 import dataclasses
 import functools
@@ -39,10 +39,10 @@ _DEPTHS = 3
 # The length of the line along the Hessian's leading direction, as a fraction of the random one's.
 _STEEP = 0.03
 
-# How many training images to look at, and how many of them in a pass, if not told otherwise.
+# How many training images to use, and how many of them in a pass, by default.
 _IMAGES, _BATCH_SIZE = 1000, 250
 
-# All runs are looked at on the same images and along the same random directions.
+# All runs are analysed on the same images and along the same random directions.
 _SEED = 0
 
 
@@ -54,14 +54,14 @@ class AnalyzeConfig:
     """Run folders, and folders that hold run folders (a sweep's)."""
 
     parts: tuple[Part, ...] | None = None
-    """What to measure. variance: of the minibatch gradient and how well the perturbation is aimed,
-    at each checkpoint that the run kept (`zosam train --keep-every`). The others at the newest one.
-    hessian: eigenvalues and trace; sharpness: the worst and the average rise of the loss nearby;
-    surface: the loss along a line and on a plane; features: the activations of three layers.
-    Default: all; without variance for a run of fewer than two batches."""
+    """What to measure. variance: of the minibatch gradient and the angle of the perturbation to the
+    gradient, at each checkpoint that the run kept (`zosam train --keep-every`). The others at the
+    newest one. hessian: eigenvalues and trace; sharpness: the worst and the average rise of the
+    loss nearby; surface: the loss along a line and on a plane; features: the activations of three
+    layers. Default: all; without variance for a run of fewer than two batches."""
 
     images: int | None = None
-    """How many training images to look at. Default: 1000, or two of the run's batches; fewer where
+    """How many training images to use. Default: 1000, or two of the run's batches; fewer where
     there are fewer."""
 
     batch_size: int | None = None
@@ -81,7 +81,7 @@ class AnalyzeConfig:
     """hessian, sharpness: random directions for the trace and for the average rise."""
 
     rho: float = 0.1
-    """sharpness: Euclidean radius of the ball in which the worst point is looked for."""
+    """sharpness: Euclidean radius of the ball in which the worst point is searched."""
 
     adaptive_rho: float = 0.5
     """sharpness: radius of the ball in units of each weight's own size, ‖ε/|θ|‖."""
@@ -147,19 +147,19 @@ def run(config: AnalyzeConfig, console: Console) -> None:
 def analyze(config: AnalyzeConfig, console: Console) -> None:
     """Writes analysis.json and pictures into every run folder.
 
-    Parts of an earlier analysis that are not asked for stay, if they looked at the same checkpoint
-    in the same way.
+    Parts of an earlier analysis that are not asked for stay, if they are of the same checkpoint and
+    options.
 
     Raises:
       FileNotFoundError, UnreadableRunError: for a folder without a run, or a damaged one.
-      ValueError: if some runs cannot be looked at so, naming them; the others are done.
+      ValueError: if some runs cannot be analysed so, naming them; the others are done.
     """
     refused = []
     with Steps(console) as steps:
         for saved in open_runs(complete_runs(config.runs), data_dir=config.data_dir):
             path = saved.folder.path
             try:
-                found = _look_at(_fitted(config, saved), saved, steps)
+                found = _analysed(_fitted(config, saved), saved, steps)
             except ValueError as error:
                 refused.append(f"{path}: {error}")
             else:
@@ -218,7 +218,7 @@ def _divisor(images: int) -> int:
     return largest
 
 
-def _look_at(config: AnalyzeConfig, saved: SavedRun, steps: Steps) -> dict[str, Any]:
+def _analysed(config: AnalyzeConfig, saved: SavedRun, steps: Steps) -> dict[str, Any]:
     run_folder.check_writable(saved.folder.path)
     checkpoint = saved.restore().total_steps
     analysis = _Analysis(config, saved, steps)
@@ -296,20 +296,20 @@ class _Analysis:
 
     def _along_the_run(self) -> dict[str, Any]:
         newest = self._saved.checkpoints[-1]
-        looks = []
+        found = []
         for number in self._saved.checkpoints:
             progress = self._saved.restore(number)
             place = {"step": number, "round": progress.round, "epoch": progress.epoch}
-            looks.append(place | self._noise())
+            found.append(place | self._noise())
         self._saved.restore(newest)
-        return {"checkpoints": looks}
+        return {"checkpoints": found}
 
     def _noise(self) -> dict[str, Any]:
-        """The variance of the gradient over batches of the run's size; how ε is aimed."""
+        """The variance of the gradient over batches of the run's size; ε's cosine and gain."""
         run = self._run
         batches = list(_batches(*self._images, run.problem.config.batch_size))
         keyed = [
-            _Look(run.state, run.problem.as_examples(*batch), jax.random.key(i))
+            _StepInput(run.state, run.problem.as_examples(*batch), jax.random.key(i))
             for i, batch in enumerate(batches)
         ]
         gradient = functools.partial(
@@ -317,8 +317,8 @@ class _Analysis:
         )
         if run.sam_tx is None or run.optimizer in ESTIMATORS:
             return {"gradient_variance": gradient()._asdict()}
-        looks = [jax.device_get(self._aim(*look)) for look in keyed]
-        cosines, gains = [look.cosine for look in looks], [look.gain for look in looks]
+        found = [jax.device_get(self._aim(*given)) for given in keyed]
+        cosines, gains = [one.cosine for one in found], [one.gain for one in found]
         return {
             "gradient_variance": gradient()._asdict(),
             "perturbed_gradient_variance": gradient(perturbation=self._perturbation)._asdict(),
@@ -330,14 +330,14 @@ class _Analysis:
             },
         }
 
-    def _training_loss(self, params: PyTree, look: "_Look") -> Array:
-        return step.value_fn(self._run.problem, look.state)(params, look.examples)
+    def _training_loss(self, params: PyTree, given: "_StepInput") -> Array:
+        return step.value_fn(self._run.problem, given.state)(params, given.examples)
 
-    def _perturbation(self, params: PyTree, look: "_Look") -> PyTree:
+    def _perturbation(self, params: PyTree, given: "_StepInput") -> PyTree:
         assert self._run.sam_tx is not None
-        state = look.state._replace(params=params)
+        state = given.state._replace(params=params)
         return step.perturbation(
-            self._run.problem, self._run.sam_tx, state, look.examples, key=look.key
+            self._run.problem, self._run.sam_tx, state, given.examples, key=given.key
         )
 
     @functools.cached_property
@@ -351,7 +351,7 @@ class _Analysis:
 
     @functools.cached_property
     def _point(self) -> dict[str, Any]:
-        """The arguments that say where the loss is looked at."""
+        """The arguments that say at which point the loss is analysed."""
         model_state = self._run.state.model_state
         size = self._config.batch_size
         assert size is not None
@@ -407,7 +407,7 @@ class _Analysis:
     def _surface(self) -> dict[str, Any]:
         config = self._config
         u, v = surface.random_plane(self._run.state.params, _SEED, mask=self._run.masks)
-        # Where the loss curves most, the random direction's length leads out of every picture.
+        # Along the largest curvature a step as long as the random direction leaves the picture.
         length = _STEEP * trees.norm(u)
         steepest = trees.scale(self._spectrum.eigenvectors[0], length)
         distances = np.linspace(-config.distance, config.distance, config.points)
@@ -433,8 +433,8 @@ class _Analysis:
         return losses
 
 
-class _Look(NamedTuple):
-    """A batch with what a step would take on it: the state, and random numbers of its own."""
+class _StepInput(NamedTuple):
+    """What a step takes: the state, a batch, and a random key of its own."""
 
     state: TrainState
     examples: Examples

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,10 @@ from zosam_jax.commands.cells import Cell, Tables, Tuning
 from zosam_jax.commands.processes import Runs
 from zosam_jax.commands.refusal import RefusedError, refusing
 from zosam_jax.errors import check_count
-from zosam_jax.report.estimates import Estimate, gain, over_seeds
+from zosam_jax.report.estimates import gain, over_seeds
 from zosam_jax.report.runs import RunResult, gather
 from zosam_jax.training import build, run_folder
-from zosam_jax.training.config import OptimizerName, ProblemConfig, check_fraction
+from zosam_jax.training.config import OptimizerName, ProblemConfig, TrainConfig, check_fraction
 from zosam_jax.training.run_folder import RunFolder
 
 
@@ -78,7 +78,7 @@ class CompareConfig(ProblemConfig):
     def tables(self) -> Tables:
         """The comparison as a sweep."""
         given = {
-            field.name: _as_toml(getattr(self, field.name))
+            field.name: getattr(self, field.name)
             for field in dataclasses.fields(ProblemConfig)
             if getattr(self, field.name) != field.default
         }
@@ -90,13 +90,7 @@ class CompareConfig(ProblemConfig):
         return Tables(given, grid, [{}], tuning if self.tune else None)
 
 
-def _as_toml(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-class Row(NamedTuple):
+class OptimizerResult(NamedTuple):
     """One optimizer's line of the table.
 
     Attributes:
@@ -136,7 +130,7 @@ def run(config: CompareConfig, console: Console) -> None:
         sys.exit(1)
 
 
-def compare(config: CompareConfig, console: Console) -> list[Row] | None:
+def compare(config: CompareConfig, console: Console) -> list[OptimizerResult] | None:
     """Trains every optimizer from every seed, prints the table and writes compare.json.
 
     Returns:
@@ -170,54 +164,49 @@ def _are_made(cells: Sequence[Cell], runs: Runs) -> bool:
     return not missing
 
 
-def _rows(cells: Sequence[Cell], runs: Runs) -> list[Row]:
-    ended = [cell for cell in cells if runs.is_finished(cell)]
-    found: dict[str, list[RunResult]] = {cell.config.optimizer: [] for cell in cells}
-    if ended:
-        for one in gather([runs.folder(cell).path for cell in ended])[0]:
-            found[one.config.optimizer].append(one)
+def _rows(cells: Sequence[Cell], runs: Runs) -> list[OptimizerResult]:
+    ended = [runs.folder(cell).path for cell in cells if runs.is_finished(cell)]
+    found: dict[str, dict[int, RunResult]] = {cell.config.optimizer: {} for cell in cells}
+    for one in gather(ended)[0] if ended else ():
+        found[one.config.optimizer][one.config.seed] = one
+    configs = {cell.config.optimizer: cell.config for cell in cells}
     base = next(iter(found.values()))
-    num_seeds = len(cells) // len(found)
-    return [
-        _row(next(c for c in cells if c.config.optimizer == name), found[name], base, num_seeds)
-        for name in found
-    ]
+    return [_row(configs[name], found[name], base, len(cells) // len(found)) for name in found]
 
 
-def _row(cell: Cell, runs: Sequence[RunResult], base: Sequence[RunResult], num_seeds: int) -> Row:
-    config = cell.config
-    by_seed = _accuracies(runs)
-    accuracies = tuple(by_seed.get(seed, math.nan) for seed in range(num_seeds))
+def _row(
+    config: TrainConfig,
+    runs: Mapping[int, RunResult],
+    base: Mapping[int, RunResult],
+    num_seeds: int,
+) -> OptimizerResult:
+    by_seed = _facts(runs, "test_accuracy")
     # The mean of those that did not diverge would flatter the others.
-    whole = Estimate(math.nan, math.nan, 0) if len(runs) < num_seeds else over_seeds(by_seed)
-    over_base = gain(by_seed if whole.num else {}, _accuracies(base))
-    return Row(
+    known = by_seed if len(runs) == num_seeds else {}
+    whole, over_base = over_seeds(known), gain([(known, _facts(base, "test_accuracy"))])
+    return OptimizerResult(
         config.optimizer,
         build.rho_of(config),
         build.radius_rule(config.optimizer, config.radius),
         whole.mean,
         whole.error,
-        accuracies,
+        tuple(by_seed.get(seed, math.nan) for seed in range(num_seeds)),
         over_base.mean,
         over_base.error,
         _median(base, "images_per_second") / _median(runs, "images_per_second"),
-        *(_mean(runs, f"mean_{name}") for name in Row._fields[-4:]),
+        *(over_seeds(_facts(runs, f"mean_{n}")).mean for n in OptimizerResult._fields[-4:]),
     )
 
 
-def _accuracies(runs: Sequence[RunResult]) -> dict[int, float]:
-    return {run.config.seed: run.fact("test_accuracy") for run in runs}
+def _facts(runs: Mapping[int, RunResult], fact: str) -> dict[int, float]:
+    return {seed: run.fact(fact) for seed, run in runs.items()}
 
 
-def _median(runs: Sequence[RunResult], fact: str) -> float:
-    return statistics.median(run.fact(fact) for run in runs) if runs else math.nan
+def _median(runs: Mapping[int, RunResult], fact: str) -> float:
+    return statistics.median(_facts(runs, fact).values()) if runs else math.nan
 
 
-def _mean(runs: Sequence[RunResult], fact: str) -> float:
-    return over_seeds({run.config.seed: run.fact(fact) for run in runs}).mean
-
-
-def _table(rows: Sequence[Row], config: CompareConfig) -> Table:
+def _table(rows: Sequence[OptimizerResult], config: CompareConfig) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"{config.model} on {config.dataset}, {100 * config.sparsity:g}% {config.sparse}, "

@@ -189,31 +189,13 @@ def _measure(
         copy = copies(corruption, severity)
         for subject, own in zip(subjects, accuracies, strict=True):
             own[corruption].append(_accuracy(subject, copy))
-    return [
-        _robustness(config, subject, clean, source, own)
-        for subject, own in zip(subjects, accuracies, strict=True)
-    ]
-
-
-def _robustness(
-    config: EvaluateConfig,
-    subject: _Subject,
-    clean: Split,
-    source: str,
-    accuracies: dict[str, list[float]],
-) -> Robustness:
-    clean_accuracy = _accuracy(subject, clean)
-    mean_accuracy = statistics.fmean(a for own in accuracies.values() for a in own)
-    return Robustness(
-        source=source,
-        images=len(clean),
-        checkpoint=subject.checkpoint,
-        clean_accuracy=clean_accuracy,
-        mean_accuracy=mean_accuracy,
-        delta=clean_accuracy - mean_accuracy,
-        severities=config.severities,
-        corruptions=accuracies,
-    )
+    found = []
+    for subject, own in zip(subjects, accuracies, strict=True):
+        on_clean = _accuracy(subject, clean)
+        mean = statistics.fmean(accuracy for column in own.values() for accuracy in column)
+        place = (source, len(clean), subject.checkpoint)
+        found.append(Robustness(*place, on_clean, mean, on_clean - mean, config.severities, own))
+    return found
 
 
 def _copies(config: EvaluateConfig, dataset: Dataset, clean: Split) -> tuple[Copies, str]:

@@ -1,13 +1,12 @@
-"""From the words of a command line to a command's options; the many of a training in groups."""
+"""From the words of a command line to a command's options; those of a training in groups."""
 
-import ast
 import dataclasses
 import inspect
-import textwrap
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
+import docstring_parser
 import tyro
 
 from zosam_jax.commands.refusal import RefusedError
@@ -73,7 +72,9 @@ def parse(options: type[T], words: Sequence[str], *, prog: str, default: T | Non
     nested = tyro.cli(
         _nested(options, groups, default), config=(tyro.conf.OmitArgPrefixes,), **shared
     )
-    values = dict(_flat(nested))
+    values = {name: value for name, value in vars(nested).items() if name not in groups}
+    for title in groups:
+        values |= vars(getattr(nested, title))
     try:
         if not isinstance(default, TrainConfig):
             return options(**values)
@@ -109,7 +110,7 @@ def _dataclass(name: str, fields: Sequence[Any]) -> Any:
 
 def _described(options: Any, default: Any) -> dict[str, tuple[str, Any, Any]]:
     """Option → what dataclasses.make_dataclass takes for it, its text included."""
-    texts = dict(_texts(options))
+    texts = _texts(options)
     kinds = typing.get_type_hints(options, include_extras=True)
     described = {}
     annotated: Any = Annotated  # of a type that is known at run time only
@@ -123,23 +124,8 @@ def _described(options: Any, default: Any) -> dict[str, tuple[str, Any, Any]]:
     return described
 
 
-def _texts(options: Any) -> Iterator[tuple[str, str]]:
+def _texts(options: Any) -> dict[str, str]:
     """Option → the text under it in its class, base classes first."""
     kinds: Sequence[Any] = [k for k in reversed(options.__mro__) if dataclasses.is_dataclass(k)]
-    for kind in kinds:
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-        assert isinstance(body, ast.ClassDef)
-        for statement, following in zip(body.body, body.body[1:], strict=False):
-            if not isinstance(statement, ast.AnnAssign) or not isinstance(following, ast.Expr):
-                continue
-            if isinstance(statement.target, ast.Name) and isinstance(following.value, ast.Constant):
-                yield statement.target.id, " ".join(str(following.value.value).split())
-
-
-def _flat(nested: Any) -> Iterator[tuple[str, Any]]:
-    for field in dataclasses.fields(nested):
-        value = getattr(nested, field.name)
-        if field.name in GROUPS and dataclasses.is_dataclass(value):
-            yield from _flat(value)
-        else:
-            yield field.name, value
+    described = [p for kind in kinds for p in docstring_parser.parse_from_object(kind).params]
+    return {p.arg_name: " ".join(p.description.split()) for p in described if p.description}

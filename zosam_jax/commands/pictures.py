@@ -110,7 +110,7 @@ def _plane(axes: Any, plane: Mapping[str, Any]) -> None:
 
 
 def features(path: Path, image: Images, maps: Mapping[str, Array]) -> None:
-    """An image, and the channels of each layer that answer to it most, a row for each layer.
+    """An image, and the channels of each layer with the largest activations, a row for each layer.
 
     Args:
       path: of the picture.

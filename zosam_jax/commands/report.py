@@ -28,7 +28,11 @@ class ReportConfig:
 
     target: float | None = None
     """Test accuracy, as a fraction, to which epochs and seconds are counted. Default: 99% of what
-    the base optimizer reaches, row by row."""
+    --base reaches, row by row."""
+
+    base: str | None = None
+    """Optimizer over which gains are taken, by its name or, where it has several columns, by the
+    label of one. Default: the base optimizer, sgd or adamw."""
 
     def __post_init__(self) -> None:
         """Checks what the types cannot say."""
@@ -41,5 +45,11 @@ class ReportConfig:
 def run(config: ReportConfig, console: Console) -> None:
     """Writes the page, the Markdown and the CSV file."""
     with refusing():
-        folder = report(config.runs, config.output, title=config.title, target=config.target)
+        folder = report(
+            config.runs,
+            config.output,
+            title=config.title,
+            target=config.target,
+            base=config.base,
+        )
     console.print(f"report.html, report.md and runs.csv are in {folder}", markup=False)

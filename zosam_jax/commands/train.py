@@ -1,4 +1,4 @@
-"""`zosam train`: one run, watched, recorded and resumed."""
+"""`zosam train`: trains one network, shows and records progress, and resumes."""
 
 import contextlib
 import math

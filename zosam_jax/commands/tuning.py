@@ -45,7 +45,7 @@ class Choice(NamedTuple):
 
 
 def trials(cells: Iterable[Cell], tuning: Tuning) -> dict[str, list[Trial]]:
-    """Method → its candidates, gentle ones first; each method counts once, whatever its seeds.
+    """Method → its candidates, small values first; each method counts once, whatever its seeds.
 
     Raises:
       ValueError: for candidates that `zosam train` would refuse.
@@ -79,7 +79,7 @@ def choose(
     tried: Sequence[Trial],
     accuracy: Callable[[Cell], float],
 ) -> Choice:
-    """The best mean validation accuracy after the last epoch; of equals the first, gentlest one.
+    """The best mean validation accuracy after the last epoch; of equals the first.
 
     Args:
       method: the name of its cells, without the seed.

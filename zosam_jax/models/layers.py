@@ -1,4 +1,4 @@
-"""What the models' layers share: the dtype they compute in, their initial weights, their making."""
+"""What the models' layers share: the dtype they compute in, initial weights and construction."""
 
 from typing import Any, NamedTuple
 

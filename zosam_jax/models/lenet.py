@@ -1,4 +1,4 @@
-"""LeNet-300-100: the fully connected network on which pruning papers begin."""
+"""LeNet-300-100: the fully connected network of many pruning papers."""
 
 import math
 

@@ -23,6 +23,7 @@ def report(
     *,
     title: str | None = None,
     target: float | None = None,
+    base: str | None = None,
 ) -> Path:
     """Gathers runs into report.html, report.md and runs.csv, and returns their folder.
 
@@ -36,10 +37,13 @@ def report(
       title: heading of the page; by default model, data set, label noise, sparse methods and
         sparsities.
       target: test accuracy, as a fraction, to which epochs and seconds are counted; by default
-        99% of what the base optimizer ends at, row by row.
+        99% of what the base ends at, row by row.
+      base: the optimizer over which gains are taken, by its name or the label of its column; by
+        default the base optimizer, sgd or adamw.
 
     Raises:
-      ValueError: for a path without a run, a damaged file, or if no run is complete.
+      ValueError: for a path without a run, a damaged file, if no run is complete, or if
+        `base` means no optimizer or several.
       FileExistsError: if `output` is a file.
     """
     folder = RunFolder(output, "report", may_hold_results=True)
@@ -50,7 +54,7 @@ def report(
             + "; ".join(f"{one.name}: {one.reason.rstrip('.')}" for one in omissions[:3])
             + "."
         )
-    study = Study(complete)
+    study = Study(complete, base)
     sections = _sections(study, target)
     top = header(study, omissions, title)
     folder.write_text(run_folder.REPORT_PAGE, page(top, sections))

@@ -53,30 +53,24 @@ def over_seeds(values: BySeed) -> Estimate:
     return Estimate(statistics.fmean(known), deviation, len(known))
 
 
-def differences(values: BySeed, base: BySeed) -> dict[int, float]:
-    """value − base for the seeds that both have."""
-    return {seed: values[seed] - base[seed] for seed in sorted(values.keys() & base.keys())}
-
-
-def gain(values: BySeed, base: BySeed) -> Estimate:
-    """Mean of the differences that share a seed, and its standard error sd/√n."""
-    return _with_standard_error(differences(values, base))
-
-
-def gain_over_cells(cells: Sequence[tuple[BySeed, BySeed]]) -> Estimate:
-    """The gain averaged over cells for each seed; then mean and standard error over the seeds.
+def gain(pairs: Sequence[tuple[BySeed, BySeed]]) -> Estimate:
+    """Mean and standard error, sd/√n, over seeds, of the difference averaged over cells.
 
     A seed stands for the same initial weights and data order in every cell, so its differences
-    are not independent and count once. Only seeds that every cell has count.
+    are not independent and count once. Only seeds that every cell has on both sides count.
 
     Args:
-      cells: (values, base) of each.
+      pairs: (values, base) of each cell.
     """
-    paired = [differences(values, base) for values, base in cells]
-    shared = set.intersection(*(set(d) for d in paired)) if paired else set()
-    return _with_standard_error(
-        {seed: statistics.fmean(d[seed] for d in paired) for seed in sorted(shared)}
+    shared = [values.keys() & base.keys() for values, base in pairs]
+    seeds = sorted(set.intersection(*shared)) if shared else []
+    mean, deviation, count = over_seeds(
+        {
+            seed: statistics.fmean(values[seed] - base[seed] for values, base in pairs)
+            for seed in seeds
+        }
     )
+    return Estimate(mean, deviation / math.sqrt(count) if count else math.nan, count)
 
 
 def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> Correlation:
@@ -94,8 +88,3 @@ def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> Correlation:
         float(stats.kendalltau(left, right).statistic),
         count,
     )
-
-
-def _with_standard_error(values: BySeed) -> Estimate:
-    mean, deviation, count = over_seeds(values)
-    return Estimate(mean, deviation / math.sqrt(count) if count else math.nan, count)

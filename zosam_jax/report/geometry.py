@@ -1,4 +1,4 @@
-"""What the loss looks like where the runs ended: curvature, noise of the gradient, surfaces.
+"""The loss around the final weights: curvature, noise of the gradient, surfaces.
 
 All of it comes from `zosam analyze`.
 """
@@ -15,7 +15,7 @@ from zosam_jax.report.figures import Figure, Panel, Style
 from zosam_jax.report.runs import NO_CURVE, Plane
 from zosam_jax.report.section import BAND, SPREAD, Section, figure, line_figure
 from zosam_jax.report.study import Study
-from zosam_jax.report.tables import NOTHING, Cell, Table, by_optimizer, measured, signed
+from zosam_jax.report.tables import NOTHING, Table, TableCell, by_optimizer, measured, signed
 
 _SHARPNESS = {
     "lambda_max": "λ_max",
@@ -93,12 +93,12 @@ def _correlations(study: Study, known: Mapping[str, str], outcome: str) -> Table
         if not any(correlation.num for correlation in found):
             continue
         cells = [
-            Cell(NOTHING)
+            TableCell(NOTHING)
             if math.isnan(c.spearman)
-            else Cell(signed(f"{c.spearman:+.2f}"), signed(f"τ {c.kendall:+.2f}"))
+            else TableCell(signed(f"{c.spearman:+.2f}"), signed(f"τ {c.kendall:+.2f}"))
             for c in found
         ]
-        body.append([Cell(label), Cell(str(max(c.num for c in found))), *cells])
+        body.append([TableCell(label), TableCell(str(max(c.num for c in found))), *cells])
     gap = (
         " The gap is the accuracy on the training images that were analysed (else that of the last "
         "epoch as the steps saw it, augmented and perturbed), less the test accuracy."

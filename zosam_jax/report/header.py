@@ -55,6 +55,7 @@ def header(study: Study, omissions: Sequence[Omission], title: str | None) -> He
         *([("other options", ", ".join(others))] if others else []),
         ("rows", "; ".join(dict.fromkeys(row.label for row in study.rows))),
         ("optimizers", "; ".join(starmap(_about, study.perturbations.items()))),
+        ("gains over", study.base),
         ("seeds", _joined(study.seeds)),
     ]
     left_out = f" {len(everything)} left out." if everything else ""
@@ -66,10 +67,10 @@ def header(study: Study, omissions: Sequence[Omission], title: str | None) -> He
 
 
 def _title(study: Study) -> str:
-    """Model, data set, label noise, and the sparse methods with their sparsities."""
+    """Model, data set, label noise, the sparse methods with their sparsities, and tuning."""
     settings = study.settings
     trained = f"{_joined(settings['model'])} on {_joined(settings['dataset'])}"
-    noise = _percents(settings["label_noise"])
+    noise = _percents(settings["label_noise"]).replace(", ", " or ")
     noisy = "" if noise == "0%" else f" with {noise} of the labels random"
     budgets: dict[str, set[float]] = {}
     for run in study.runs:
@@ -79,7 +80,8 @@ def _title(study: Study) -> str:
         method if method == "dense" else f"{method} {_percents(sparsities)}"
         for method, sparsities in budgets.items()
     ]
-    return f"{trained}{noisy}: {'; '.join(told)}"
+    tuned = " (tuned)" if any(run.tuned for run in study.runs) else ""
+    return f"{trained}{noisy}: {'; '.join(told)}{tuned}"
 
 
 def _percents(fractions: Iterable[float]) -> str:

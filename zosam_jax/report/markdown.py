@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from zosam_jax.report.header import Header
 from zosam_jax.report.section import Section
-from zosam_jax.report.tables import Cell, Table
+from zosam_jax.report.tables import Table, TableCell
 
 
 def markdown(header: Header, sections: Sequence[Section]) -> str:
@@ -24,13 +24,13 @@ def markdown(header: Header, sections: Sequence[Section]) -> str:
 
 def _table(table: Table) -> tuple[str, str]:
     rules = [":--" if i < table.labels else "--:" for i in range(len(table.head))]
-    rows = [map(_escape, table.head), rules, *(map(_cell, line) for line in table.body)]
+    rows = [map(_escape, table.head), rules, *(map(_entry, line) for line in table.body)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows), _escape(table.caption)
 
 
-def _cell(cell: Cell) -> str:
-    text = f"**{_escape(cell.text)}**" if cell.bold else _escape(cell.text)
-    return f"{text} ({_escape(cell.note)})" if cell.note else text
+def _entry(entry: TableCell) -> str:
+    text = f"**{_escape(entry.text)}**" if entry.bold else _escape(entry.text)
+    return f"{text} ({_escape(entry.note)})" if entry.note else text
 
 
 def _escape(text: str) -> str:

@@ -7,7 +7,7 @@ from html import escape
 from zosam_jax.report.figures import PALETTE, Figure, Style
 from zosam_jax.report.header import Header
 from zosam_jax.report.section import Section
-from zosam_jax.report.tables import Cell, Table
+from zosam_jax.report.tables import Table, TableCell
 
 _COLORS = (
     "--ink:#1d2126;--ink-soft:#5a626d;--rule:#dfe3e8;--paper:#fff;--link:#0b62a8",
@@ -36,7 +36,7 @@ table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-num
  line-height:1.4;min-width:min(100%,30rem)}
 th,td{padding:.34rem .7rem;text-align:right;white-space:nowrap;vertical-align:top;font-weight:400}
 th:first-child{padding-left:.2rem;position:sticky;left:0;background:var(--paper)}
-.name{text-align:left}
+th.name{text-align:left;white-space:normal;min-width:7rem;max-width:19rem}
 thead th{font-weight:600;white-space:normal;border-bottom:1.5px solid var(--ink);
  vertical-align:bottom}
 tbody{border-bottom:1.5px solid var(--ink)}
@@ -118,7 +118,8 @@ def _table(table: Table) -> str:
         for i, title in enumerate(table.head)
     )
     lines = [
-        _line(cells, table.labels, table.total and cells is table.body[-1]) for cells in table.body
+        _line(entries, table.labels, table.total and entries is table.body[-1])
+        for entries in table.body
     ]
     return (
         f'<figure><div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n'
@@ -128,24 +129,24 @@ def _table(table: Table) -> str:
 
 
 def _breakable(title: str) -> str:
-    """A heading that breaks after underscores and commas, not around an equals sign."""
+    """A text that breaks after underscores and commas, not around an equals sign."""
     return escape(title).replace("_", "_<wbr>").replace(" = ", "&nbsp;=&nbsp;")
 
 
-def _line(cells: Sequence[Cell], labels: int, is_total: bool) -> str:
-    kind = ' class="total"' if is_total else ' class="begins"' if cells[0].text else ""
-    entries = [
-        f'<th scope="row" class="name">{_content(cell)}</th>'
+def _line(entries: Sequence[TableCell], labels: int, is_total: bool) -> str:
+    kind = ' class="total"' if is_total else ' class="begins"' if entries[0].text else ""
+    told = [
+        f'<th scope="row" class="name">{_content(entry)}</th>'
         if i < labels
-        else f"<td{_class('best', cell.bold)}>{_content(cell)}</td>"
-        for i, cell in enumerate(cells)
+        else f"<td{_class('best', entry.bold)}>{_content(entry)}</td>"
+        for i, entry in enumerate(entries)
     ]
-    return f"<tr{kind}>{''.join(entries)}</tr>"
+    return f"<tr{kind}>{''.join(told)}</tr>"
 
 
-def _content(cell: Cell) -> str:
-    note = f'<span class="note">{escape(cell.note)}</span>' if cell.note else ""
-    return escape(cell.text) + note
+def _content(entry: TableCell) -> str:
+    note = f'<span class="note">{escape(entry.note)}</span>' if entry.note else ""
+    return _breakable(entry.text) + note
 
 
 def _class(name: str, has: bool) -> str:

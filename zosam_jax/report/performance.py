@@ -7,14 +7,15 @@ from zosam_jax.report import figures
 from zosam_jax.report.estimates import gain, over_seeds
 from zosam_jax.report.figures import Panel, Style
 from zosam_jax.report.section import BAND, SPREAD, Section, figure, in_percent, line_figure
-from zosam_jax.report.study import Row, Study
+from zosam_jax.report.study import Row, Study, in_short, symbol
 from zosam_jax.report.tables import (
     NOTHING,
-    Cell,
     Column,
     Table,
+    TableCell,
     against,
     by_optimizer,
+    gained,
     measured,
     number,
     percent,
@@ -22,13 +23,10 @@ from zosam_jax.report.tables import (
     whole,
     with_gains,
 )
+from zosam_jax.training import build
 
-_GAINS = (
-    "Gains are differences to the base optimizer's run from the same seed: the same initial "
-    "weights and the same order of the data."
-)
 _CONTROL = "random_weight_perturbation"
-# Without a target of the reader's own: this share of what the base optimizer reaches.
+# Without a target of the reader's own: this share of what the base reaches.
 _SHARE_OF_BASE = 0.99
 _FURTHER_ACCURACIES = {
     "validation_accuracy": "Accuracy on the held-out training images after the last epoch",
@@ -47,12 +45,50 @@ def accuracy(study: Study, styles: Mapping[str, Style]) -> Section | None:
     )
     if section is None:
         return None
+    chosen = _tuned(study)
+    # Of one row, the table of what was tuned says it all.
+    gains = section.tables if len(study.rows) > 1 or not chosen else ()
     further = [
         _gain_table(study, fact, what)
         for fact, what in _FURTHER_ACCURACIES.items()
         if study.knows(fact)
     ]
-    return section._replace(tables=[*section.tables, *_over_control(study), *further])
+    return section._replace(tables=[*gains, *chosen, *_over_control(study), *further])
+
+
+def _tuned(study: Study) -> list[Table]:
+    """What tuning chose for each optimizer, and what came of it, where anything was tuned."""
+    tuned = [option for run in study.runs for option in run.tuned]
+    if not tuned:
+        return []
+
+    def value_of(option: str) -> Callable[[Row, str], TableCell]:
+        def entry(row: Row, optimizer: str) -> TableCell:
+            run = next(iter(study.cell(row, optimizer).values()))
+            value = build.rho_of(run.config) if option == "rho" else getattr(run.config, option)
+            if option == "rho" and build.is_plain(run.config.optimizer):
+                return TableCell(NOTHING)
+            how = {True: "tuned, end of grid", False: "tuned", None: ""}
+            return TableCell(in_short(value), how[run.tuned.get(option)])
+
+        return entry
+
+    def gain_of(row: Row, optimizer: str) -> TableCell:
+        found = gain(study.pairs(optimizer, "test_accuracy", [row]))
+        return TableCell(gained(found) or NOTHING, bold=found.stands_out)
+
+    columns = [
+        *(Column(symbol(o), value_of(o)) for o in dict.fromkeys(["rho", *tuned])),
+        measured(study, "accuracy (%)", "test_accuracy", percent),
+        Column(f"gain over {study.base}", gain_of),
+    ]
+    caption = (
+        "What each optimizer was trained with: tuned means chosen on held-out images, and a choice "
+        "at an end of its grid may not be the best. Accuracy on the test images after the last "
+        "epoch: mean ± sample standard deviation over seeds. Gain: in points, paired by seed, ± "
+        "its standard error; bold if its 95% interval (Student's t over seeds) lies above 0."
+    )
+    return [by_optimizer(study, columns, caption)]
 
 
 def _over_control(study: Study) -> list[Table]:
@@ -126,20 +162,22 @@ def convergence(study: Study, target: float | None) -> Section | None:
             return target
         return _SHARE_OF_BASE * over_seeds(study.values(row, row.base, "test_accuracy")).mean
 
-    def until(field: str) -> Callable[[Row, str], Cell]:
-        def cell(row: Row, optimizer: str) -> Cell:
+    def until(field: str) -> Callable[[Row, str], TableCell]:
+        def cell(row: Row, optimizer: str) -> TableCell:
             runs = study.cell(row, optimizer)
             if math.isnan(aim(row)):
-                return Cell(NOTHING)
+                return TableCell(NOTHING)
             reached = {seed: run.reached(aim(row)) for seed, run in runs.items()}
             known = {seed: getattr(r, field) for seed, r in reached.items() if r is not None}
-            return Cell(spread(over_seeds(known), number, len(runs)) if known else "not reached")
+            return TableCell(
+                spread(over_seeds(known), number, len(runs)) if known else "not reached"
+            )
 
         return cell
 
-    def aimed(row: Row, optimizer: str) -> Cell:
+    def aimed(row: Row, optimizer: str) -> TableCell:
         del optimizer
-        return Cell(NOTHING if math.isnan(aim(row)) else percent(aim(row)))
+        return TableCell(NOTHING if math.isnan(aim(row)) else percent(aim(row)))
 
     columns = [
         Column("target (%)", aimed),
@@ -147,7 +185,7 @@ def convergence(study: Study, target: float | None) -> Section | None:
         Column("dense SGD epochs", until("training_cost")),
         Column("seconds", until("seconds")),
     ]
-    whose = "given" if target is not None else "99% of what the base optimizer ends at, row by row"
+    whose = "given" if target is not None else "99% of what the base ends at, row by row"
     table = by_optimizer(
         study,
         columns,
@@ -164,11 +202,11 @@ def convergence(study: Study, target: float | None) -> Section | None:
 def cost(study: Study) -> Section | None:
     """What training takes."""
 
-    def slowdown(row: Row, optimizer: str) -> Cell:
+    def slowdown(row: Row, optimizer: str) -> TableCell:
         base = study.values(row, row.base, "images_per_second")
         own = study.values(row, optimizer, "images_per_second")
         ratios = {s: base[s] / own[s] for s in sorted(own.keys() & base.keys()) if own[s]}
-        return Cell(spread(over_seeds(ratios), number))
+        return TableCell(spread(over_seeds(ratios), number))
 
     columns = [
         measured(study, "training (%)", "training_cost", percent),
@@ -183,7 +221,7 @@ def cost(study: Study) -> Section | None:
         "MACs of the whole training relative to the dense network with plain SGD, and of "
         "a forward pass relative to the dense one: what kernels that skip zeros would do. Images "
         "a second are the median epoch's, without compilation and evaluation; time / base is the "
-        "base optimizer's speed over the own, paired by seed; seconds are the whole run's. "
+        "base's speed over the own, paired by seed; seconds are the whole run's. "
         f"{SPREAD}",
     )
     if not table.body:
@@ -201,17 +239,21 @@ def _gains(
     shown = figure(
         styles,
         panels,
-        "Paired gains over the base optimizer (the line at 0), with bars of two standard errors.",
+        f"Paired gains over {study.base} (the line at 0), with bars of two standard errors.",
         without={row.base for row in study.rows},
     )
-    return Section(title, _GAINS, [_gain_table(study, fact, what)], shown)
+    text = (
+        f"Gains are differences to the run of the base, {study.base}, from the same seed: the same "
+        "initial weights and the same order of the data."
+    )
+    return Section(title, text, [_gain_table(study, fact, what)], shown)
 
 
 def _gain_table(study: Study, fact: str, what: str) -> Table:
     caption = (
         f"{what}, in percent: mean ± sample standard deviation over seeds. With it the gain over "
-        "the base optimizer in points, paired by seed, ± its standard error. Bold: the best of its "
-        "row, if the 95% interval of its gain (Student's t over seeds) lies above 0."
+        f"{study.base} in points, paired by seed, ± its standard error. Bold: the best in its "
+        "setting, if the 95% interval of its gain (Student's t over seeds) lies above 0."
     )
     return with_gains(study, fact, caption)
 
@@ -220,10 +262,9 @@ def _gain_panels(study: Study, styles: Mapping[str, Style], fact: str) -> list[P
     """A panel for each row, all on one scale: gain and two standard errors, in points."""
     bars: dict[str, list[tuple[float, float, Style]]] = {}
     for row in study.rows:
-        base = study.values(row, row.base, fact)
         for name in study.compared_in(row):
-            over_base = gain(study.values(row, name, fact), base)
-            if name != row.base and over_base.num:
+            over_base = gain(study.pairs(name, fact, [row]))
+            if over_base.num:
                 error = 0.0 if math.isnan(over_base.error) else 200 * over_base.error
                 bar = (100 * over_base.mean, error, styles[name])
                 bars.setdefault(row.label, []).append(bar)

@@ -21,9 +21,10 @@ from zosam_jax.training.run_folder import (
     ROBUSTNESS,
     SUMMARY,
     SWEEP,
+    TUNING,
     UnreadableRunError,
 )
-from zosam_jax.training.saved_run import read_config, run_folders
+from zosam_jax.training.saved_run import counts, read_config, run_folders
 
 _Content = TypeVar("_Content")
 
@@ -83,7 +84,7 @@ class Analysis(NamedTuple):
     plane: Plane | None
 
 
-class Robustness(NamedTuple):
+class CorruptionResult(NamedTuple):
     """What robustness.json says; of a missing file nothing.
 
     Attributes:
@@ -107,6 +108,8 @@ class RunResult:
       records: of metrics.jsonl, a line for each epoch.
       facts: every number that it came to, by name; those that are not known are left out.
       analysis, robustness: what was found in it afterwards.
+      tuned: the options that its sweep chose on held-out images, and whether the best of each was
+        the first or the last of its grid.
     """
 
     name: str
@@ -114,7 +117,8 @@ class RunResult:
     records: Sequence[EpochRecord]
     facts: Mapping[str, Any]
     analysis: Analysis
-    robustness: Robustness
+    robustness: CorruptionResult
+    tuned: Mapping[str, bool] = dataclasses.field(default_factory=dict)
 
     def fact(self, name: str) -> float:
         """One number of `facts`; NaN if the run has none of that name."""
@@ -160,7 +164,9 @@ def gather(paths: Sequence[Path]) -> tuple[list[RunResult], list[Omission]]:
 def _folders(path: Path) -> list[Path]:
     """Those of all runs below a folder, and where those would be that a sweep could not begin."""
     failures = path.rglob(f"{SWEEP}/*{FAILED}") if path.is_dir() else ()
-    unbegun = [f.parent.parent / f.name.removesuffix(FAILED) for f in failures]
+    unbegun = [
+        f.parent.parent / f.name.removesuffix(FAILED) for f in failures if counts(f.parent, path)
+    ]
     try:
         begun = run_folders(path)
     except FileNotFoundError as error:
@@ -191,7 +197,18 @@ def _read(folder: Path, name: str) -> RunResult:
         **robustness.facts,
     }
     known = {fact: value for fact, value in facts.items() if _is_known(value)}
-    return RunResult(name, read_config(folder), records, known, analysis, robustness)
+    config = read_config(folder)
+    tuned = _understood(folder.parent / TUNING, lambda path: _tuned(path, folder, config.seed))
+    return RunResult(name, config, records, known, analysis, robustness, tuned)
+
+
+def _tuned(path: Path, folder: Path, seed: int) -> dict[str, bool]:
+    """What the tuning.json of a sweep says of one of its runs; see `RunResult.tuned`."""
+    choices = json.loads(path.read_text()) if path.is_file() else []
+    for choice in choices:
+        if folder.name in (choice["method"], f"{choice['method']},seed={seed}"):
+            return {option: option in choice["at_the_end"] for option in choice["chosen"]}
+    return {}
 
 
 def _understood(path: Path, read: Callable[[Path], _Content]) -> _Content:
@@ -235,29 +252,29 @@ def _from_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _accuracies(last: EpochRecord, analysis: Analysis) -> dict[str, float]:
-    """On the training images: those that the analysis looked at, else as the steps saw them."""
+    """On the training images: those that were analysed, else as the steps saw them."""
     known = _is_known(analysis.train_accuracy)
     train = analysis.train_accuracy if known else last.train_accuracy
     return {"train_accuracy": train, "generalization_gap": train - last.test_accuracy}
 
 
 def _means(records: Sequence[EpochRecord]) -> dict[str, float]:
-    """What the optimizer's own passes told, averaged over the epochs that know it."""
+    """The step's diagnostics, averaged over the epochs that have them."""
     names = ("rho_used", "epsilon_norm", "slope", "ascent_gain")
     return {f"mean_{name}": _mean(getattr(r, name) for r in records) for name in names}
 
 
 def _analysis(path: Path) -> Analysis:
     content = _json(path) if path.is_file() else {}
-    looks = _last_round(_part(content, "checkpoints", list))
-    variances = [_part(look, "gradient_variance") for look in looks]
+    checkpoints = _last_round(_part(content, "checkpoints", list))
+    variances = [_part(c, "gradient_variance") for c in checkpoints]
     surface = _part(content, "surface")
     distances = _part(surface, "distances", list)
     return Analysis(
         _entry(content, "train_accuracy"),
-        _along_the_run(looks) | _at_the_end(content),
+        _along_the_run(checkpoints) | _at_the_end(content),
         _curve(
-            [(look["epoch"], v.get("variance")) for look, v in zip(looks, variances, strict=True)]
+            [(c["epoch"], v.get("variance")) for c, v in zip(checkpoints, variances, strict=True)]
         ),
         {
             direction: _curve(zip(distances, _part(surface, direction, list), strict=True))
@@ -268,14 +285,17 @@ def _analysis(path: Path) -> Analysis:
     )
 
 
-def _last_round(looks: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+def _last_round(checkpoints: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """The analysed checkpoints without those of the earlier rounds of lth."""
-    return [look for look in looks if look.get("round", 0) == looks[-1].get("round", 0)]
+    return [c for c in checkpoints if c.get("round", 0) == checkpoints[-1].get("round", 0)]
 
 
-def _along_the_run(looks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    last = looks[-1] if looks else {}
-    noise, estimators = _part(last, "gradient_variance"), [_part(c, "estimator") for c in looks]
+def _along_the_run(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    last = checkpoints[-1] if checkpoints else {}
+    noise, estimators = (
+        _part(last, "gradient_variance"),
+        [_part(c, "estimator") for c in checkpoints],
+    )
     return {
         "gradient_variance": _entry(noise, "variance"),
         "relative_gradient_variance": _entry(noise, "relative"),
@@ -310,7 +330,7 @@ def _plane(plane: Mapping[str, Any]) -> Plane | None:
     return Plane(xs, ys, losses, plane["directions"]) if has_contours else None
 
 
-def _robustness(path: Path) -> Robustness:
+def _robustness(path: Path) -> CorruptionResult:
     content = _json(path) if path.is_file() else {}
     corruptions = {
         name: _numbers(name, values) for name, values in _part(content, "corruptions").items()
@@ -325,7 +345,7 @@ def _robustness(path: Path) -> Robustness:
     }
     known = [content.get(name) for name in ("source", "images")]
     source = "{}, {} images".format(*known) if None not in known else ""
-    return Robustness(facts, _curve(zip(severities, by_severity, strict=True)), source)
+    return CorruptionResult(facts, _curve(zip(severities, by_severity, strict=True)), source)
 
 
 def _part(content: Mapping[str, Any], name: str, kind: type = dict) -> Any:

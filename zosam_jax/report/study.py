@@ -11,6 +11,7 @@ from zosam_jax.training.applicable import base_optimizer
 from zosam_jax.training.config import (
     CIRCUMSTANCES,
     AscentConfig,
+    OptimizationConfig,
     OptimizerName,
     SparseConfig,
     SparseName,
@@ -26,9 +27,14 @@ _SETTING = tuple(
     for field in dataclasses.fields(TrainConfig)
     if field.name not in (*_PERTURBATION, *_BUDGET, *CIRCUMSTANCES, "seed")
 )
+_TRAINING = {field.name for field in dataclasses.fields(OptimizationConfig)} - {"base_optimizer"}
 # Options whose values say by themselves what they are.
-_SPEAKING = ("dataset", "model", "base_optimizer", "precision", "schedule")
+_SPEAKING = ("dataset", "model", "base_optimizer", "precision", "schedule", "radius")
+# Rows are named after these wherever they vary, after others where that tells them apart.
+_TELLING = ("dataset", "model", "base_optimizer", "label_noise")
 _SYMBOLS = {"rho": "ρ"}
+# In the place of a value that tuning chose, which may be another one for each row.
+_TUNED = "tuned"
 
 
 class Row(NamedTuple):
@@ -36,7 +42,7 @@ class Row(NamedTuple):
 
     Attributes:
       label: the budget, as "rigl 95%", and whatever else varies among the runs.
-      base: the label of the base optimizer.
+      base: the label of the optimizer over which gains are taken.
     """
 
     label: str
@@ -60,16 +66,31 @@ class Study:
       rows: by setting in order of appearance, then method, then sparsity.
       optimizers: labels of the columns, plain optimizers first.
       settings: option → its values among the runs, for data, model and descent.
-      perturbations: optimizer label → the options of its perturbation.
+      perturbations: optimizer label → the options of its perturbation; of a plain optimizer, those
+        in which its training differs from the others'.
+      base: the optimizers over which gains are taken, in words.
       duplicates: runs left out because another has the same options and seed.
     """
 
-    def __init__(self, runs: Sequence[RunResult]) -> None:
-        """Groups the runs by everything but the seed."""
-        described = [_describe(run) for run in runs]
+    def __init__(self, runs: Sequence[RunResult], base: str | None = None) -> None:
+        """Groups the runs by everything but the seed.
+
+        Args:
+          runs: all of them.
+          base: the optimizer over which gains are taken, by its label or, if it has one column, by
+            its name; None for each row's base optimizer.
+
+        Raises:
+          ValueError: if no column, or more than one, is meant by `base`.
+        """
+        described = _joined([_describe(run) for run in runs])
         settings = list(dict.fromkeys(_key(d.setting) for d in described))
         described.sort(key=lambda d: _order(d, settings))
-        row_of, label_of = _row_namer(described), _perturbation_namer(described)
+        label_of = _perturbation_namer(described)
+        by_column = sorted(described, key=lambda d: _perturbation_order(d.perturbation))
+        self.perturbations = {label_of(d): d.perturbation for d in by_column}
+        self.optimizers = list(self.perturbations)
+        row_of = _row_namer(described, None if base is None else _column(base, self.optimizers))
         self._runs: dict[tuple[Row, str], dict[int, RunResult]] = {}
         self.duplicates: list[Omission] = []
         for one in described:
@@ -80,9 +101,7 @@ class Study:
                 self.duplicates.append(Omission(one.run.name, reason))
         self.runs = [run for cell in self._runs.values() for run in cell.values()]
         self.rows = list(dict.fromkeys(row for row, _ in self._runs))
-        by_column = sorted(described, key=lambda d: _perturbation_order(d.perturbation))
-        self.perturbations = {label_of(d): d.perturbation for d in by_column}
-        self.optimizers = list(self.perturbations)
+        self.base = " or ".join(dict.fromkeys(row.base for row in self.rows))
         self.settings = _values(d.setting for d in described)
 
     def cell(self, row: Row, optimizer: str) -> Mapping[int, RunResult]:
@@ -97,6 +116,17 @@ class Study:
         """Seed → a number of the run, for the seeds that know it."""
         values = {seed: run.fact(fact) for seed, run in self.cell(row, optimizer).items()}
         return {seed: value for seed, value in values.items() if not math.isnan(value)}
+
+    def pairs(
+        self, optimizer: str, fact: str, rows: Iterable[Row], rival: str | None = None
+    ) -> list[tuple[dict[int, float], dict[int, float]]]:
+        """(its values, the rival's or the base's), for each row where they share a seed."""
+        found = [
+            (self.values(row, optimizer, fact), self.values(row, rival or row.base, fact))
+            for row in rows
+            if optimizer != (rival or row.base)
+        ]
+        return [(values, others) for values, others in found if values.keys() & others.keys()]
 
     def knows(self, *facts: str) -> bool:
         """Whether any run has any of these numbers."""
@@ -126,7 +156,48 @@ def _describe(run: RunResult) -> _Described:
     else:
         perturbation["rho"] = build.rho_of(config)
         perturbation["radius"] = build.radius_rule(config.optimizer, config.radius)
+    for options in (setting, budget, perturbation):
+        options |= {name: _TUNED for name in run.tuned if name in options}
     return _Described(run, setting, budget, perturbation)
+
+
+def _joined(described: Sequence[_Described]) -> list[_Described]:
+    """Puts plain runs into the rows of others: those whose training no other optimizer had.
+
+    SGD for twice the epochs, for example, joins the row whose training is nearest to its own, and
+    what differs names its column.
+    """
+    hosts = [d for d in described if not build.is_plain(d.perturbation["optimizer"])]
+    rows = {(_key(d.setting), _key(d.budget)) for d in hosts}
+    joined = []
+    for one in described:
+        found = [d for d in hosts if d.budget == one.budget and _same_problem(d, one)]
+        if found and (_key(one.setting), _key(one.budget)) not in rows:
+            setting = min(found, key=lambda d: len(_differing(one.setting, d.setting))).setting
+            own = one.perturbation | _differing(one.setting, setting)
+            if "epochs" in own:
+                own["epochs"] = f"× {one.setting['epochs'] / setting['epochs']:.3g}"
+            one = one._replace(setting=setting, perturbation=own)  # noqa: PLW2901
+        joined.append(one)
+    return joined
+
+
+def _same_problem(one: _Described, other: _Described) -> bool:
+    return not set(_differing(one.setting, other.setting)) - _TRAINING
+
+
+def _differing(options: Options, others: Options) -> Options:
+    return {name: value for name, value in options.items() if value != others[name]}
+
+
+def _column(name: str, labels: Sequence[str]) -> str:
+    """The label that is meant by it, or by the name of its optimizer."""
+    if name in labels:
+        return name
+    found = [label for label in labels if label.split(", ")[0] == name]
+    if len(found) != 1:
+        raise ValueError(f"base={name!r} must be one of {', '.join(map(repr, found or labels))}.")
+    return found[0]
 
 
 def _key(options: Options) -> tuple[tuple[str, Any], ...]:
@@ -145,8 +216,11 @@ def _order(one: _Described, settings: Sequence[Any]) -> tuple[Any, ...]:
     )
 
 
-def _perturbation_order(perturbation: Options) -> tuple[int, float]:
-    return get_args(OptimizerName).index(perturbation["optimizer"]), perturbation.get("rho", 0.0)
+def _perturbation_order(perturbation: Options) -> tuple[int, int, float]:
+    """Optimizers as they are listed; plain ones with options of their own last, tuned ρ first."""
+    rho = perturbation.get("rho", 0.0)
+    place = get_args(OptimizerName).index(perturbation["optimizer"])
+    return place, len(perturbation), -1.0 if rho == _TUNED else rho
 
 
 def _values(many: Iterable[Options]) -> dict[str, list[Any]]:
@@ -163,8 +237,8 @@ def _varying(many: Iterable[Options]) -> list[str]:
     return [name for name, values in _values(many).items() if len(values) > 1]
 
 
-def _row_namer(described: Sequence[_Described]) -> Callable[[_Described], Row]:
-    in_setting = _varying(d.setting for d in described)
+def _row_namer(described: Sequence[_Described], base: str | None) -> Callable[[_Described], Row]:
+    in_setting = _telling_apart(described)
     in_budget = {
         method: _varying(d.budget for d in described if d.budget["sparse"] == method)
         for method in {d.budget["sparse"] for d in described}
@@ -180,9 +254,23 @@ def _row_namer(described: Sequence[_Described]) -> Callable[[_Described], Row]:
             *_said(one.setting, [option for option in in_setting if option not in _SPEAKING]),
             *_said(one.budget, others),
         )
-        return Row(", ".join(parts), one.setting["base_optimizer"])
+        return Row(", ".join(parts), base or one.setting["base_optimizer"])
 
     return row_of
+
+
+def _telling_apart(described: Sequence[_Described]) -> list[str]:
+    """The options of the settings that rows are named after."""
+
+    def count(options: Sequence[str]) -> int:
+        return len({(*(d.setting[o] for o in options), _key(d.budget)) for d in described})
+
+    varying = _varying(d.setting for d in described)
+    named = [option for option in varying if option in _TELLING]
+    for option in varying:
+        if count([*named, option]) > count(named):
+            named.append(option)
+    return [option for option in varying if option in named]
 
 
 def _perturbation_namer(described: Sequence[_Described]) -> Callable[[_Described], str]:
@@ -193,7 +281,8 @@ def _perturbation_namer(described: Sequence[_Described]) -> Callable[[_Described
 
     def label_of(one: _Described) -> str:
         name = one.perturbation["optimizer"]
-        return ", ".join((name, *_said(one.perturbation, varying[name])))
+        options = [o for o in one.perturbation if o in _TRAINING or o in varying[name]]
+        return ", ".join((name, *_said(one.perturbation, options)))
 
     return label_of
 
@@ -204,11 +293,19 @@ def _said(options: Options, names: Iterable[str]) -> list[str]:
 
 def say(name: str, *values: Any) -> str:
     """An option and its value, or all that it takes, in short."""
-    shown = " or ".join(map(_shown, values))
-    return shown if name in _SPEAKING else f"{_SYMBOLS.get(name, name)} = {shown}"
+    text = " or ".join(map(in_short, values))
+    if name in _SPEAKING:
+        return text
+    return f"{symbol(name)} {'' if text.startswith((_TUNED, '×')) else '= '}{text}"
 
 
-def _shown(value: Any) -> str:
+def symbol(name: str) -> str:
+    """What an option is called in the report."""
+    return _SYMBOLS.get(name, name)
+
+
+def in_short(value: Any) -> str:
+    """A value of an option."""
     if value is None:
         return "default"
     return f"{value:g}" if isinstance(value, float) else str(value)

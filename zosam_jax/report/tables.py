@@ -4,15 +4,18 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
-from zosam_jax.report.estimates import Estimate, gain, gain_over_cells, over_seeds
+from zosam_jax.report.estimates import Estimate, gain, over_seeds
 from zosam_jax.report.study import Row, Study
 
 NOTHING = "–"
+_ALL_ROWS = "all cells, paired"
+# With more optimizers a table has a line for each.
+_MOST_COLUMNS = 8
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-class Cell(NamedTuple):
-    """An entry of a table.
+class TableCell(NamedTuple):
+    """What stands at one place of a table.
 
     Attributes:
       text: what it says.
@@ -30,14 +33,14 @@ class Table(NamedTuple):
 
     Attributes:
       head: names of the columns.
-      body: lines of as many cells; the first `labels` columns name what a line is about.
+      body: lines of as many entries; the first `labels` columns name what a line is about.
       caption: what is seen, and how it was measured.
       labels: how many columns are names.
       total: whether the last line sums up the others.
     """
 
     head: Sequence[str]
-    body: Sequence[Sequence[Cell]]
+    body: Sequence[Sequence[TableCell]]
     caption: str
     labels: int = 1
     total: bool = False
@@ -51,11 +54,11 @@ class Column(NamedTuple):
 
     Attributes:
       title: its name.
-      cell: (row, optimizer) → the entry.
+      entry: (row, optimizer) → what it says of them.
     """
 
     title: str
-    cell: Callable[[Row, str], Cell]
+    entry: Callable[[Row, str], TableCell]
 
 
 def percent(value: float, beside: float = 0.0) -> str:
@@ -109,16 +112,20 @@ def gained(estimate: Estimate) -> str:
 
 
 def with_gains(study: Study, fact: str, caption: str) -> Table:
-    """A fraction, rows against optimizers, with paired gains over the base optimizer.
+    """A fraction, rows against optimizers, with paired gains over the base.
 
     Each entry is mean ± sample standard deviation over seeds, in percent, with the paired gain ±
-    its standard error below; the last line has the gains over all rows.
+    its standard error below; the last line has the gains over all rows. Many optimizers are lines
+    of the table instead of columns.
     """
     rows = [row for row in study.rows if any(study.values(row, o, fact) for o in study.optimizers)]
     body = [_line_of_gains(study, row, fact) for row in rows]
     if len(rows) > 1:
         body.append(_total_of_gains(study, rows, fact))
     head = ("", "seeds", *study.optimizers)
+    if len(study.optimizers) > _MOST_COLUMNS:
+        turned = list(zip(map(TableCell, head), *body, strict=True))
+        return Table([entry.text for entry in turned[0]], turned[1:], caption)
     return Table(head, body, caption, total=len(rows) > 1)
 
 
@@ -127,80 +134,66 @@ def against(study: Study, rival: str, fact: str, caption: str) -> Table:
     others = [name for name in study.optimizers if name != rival]
     rows = [row for row in study.rows if study.values(row, rival, fact)]
     body = []
-    for label, some in [*((row.label, [row]) for row in rows), ("all cells, paired", rows)]:
-        gains = [_gain_over(study, name, rival, fact, some) for name in others]
+    for label, some in [*((row.label, [row]) for row in rows), (_ALL_ROWS, rows)]:
+        gains = [gain(study.pairs(name, fact, some, rival)) for name in others]
         most = max(g.num for g in gains)
-        cells = [Cell(gained(g) or NOTHING, bold=g.stands_out) for g in gains]
-        body.append([Cell(label), Cell(str(most)), *cells])
+        entries = [TableCell(gained(g) or NOTHING, bold=g.stands_out) for g in gains]
+        body.append([TableCell(label), TableCell(str(most)), *entries])
     if len(rows) == 1:
         body.pop()
     return Table(("", "seeds", *others), body, caption, total=len(rows) > 1)
 
 
-def _gain_over(study: Study, name: str, rival: str, fact: str, rows: Sequence[Row]) -> Estimate:
-    pairs = [(study.values(row, name, fact), study.values(row, rival, fact)) for row in rows]
-    return gain_over_cells(
-        [(values, base) for values, base in pairs if values.keys() & base.keys()]
-    )
-
-
-def _line_of_gains(study: Study, row: Row, fact: str) -> list[Cell]:
-    columns = [study.values(row, optimizer, fact) for optimizer in study.optimizers]
-    base = study.values(row, row.base, fact)
-    gains = [
-        Estimate(math.nan, math.nan, 0) if name == row.base else gain(values, base)
-        for name, values in zip(study.optimizers, columns, strict=True)
-    ]
-    estimates = [over_seeds(values) for values in columns]
+def _line_of_gains(study: Study, row: Row, fact: str) -> list[TableCell]:
+    estimates = [over_seeds(study.values(row, name, fact)) for name in study.optimizers]
+    gains = [gain(study.pairs(name, fact, [row])) for name in study.optimizers]
     best = max(estimate.mean for estimate in estimates if estimate.num)
     most = max(estimate.num for estimate in estimates)
-    cells = [Cell(row.label), Cell(str(most))]
-    for estimate, over_base in zip(estimates, gains, strict=True):
-        bold = estimate.mean == best and over_base.stands_out
-        cells.append(Cell(spread(estimate, percent, most), gained(over_base), bold))
-    return cells
+    entries = [
+        TableCell(spread(e, percent, most), gained(g), bold=e.mean == best and g.stands_out)
+        for e, g in zip(estimates, gains, strict=True)
+    ]
+    return [TableCell(row.label), TableCell(str(most)), *entries]
 
 
-def _total_of_gains(study: Study, rows: Sequence[Row], fact: str) -> list[Cell]:
-    gains, shares = [], []
-    for optimizer in study.optimizers:
-        pairs = [
-            (study.values(row, optimizer, fact), study.values(row, row.base, fact))
-            for row in rows
-            if optimizer != row.base
-        ]
-        pairs = [(values, base) for values, base in pairs if values.keys() & base.keys()]
-        gains.append(gain_over_cells(pairs))
-        shares.append(f"{len(pairs)} of {len(rows)} rows" if 0 < len(pairs) < len(rows) else "")
+def _total_of_gains(study: Study, rows: Sequence[Row], fact: str) -> list[TableCell]:
+    pairs = [study.pairs(name, fact, rows) for name in study.optimizers]
+    gains = [gain(some) for some in pairs]
     best = max((g.mean for g in gains if g.num), default=math.nan)
     most = max(g.num for g in gains)
-    cells = [
-        Cell(gained(g) + _few(g, most) or NOTHING, share, g.mean == best and g.stands_out)
-        for g, share in zip(gains, shares, strict=True)
+    entries = [
+        TableCell(
+            gained(g) + _few(g, most) or NOTHING,
+            f"{len(some)} of {len(rows)} rows" if 0 < len(some) < len(rows) else "",
+            bold=g.mean == best and g.stands_out,
+        )
+        for g, some in zip(gains, pairs, strict=True)
     ]
-    return [Cell("all cells, paired"), Cell(str(most or "")), *cells]
+    return [TableCell(_ALL_ROWS), TableCell(str(most or "")), *entries]
 
 
 def by_optimizer(study: Study, columns: Sequence[Column], caption: str) -> Table:
     """A line for each row and optimizer that knows any of the columns."""
     body = []
     for row in study.rows:
-        said = Cell(row.label)
+        said = TableCell(row.label)
         for optimizer in study.compared_in(row):
-            entries = [column.cell(row, optimizer) for column in columns]
+            entries = [column.entry(row, optimizer) for column in columns]
             if any(entry.text != NOTHING for entry in entries):
                 seeds = len(study.cell(row, optimizer))
-                body.append([said, Cell(optimizer), Cell(str(seeds)), *entries])
-                said = Cell("")
-    head = ("", "optimizer", "seeds", *(column.title for column in columns))
+                body.append([said, TableCell(optimizer), TableCell(str(seeds)), *entries])
+                said = TableCell("")
+    head = ["", "optimizer", "seeds", *(column.title for column in columns)]
+    if len(study.rows) == 1:
+        return Table(head[1:], [line[1:] for line in body], caption)
     return Table(head, body, caption, labels=2)
 
 
 def measured(study: Study, title: str, fact: str, form: Format = number) -> Column:
     """A column of a number that runs know: mean ± sample standard deviation over seeds."""
 
-    def cell(row: Row, optimizer: str) -> Cell:
+    def entry(row: Row, optimizer: str) -> TableCell:
         values = study.values(row, optimizer, fact)
-        return Cell(spread(over_seeds(values), form, len(study.cell(row, optimizer))))
+        return TableCell(spread(over_seeds(values), form, len(study.cell(row, optimizer))))
 
-    return Column(title, cell)
+    return Column(title, entry)

@@ -24,7 +24,7 @@ _EXPLODED = 20.0
 
 
 class Callback:
-    """Watches a run; every method may be left as it is."""
+    """Called by a run as it goes on; override what you need."""
 
     def on_start(self, run: "Run") -> None:
         """Before the first step of each training, resumed or not."""

@@ -217,7 +217,7 @@ class OptimizationConfig:
     """Passes over the training images."""
 
     evaluate_every: int = 1
-    """Epochs between looks at the test split; the last epoch always has one."""
+    """Epochs between evaluations on the test split; there is always one after the last epoch."""
 
     batch_size: int = 64
     """Images a step, over all devices; an incomplete last batch is left out."""
@@ -413,8 +413,8 @@ class TrainConfig(ProblemConfig):
     """How many of the newest checkpoints to keep, beside the best."""
 
     keep_every: int | None = None
-    """Keep the checkpoint of every so many epochs too, so that `zosam analyze` can look along the
-    run. Default: none of them."""
+    """Keep the checkpoint of every so many epochs too, so that `zosam analyze` can measure them
+    too. Default: none of them."""
 
     tensorboard: bool = False
     """Write TensorBoard events to the run folder too."""

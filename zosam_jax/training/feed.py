@@ -1,4 +1,4 @@
-"""Where batches come from: a data set that lives on the devices, or one that is streamed.
+"""Where batches come from: a data set kept on the devices, or one that is streamed.
 
 The host hands over a `Batch`, the compiled step turns it into pixels and labels (`examples`). For a
 resident set it is the order of a whole epoch, of which each step takes its part, so that nothing is
@@ -89,7 +89,7 @@ class Feed(Protocol):
 
 
 class Resident:
-    """A data set small enough to live on every device; a `Feed`."""
+    """A data set small enough to be kept on every device; a `Feed`."""
 
     def __init__(
         self, dataset: Dataset, batch_size: int, mesh: Mesh, *, crop_and_flip: bool

@@ -125,7 +125,7 @@ def run_folders(path: Path) -> list[Path]:
       FileNotFoundError: if there is none.
     """
     found = sorted(
-        file.parent for file in path.rglob(CONFIG) if _counts(file, path) and _is_of_run(file)
+        file.parent for file in path.rglob(CONFIG) if counts(file, path) and _is_of_run(file)
     )
     if not found:
         raise FileNotFoundError(
@@ -151,8 +151,8 @@ def complete_runs(paths: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _counts(file: Path, path: Path) -> bool:
-    """Whether a config.json is of a run in its own right: those of a sweep's tuning are not."""
+def counts(file: Path, path: Path) -> bool:
+    """Whether a file is of a run in its own right: those of a sweep's tuning are not."""
     above = [path / folder for folder in file.relative_to(path).parents][:-1]
     return not any(f.name == TUNING_RUNS and (f.parent / SWEEP).is_dir() for f in above)
 

@@ -1,5 +1,5 @@
-"""`zosam bench`: what each optimizer's step costs, and how well its ascent is aimed."""
+"""`zosam bench`: what each optimizer's step costs, and the quality of its perturbation."""
 
-from zosam_jax.commands.bench.command import BenchConfig, Row, bench, run
+from zosam_jax.commands.bench.command import BenchConfig, StepCost, bench, run
 
-__all__ = ["BenchConfig", "Row", "bench", "run"]
+__all__ = ["BenchConfig", "StepCost", "bench", "run"]

@@ -1,4 +1,4 @@
-"""`zosam bench`: what each optimizer's step costs, and how well its perturbation is aimed."""
+"""`zosam bench`: what each optimizer's step costs, and the quality of its perturbation."""
 
 import contextlib
 import dataclasses
@@ -39,9 +39,9 @@ from zosam_jax.training.trainer import Run
 from zosam_jax.trees import PyTree
 
 # The ascents are measured a little away from the initial weights, whose gradients are unlike any
-# later ones, and by optimizers that have seen a few steps, since some remember earlier ones.
+# later ones, and by optimizers that have seen a few steps, since some have a state.
 _STEPS_OF_SGD = 16
-_STEPS_TO_REMEMBER = 2
+_STEPS_BEFORE = 2
 _MEASURED_STEPS = 4
 
 # A turn is one step; more where steps are too short for the clock (in seconds), or where they are
@@ -123,7 +123,7 @@ class BenchConfig(ModelConfig, SparseConfig, AscentConfig):
         return ProblemConfig(**{**options_of_problem(self), **constant})
 
 
-class Row(NamedTuple):
+class StepCost(NamedTuple):
     """One line of the table; None where there is nothing to tell.
 
     Attributes:
@@ -167,14 +167,14 @@ class Row(NamedTuple):
     device: str
 
 
-class _Spectator:
+class _Untimed:
     """SAM where it is not timed: its ascents are measured for the others to be relative to."""
 
     def __init__(self, run: Run) -> None:
         self.state, self.sam_tx = run.state, run.sam_tx
 
     def advance(self) -> None:
-        """Stays where it is: SAM remembers nothing."""
+        """Does nothing: SAM has no state."""
 
 
 def run(config: BenchConfig, console: Console) -> None:
@@ -193,7 +193,7 @@ def run(config: BenchConfig, console: Console) -> None:
         bench(config, problem, console)
 
 
-def bench(config: BenchConfig, problem: BenchProblem, console: Console) -> list[Row]:
+def bench(config: BenchConfig, problem: BenchProblem, console: Console) -> list[StepCost]:
     """Compiles, measures and times every optimizer's step; prints the table, writes the rows.
 
     Steps are the trainer's own, SGD with momentum and weight decay, BatchNorm statistics and all.
@@ -229,22 +229,22 @@ def _measure_ascents(
 ) -> dict[str, list[PerturbationQuality]]:
     """Measures every ε at the same weights on the same batches, those of one path of SGD.
 
-    The entries go along, so that those that remember have something to remember. Those whose ε
-    is always zero, since they descend along an estimate at θ, are left out.
+    The entries take these steps too, so that their states are filled. Those whose ε is always
+    zero, since they descend along an estimate at θ, are left out.
     """
-    perturbers: dict[str, Entry | _Spectator] = {**entries}
-    perturbers.setdefault("sam", _Spectator(run_of(problem, "sam")))
+    perturbers: dict[str, Entry | _Untimed] = {**entries}
+    perturbers.setdefault("sam", _Untimed(run_of(problem, "sam")))
     perturbations = _perturbations(problem, perturbers, console)
     ascents: dict[str, list[PerturbationQuality]] = {name: [] for name in perturbations}
     base, batch, arrays = entries["sgd"], problem.batch, problem.feed.arrays
     measure = _measure(problem, config.rho)
     for _ in range(_STEPS_OF_SGD):
         base.advance()
-    for number in steps.each("perturbing at step", range(_STEPS_TO_REMEMBER + _MEASURED_STEPS)):
+    for number in steps.each("perturbing at step", range(_STEPS_BEFORE + _MEASURED_STEPS)):
         for name, perturbation in perturbations.items():
             perturber = perturbers[name]
             perturber.state = state = _moved(perturber.state, base.state)
-            if number >= _STEPS_TO_REMEMBER:
+            if number >= _STEPS_BEFORE:
                 ascents[name].append(measure(state, perturbation(state, batch, arrays)))
             perturber.advance()
         base.advance()
@@ -255,7 +255,7 @@ _Perturbation: TypeAlias = Callable[[TrainState, Batch, PyTree], PyTree]
 
 
 def _perturbations(
-    problem: BenchProblem, perturbers: Mapping[str, Entry | _Spectator], console: Console
+    problem: BenchProblem, perturbers: Mapping[str, Entry | _Untimed], console: Console
 ) -> dict[str, _Perturbation]:
     """Of those that perturb; the others' steps are timed all the same."""
     found: dict[str, _Perturbation] = {}
@@ -289,7 +289,7 @@ def _perturbation(
 def _measure(
     problem: BenchProblem, rho: float
 ) -> Callable[[TrainState, PyTree], PerturbationQuality]:
-    """(state, ε) → how well ρ ε/‖ε‖ is aimed, and what it gains."""
+    """(state, ε) → the quality of ρ ε/‖ε‖."""
     batch, arrays = problem.batch, problem.feed.arrays
 
     @jax.jit
@@ -305,7 +305,7 @@ def _measure(
 
 
 def _moved(state: TrainState, to: TrainState) -> TrainState:
-    """A state at another's weights, statistics and step; copies, since steps take theirs away."""
+    """A state at another's weights, statistics and step; copies, since a step donates its own."""
     fields = ("params", "model_state", "step")
     return state._replace(**{name: jax.tree.map(jnp.copy, getattr(to, name)) for name in fields})
 
@@ -323,20 +323,20 @@ def _rows(
     config: BenchConfig,
     entries: dict[str, Entry],
     ascents: dict[str, list[PerturbationQuality]],
-) -> list[Row]:
+) -> list[StepCost]:
     base = entries["sgd"]
     quartiles = {name: _quartiles(c.seconds, base.seconds) for name, c in entries.items()}
     gains = {name: _mean(a.gain for a in found) for name, found in ascents.items()}
     # Time beyond SGD's step, where there is some to tell from noise.
     extra = {name: q[1] - 1.0 for name, q in quartiles.items() if q[0] > 1.0}
 
-    def row(name: str, entry: Entry) -> Row:
+    def row(name: str, entry: Entry) -> StepCost:
         low, median, high = quartiles[name]
         gain = gains[name] / gains["sam"] if name in gains and gains["sam"] > 0 else None
         worth = None
         if gain is not None and name in extra and "sam" in extra:
             worth = gain * extra["sam"] / extra[name]
-        return Row(
+        return StepCost(
             optimizer=name,
             time_ratio=median,
             memory_ratio=entry.temp_bytes / max(base.temp_bytes, 1),
@@ -369,7 +369,7 @@ def _quartiles(seconds: Sequence[float], base: Sequence[float]) -> tuple[float, 
     return low, median, high
 
 
-def _table(rows: Sequence[Row], config: BenchConfig) -> Table:
+def _table(rows: Sequence[StepCost], config: BenchConfig) -> Table:
     height, width, channels = config.image_shape
     network = "dense" if config.is_dense else f"{100 * config.sparsity:g}% {config.sparse}"
     table = Table(
