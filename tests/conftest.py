@@ -33,12 +33,14 @@ import zosam_jax  # noqa: E402
 gc.set_threshold(200_000, 50, 100)
 
 # The rows that are asked of everything in each run. The others answer the tests marked every_row,
-# those that a new method is most likely to fail, and everything with -m "slow or not slow".
+# those that a new method is most likely to fail, in each run, those marked three_rows, which are
+# about what all transformations share, never, and the rest with -m slow.
 ALWAYS = ("sam", "zo_sam", "random_weight_perturbation")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "every_row: a fast test, asked of every transformation")
+    config.addinivalue_line("markers", "every_row: asked of every transformation in each run")
+    config.addinivalue_line("markers", "three_rows: of what is shared, asked of three in each run")
 
 
 def pytest_generate_tests(metafunc):
@@ -46,16 +48,19 @@ def pytest_generate_tests(metafunc):
 
     `random_factory` are those that draw at random.
     """
-    is_for_all = metafunc.definition.get_closest_marker("every_row") is not None
+    marks = {mark.name for mark in metafunc.definition.iter_markers()}
     for fixture in {"factory", "random_factory"}.intersection(metafunc.fixturenames):
         rows = [
-            pytest.param(
-                make, id=name, marks=() if is_for_all or name in ALWAYS else pytest.mark.slow
-            )
+            pytest.param(make, id=name, marks=() if _is_quick(name, marks) else pytest.mark.slow)
             for name, make in zosam_jax.REGISTRY.items()
-            if fixture == "factory" or "key" in inspect.signature(make).parameters
+            if (fixture == "factory" or "key" in inspect.signature(make).parameters)
+            and (name in ALWAYS or "three_rows" not in marks)
         ]
         metafunc.parametrize(fixture, rows)
+
+
+def _is_quick(name, marks):
+    return name in ALWAYS or "every_row" in marks
 
 
 @pytest.fixture(autouse=True)

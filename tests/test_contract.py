@@ -87,6 +87,7 @@ def scheduled(factory):
 # Extra arguments.
 
 
+@pytest.mark.three_rows
 def test_extra_arguments_reach_the_rest_of_the_chain(factory):
     seen = {}
 
@@ -100,6 +101,7 @@ def test_extra_arguments_reach_the_rest_of_the_chain(factory):
     assert seen.keys() >= {"value_fn", "x", "y"}
 
 
+@pytest.mark.three_rows
 def test_a_linesearch_can_follow(factory):
     search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=10)
     tx = optax.chain(factory(RHO), optax.sgd(4.0), search)
@@ -117,6 +119,7 @@ def test_a_linesearch_can_follow(factory):
     assert mlp_loss(moved, **batch) < mlp_loss(params, **batch)
 
 
+@pytest.mark.three_rows
 def test_reduce_on_plateau_can_follow(factory):
     plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, cooldown=0)
     tx = optax.chain(factory(RHO), sgd(), plateau)
@@ -127,6 +130,7 @@ def test_reduce_on_plateau_can_follow(factory):
     assert optax.tree.get(state, "scale") < 1
 
 
+@pytest.mark.three_rows
 def test_value_fn_takes_its_own_arguments_by_name(factory):
     def value_fn(params, y, *, x, weight=1.0):
         return weight * mlp_loss(params, x, y)
@@ -147,6 +151,7 @@ def variadic(*args, **kwargs):
     return mlp_loss(*args, **kwargs)
 
 
+@pytest.mark.three_rows
 def test_value_fn_may_be_any_callable(factory):
     callables = [Model(), Model().loss, jax.jit(mlp_loss), jax.checkpoint(mlp_loss), variadic]
     if factory not in SPLITTING:
@@ -155,6 +160,7 @@ def test_value_fn_may_be_any_callable(factory):
         assert_close(emitted(factory(RHO), value_fn), plainly_emitted(factory))
 
 
+@pytest.mark.three_rows
 def test_value_fn_with_kwargs_gets_all_but_the_reserved_ones(factory):
     names = set()
 
@@ -166,6 +172,7 @@ def test_value_fn_with_kwargs_gets_all_but_the_reserved_ones(factory):
     assert names == {"x", "y", "tag"}
 
 
+@pytest.mark.three_rows
 def test_value_fn_as_a_partial_passes_through_jit(factory):
     skip_if_splitting(factory)
     tx, params, batch = factory(RHO), mlp_params(), mlp_batch()
@@ -177,6 +184,7 @@ def test_value_fn_as_a_partial_passes_through_jit(factory):
     assert update._cache_size() == 1
 
 
+@pytest.mark.three_rows
 @pytest.mark.parametrize("incoming", [jnp.nan, 7.0])
 def test_incoming_updates_are_ignored(factory, incoming):
     garbage = jax.tree.map(lambda p: jnp.full_like(p, incoming), mlp_params())
@@ -299,6 +307,7 @@ def test_the_state_holds_arrays_only(factory):
 # Other transformations around it.
 
 
+@pytest.mark.three_rows
 def test_multi_steps_averages_gradients_of_microbatches(factory):
     micro = [mlp_batch(rows=4, seed=seed) for seed in range(3)]
     params, alone = mlp_params(), factory(RHO)
@@ -318,6 +327,7 @@ def test_multi_steps_averages_gradients_of_microbatches(factory):
     assert_close(moving, expected)
 
 
+@pytest.mark.three_rows
 def test_apply_if_finite_after_it_skips_a_bad_batch(factory):
     tx = optax.chain(factory(RHO), optax.apply_if_finite(sgd(), 3))
     step, good = stepper(tx), mlp_batch()
@@ -331,6 +341,7 @@ def test_apply_if_finite_after_it_skips_a_bad_batch(factory):
     assert not jnp.array_equal(moved["hidden"]["kernel"], params["hidden"]["kernel"])
 
 
+@pytest.mark.three_rows
 def test_apply_if_finite_around_the_chain_changes_nothing(factory):
     tx = optax.apply_if_finite(optax.chain(factory(RHO), optax.scale(2.0)), 3)
     with pytest.warns(UserWarning, match="ignores the incoming updates"):
@@ -345,6 +356,7 @@ def test_inject_hyperparams_gives_the_same_numbers(factory, rho):
     assert state[0].hyperparams["rho"] > 0
 
 
+@pytest.mark.three_rows
 def test_an_injected_rho_can_be_edited(factory):
     tx, params, batch = injected(factory)(rho=0.01), mlp_params(), mlp_batch()
     update = jax.jit(lambda s: tx.update(None, s, params, value_fn=mlp_loss, **batch))
@@ -361,6 +373,7 @@ def test_an_injected_rho_can_be_edited(factory):
     assert update._cache_size() == 1
 
 
+@pytest.mark.three_rows
 def test_clipping_before_it_has_no_effect(factory):
     tx = optax.chain(optax.clip_by_global_norm(1e-3), factory(RHO))
     with pytest.warns(UserWarning, match=r"write optax\.chain\(zo_sam\(\.\.\.\), clip"):
@@ -368,6 +381,7 @@ def test_clipping_before_it_has_no_effect(factory):
     assert_close(clipped, plainly_emitted(factory))
 
 
+@pytest.mark.three_rows
 def test_clipping_after_it_clips_the_emitted_gradient(factory):
     plain = plainly_emitted(factory)
     clipped = emitted(optax.chain(factory(RHO), optax.clip_by_global_norm(1e-3)))
@@ -376,6 +390,7 @@ def test_clipping_after_it_clips_the_emitted_gradient(factory):
     assert_close(clipped, jax.tree.map(lambda g: shrink * g, plain), atol=1e-9)
 
 
+@pytest.mark.three_rows
 def test_the_rest_of_the_chain_may_partition_the_parameters(factory):
     rest = optax.partition(
         {"train": sgd(), "freeze": optax.set_to_zero()}, {"hidden": "train", "out": "freeze"}
@@ -394,6 +409,7 @@ def wrap_in_partition(tx):
     return optax.partition({"own": tx, "other": optax.set_to_zero()}, labels)
 
 
+@pytest.mark.three_rows
 @pytest.mark.parametrize("wrap", [wrap_in_masked, wrap_in_partition])
 def test_inside_optax_masked_it_sees_its_own_leaves_alone(factory, wrap):
     params = mlp_params()
@@ -433,6 +449,7 @@ def test_donating_the_state_spares_the_callers_key(random_factory):
     assert not key.is_deleted()
 
 
+@pytest.mark.three_rows
 def test_init_can_be_traced(factory):
     tx, params = optax.chain(factory(RHO), sgd()), mlp_params()
     assert_equal(jax.jit(tx.init)(params), tx.init(params))
@@ -440,12 +457,14 @@ def test_init_can_be_traced(factory):
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, tx.init(params))
 
 
+@pytest.mark.three_rows
 def test_every_kind_of_key_is_a_seed(random_factory):
     expected = random_factory(RHO, key=3).init(mlp_params())
     for key in (np.int64(3), jnp.asarray(3), jax.random.key(3), jax.random.PRNGKey(3)):
         assert_equal(random_factory(RHO, key=key).init(mlp_params()), expected)
 
 
+@pytest.mark.three_rows
 def test_another_generator_draws_its_own_directions(random_factory):
     updates = emitted(random_factory(RHO, key=jax.random.key(0, impl="rbg")))
     assert not jnp.allclose(

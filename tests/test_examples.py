@@ -39,8 +39,17 @@ def run(page, namespace):
         yield
 
 
+# What they train takes a quarter of a minute and more.
+LONG = ("docs/guides/evidence.md", "docs/guides/sparse_method.md", "docs/guides/extending.md")
+
+
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if page != "README.md" and blocks(page, "python")]
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page in LONG else ())
+        for page in PAGES
+        if page != "README.md" and blocks(page, "python")
+    ],
 )
 def test_the_python_of_a_guide_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

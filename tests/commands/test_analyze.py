@@ -162,6 +162,7 @@ def test_numbers_that_are_not_finite_can_be_drawn(tmp_path):
     assert (tmp_path / "analysis.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_dense_run_of_a_plain_optimizer(tmp_path):
     folder = trained(tmp_path / "run", "--sparse", "none", "--optimizer", "sgd")
     cli.main(["analyze", str(folder), *LOOK, "--parts", "variance", "hessian", "surface"])

@@ -286,7 +286,10 @@ def test_synflow_survives_depths_that_overflow_float32():
 
 
 @pytest.mark.filterwarnings("ignore:no weight is left")  # GraSP may empty the head
-@pytest.mark.parametrize("level", [0.9, 0.95, 0.98])
+@pytest.mark.parametrize(
+    "level",
+    [0.98, *(pytest.param(level, marks=pytest.mark.slow) for level in (0.9, 0.95))],
+)
 def test_every_method_prunes_a_network_with_batch_norm(level):
     model = models.cifar_resnet(10, depth=8, width=8, image_shape=(8, 8, 1), rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (20, 8, 8, 1))

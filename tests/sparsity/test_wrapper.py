@@ -101,6 +101,7 @@ def test_the_perturbation_is_zero_on_pruned_weights(up, rule):
         np.testing.assert_allclose(np.linalg.norm(epsilon), RHO, rtol=1e-5)
 
 
+@pytest.mark.three_rows
 def test_clipping_sees_the_norm_of_kept_weights_alone(factory):
     clip = optax.clip_by_global_norm(1e-3)
     tx, params = sparsity.fixed(optax.chain(factory(RHO), clip), mlp_mask()), sparse_params()
@@ -117,6 +118,7 @@ def test_incoming_gradients_lose_their_pruned_part_before_clipping():
     np.testing.assert_allclose(flatten(updates)[is_kept()], 1 / np.sqrt(KEPT), rtol=1e-5)
 
 
+@pytest.mark.three_rows
 def test_momentum_is_that_of_the_sparse_network(factory):
     tx = sparsity.fixed(optax.chain(factory(RHO), base()), mlp_mask())
     _, state = train(tx, params=sparse_params())

@@ -29,14 +29,14 @@ CASES = {
         "validation_fraction": 0.1,
     },
     "AdamW, drop-path": {
-        "model": "deit-tiny",
+        "model": "deit-micro",
         "patch": 4,
         "drop_path": 0.2,
         "optimizer": "adamw",
         "sparse": "svite",
     },
 }
-# DeiT takes a minute to compile.
+# DeiT takes longest to compile.
 PARAMETERS = [
     pytest.param(case, marks=pytest.mark.slow if "drop-path" in case else ()) for case in CASES
 ]
