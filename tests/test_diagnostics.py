@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import RHO, flatten, mlp_batch, mlp_loss, mlp_mask, mlp_params
+from problems import RHO, flatten, mlp_batch, mlp_loss, mlp_mask, mlp_params, stepper
 
 import zosam_jax
 from zosam_jax import radius
@@ -100,9 +100,9 @@ def test_a_calibrated_radius_finds_where_the_loss_rises_as_told(make, rho):
 def test_it_measures_at_every_kth_step_only():
     own = radius.calibrated("global", interval=5, bounds=(1e-3, 1e3))
     tx, params = zosam_jax.sam(0.1, radius=own), mlp_params()
-    state, factors = tx.init(params), []
+    step, state, factors = stepper(tx), tx.init(params), []
     for _ in range(11):
-        _, state = tx.update(None, state, params, value_fn=mlp_loss, **mlp_batch())
+        _, state = step(params, state, mlp_batch())
         factors.append(float(state.radius.factor))
     changes = [i for i in range(1, 11) if factors[i] != factors[i - 1]]
     assert changes == [5, 10]
