@@ -1,14 +1,16 @@
 """What a step tells about itself at no further pass, and the radius that calibrates itself."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import RHO, flatten, mlp_batch, mlp_loss, mlp_mask, mlp_params, stepper
+from problems import RHO, assert_close, flatten, mlp_batch, mlp_loss, mlp_mask, mlp_params, stepper
 
 import zosam_jax
-from zosam_jax import radius
+from zosam_jax import radius, transform
 
 
 def one_step(tx, params=None, mask=None):
@@ -203,3 +205,36 @@ def test_masks_cannot_grow_by_an_estimate():
 def test_wrong_options_of_a_calibration_are_named(options, sentence):
     with pytest.raises(ValueError, match=sentence.replace("(", "\\(")):
         radius.calibrated(**options)
+
+
+@pytest.fixture
+def _warns_anew():
+    transform._warn_of_plain_step.cache_clear()
+
+
+@pytest.mark.usefixtures("_warns_anew")
+@pytest.mark.parametrize("rho", [-0.05, jnp.nan, jnp.inf])
+def test_a_schedule_out_of_range_takes_the_plain_gradient_flags_it_and_warns_once(rho):
+    tx = zosam_jax.sam(lambda count: jnp.where(count < 2, 0.05, rho))
+    params, state = mlp_params(), tx.init(mlp_params())
+    update = jax.jit(functools.partial(tx.update, value_fn=mlp_loss))
+    for _ in range(2):
+        _, state = update(None, state, params, **mlp_batch())
+        assert zosam_jax.diagnostics(state).plain_step == 0
+    updates, state = update(None, state, params, **mlp_batch())
+    assert_close(updates, jax.grad(mlp_loss)(params, **mlp_batch()))
+    with pytest.warns(UserWarning, match="rho is below zero or not finite"):
+        found = zosam_jax.diagnostics(state)
+    assert found.plain_step == 1
+    assert found.epsilon_norm == 0
+    np.testing.assert_equal(float(found.rho_used), float(jnp.float32(rho)))
+    assert zosam_jax.diagnostics(state).plain_step == 1  # and no second warning, an error here
+
+
+def test_a_traced_delta_that_tells_nothing_is_flagged():
+    make = optax.inject_hyperparams(zosam_jax.zo_sam, static_args=("num_directions", "fraction"))
+    tx = make(RHO, delta=lambda count: jnp.where(count < 1, 1e-3, 1e-30))
+    state, update = tx.init(mlp_params()), jax.jit(functools.partial(tx.update, value_fn=mlp_loss))
+    for is_plain in (0, 1):
+        _, state = update(None, state, mlp_params(), **mlp_batch())
+        assert transform.states(state)[0].diagnostics.plain_step == is_plain

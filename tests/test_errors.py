@@ -33,6 +33,8 @@ AT_CONSTRUCTION = [
     (lambda: zo_sam(num_directions=None), TypeError, "num_directions=None must be an integer"),
     (lambda: zo_sam(delta=0), ValueError, "delta=0 .*greater than 0"),
     (lambda: zo_sam(delta=-1e-3), ValueError, r"delta=-0\.001 .*greater than 0"),
+    (lambda: zo_sam(delta=1e-30), ValueError, r"delta=1e-30 must lie between 1e-12 and 1e6.*to θ"),
+    (lambda: zo_sam(delta=1e30), ValueError, r"delta=1e\+30 must lie between 1e-12 and 1e6"),
     (lambda: zo_sam(delta="small"), TypeError, "delta='small' must be a number greater than 0"),
     (lambda: zo_sam(distribution="cauchy"), ValueError, "distribution='cauchy' .*'rademacher'"),
     (lambda: zo_sam(distribution=3), ValueError, "distribution=3 .*'normal'"),
@@ -163,6 +165,12 @@ AT_INIT = [
 def test_at_init(options, error, sentence):
     with pytest.raises(error, match=sentence):
         zo_sam(**options).init(mlp_params())
+
+
+@pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: sparsity.fixed(tx, None)])
+def test_random_keys_among_the_parameters_are_refused_by_name(wrap):
+    with pytest.raises(TypeError, match=r"params\['key'\] is a random key.*outside the parameters"):
+        wrap(zo_sam()).init({"w": jnp.ones(3), "key": jax.random.key(0)})
 
 
 def test_complex_parameters_are_refused_by_name():

@@ -92,3 +92,32 @@ def test_masks_are_found_in_a_nested_state():
 def test_dense_masks_are_found_too():
     state = sparsity.fixed(optax.sgd(0.1), None).init(mlp_params())
     assert_equal(sparsity.apply_masks(mlp_params(), sparsity.get_masks(state)), mlp_params())
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "error", "sentence"),
+    [
+        (jnp.full(3, 0.5), ValueError, "mask\\['w'\\] holds 0.5; a mask is 1 where"),
+        (np.array([1.0, np.nan, 0.0]), ValueError, "holds nan"),
+        (2, ValueError, "holds 2"),
+        (jnp.ones(3, jnp.complex64), TypeError, "is complex64; it must be bool, or 1 and 0"),
+    ],
+)
+def test_masks_of_other_values_than_0_and_1_are_refused(wrong, error, sentence, inside):
+    def applied(params):
+        return masks.apply_masks(params, {"w": wrong})
+
+    with pytest.raises(error, match=sentence):
+        (jax.jit(applied) if inside else applied)({"w": jnp.ones(3)})
+
+
+def test_a_traced_mask_keeps_what_is_not_zero():
+    applied = jax.jit(masks.apply_masks)
+    found = applied({"w": jnp.ones(4)}, {"w": jnp.array([0.5, jnp.nan, 0.0, 1.0])})
+    np.testing.assert_array_equal(found["w"], [1, 1, 0, 1])
+
+
+def test_a_number_is_a_parameter_too():
+    assert_equal(masks.apply_masks({"b": 0.5}, {"b": True}), {"b": jnp.float32(0.5)})
+    assert_equal(masks.apply_masks({"b": 0.5}, {"b": False}), {"b": jnp.float32(0.0)})

@@ -1,5 +1,7 @@
 """The loss on parts of its batch, and its passes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,3 +96,55 @@ def test_probes_in_a_lower_precision_are_float32_again():
         None, tx.init(mlp_params()), mlp_params(), value_fn=mlp_loss, probe_fn=probe, **mlp_batch()
     )
     assert jax.tree.structure(updates) == jax.tree.structure(mlp_params())
+
+
+def weighted(params, x, y, *, class_weights, key, legacy_key):
+    """A loss whose arguments are not all per example."""
+    del key, legacy_key
+    return mlp_loss(params, x, y) * class_weights.sum()
+
+
+SHARED = {
+    "class_weights": jnp.array([1.0, 0.5, 0.5]),
+    "key": jax.random.key(0),
+    "legacy_key": jax.random.PRNGKey(0),
+}
+
+
+def test_class_weights_and_keys_are_passed_whole_to_a_part():
+    def loss(params, x, y, *, class_weights, key, legacy_key):
+        assert y.shape == (4,)
+        assert (x.shape[0], class_weights.shape, key.shape, legacy_key.shape) == (4, (3,), (), (2,))
+        return 0.0
+
+    kwargs = {"x": jnp.ones((8, 2)), "y": jnp.ones(8), **SHARED}
+    Objective(Call(loss, kwargs=kwargs), name="loss").on_fraction(0.5).probe(mlp_params())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make",
+    [zosam_jax.subbatch_sam, zosam_jax.esam, lambda rho: zosam_jax.msam(rho, microbatches=2)],
+    ids=["subbatch_sam", "esam", "msam"],
+)
+def test_optimizers_take_what_is_no_example_as_if_it_were_closed_over(make):
+    tx, params, batch = make(0.05), mlp_params(), mlp_batch(8)
+    closed = functools.partial(weighted, **SHARED)
+    given, _ = tx.update(None, tx.init(params), params, value_fn=weighted, **batch, **SHARED)
+    expected, _ = tx.update(None, tx.init(params), params, value_fn=closed, **batch)
+    assert_close(given, expected)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"class_weights": jnp.ones(3), "x": jnp.ones((8, 2)), "y": jnp.ones(8)},
+        {"x": jnp.ones((8, 2)), "class_weights": jnp.ones(3)},
+        {"x": jnp.ones((2, 2)), "y": jnp.ones(2), "key": jax.random.PRNGKey(0)},
+    ],
+    ids=["weights first", "as many weights as examples", "as many words as examples"],
+)
+def test_arguments_that_do_not_tell_the_batch_are_refused(arguments):
+    objective = Objective(Call(mlp_loss, kwargs=arguments), name="value_fn")
+    with pytest.raises(ValueError, match=r"functools\.partial\(value_fn, class_weights"):
+        objective.on_fraction(0.5)

@@ -188,3 +188,22 @@ def test_asam_without_eta_or_biases_is_the_adaptive_rule():
 def test_a_negative_eta_is_refused():
     with pytest.raises(ValueError, match=r"eta=-1.0 must be a finite number at least 0"):
         radius.asam(eta=-1.0)
+
+
+@pytest.mark.parametrize("name", radius.RULES)
+@pytest.mark.parametrize("rho", [-0.1, jnp.nan, jnp.inf, -jnp.inf])
+def test_a_rho_that_is_none_goes_nowhere(name, rho):
+    assert not length(perturb(name, uphill(), rho=jnp.asarray(rho)))
+
+
+@pytest.mark.parametrize("name", radius.RULES)
+def test_a_pruned_weight_that_is_nan_stops_no_other(name):
+    mask = masks.resolve(uneven_mask(), uneven_params())
+    broken = jax.tree.map(
+        lambda p, m: p if m is None else jnp.where(m, p, jnp.nan), uneven_params(), mask
+    )
+    found, clean = (
+        perturb(name, uphill(), params=params, mask=mask) for params in (broken, uneven_params())
+    )
+    assert length(found) > 0
+    assert_equal(found, clean)

@@ -172,3 +172,24 @@ def test_gradients_for_the_parts_of_a_sparse_optimizer_reach_them():
 )
 def test_what_comes_first_in_a_chain(tx, expected):
     assert transform.comes_first(tx.init(mlp_params())) is expected
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("make", [zosam_jax.zo_sam, zosam_jax.sam, zosam_jax.look_sam])
+def test_float8_arrays_and_pythons_numbers_are_parameters(make, sparse):
+    """Computed in float32; the update of a float8 array has its dtype."""
+
+    def loss(params, dtype=jnp.float32):
+        return jnp.sum((jnp.asarray(params["w"], dtype) - 1.0) ** 2) + (params["b"] - 2.0) ** 2
+
+    params = {"w": jnp.full((2, 2), 0.5, jnp.float8_e4m3fn), "b": 0.5}
+    tx = make(1e-3)
+    if sparse:
+        tx = sparsity.fixed(tx, {"w": jnp.eye(2), "b": 1})
+    gradient, _ = tx.update(None, tx.init(params), params, value_fn=loss)
+    assert gradient["w"].dtype == jnp.float8_e4m3fn
+    expected = -np.eye(2) if sparse else -np.ones((2, 2))
+    if sparse:
+        expected -= 0.5 * (1 - np.eye(2))  # which takes pruned weights to zero
+    np.testing.assert_allclose(gradient["w"].astype(jnp.float32), expected, atol=0.1)
+    np.testing.assert_allclose(gradient["b"], -3.0, atol=0.01)

@@ -27,8 +27,9 @@ class Call(NamedTuple):
 
     Attributes:
       function: (θ, *args, **kwargs) → anything.
-      args, kwargs: the further arguments. Where only a part of the batch is evaluated, all arrays
-        among them with an axis count as the batch, examples along the first axis.
+      args, kwargs: the further arguments. Where only a part of the batch is evaluated, the first
+        array among them tells its size, and all arrays with as long a first axis are the batch;
+        others (weights of classes, random keys) are passed whole.
     """
 
     function: Callable[..., Any]

@@ -61,6 +61,16 @@ def check_number(argument: str, value: Any, *, above: float, inclusive: bool) ->
         raise ValueError(f"{argument}={value!r} must be a finite number {bound}.")
 
 
+def check_delta(argument: str, value: Any) -> None:
+    """Raises unless `value` is a step of finite differences that some dtype can take."""
+    check_number(argument, value, above=0.0, inclusive=False)
+    if not is_traced(value) and not 1e-12 <= value <= 1e6:
+        raise ValueError(
+            f"{argument}={value!r} must lie between 1e-12 and 1e6, 1e-3 for float32: with a "
+            "smaller one θ±δu is rounded to θ, with a larger one the losses are not finite."
+        )
+
+
 def check_count(argument: str, value: Any) -> None:
     """Raises unless `value` is an integer of at least 1; traced integers are let through."""
     if not is_number(value) or not jnp.issubdtype(jnp.result_type(value), jnp.integer):

@@ -35,12 +35,17 @@ class Diagnostics(NamedTuple):
       slope: the derivative of L at θ along ε, ⟨∇L(θ), ε⟩ / ‖ε‖, if the ascent's passes tell it.
       ascent_gain: L(θ+ε) − L(θ), if the ascent measured L(θ): exactly by a pass there, by central
         differences to O(δ²d), d the number of weights, which is too much for small ε.
+      plain_step: 1 where ε = 0 though ρ ≠ 0, so that the step takes the plain gradient, else 0;
+        with microbatches the fraction of them. A ρ below zero or not finite does that, and so does
+        a direction that is zero or not finite: of a δ too small or too large, at a stationary
+        point, or before there is one (the first step along a previous gradient).
     """
 
     rho_used: Float[Array, ""]
     epsilon_norm: Float[Array, ""]
     slope: Float[Array, ""]
     ascent_gain: Float[Array, ""]
+    plain_step: Float[Array, ""]
 
 
 class SharpnessAwareState(NamedTuple):
@@ -411,11 +416,13 @@ def _diagnostics(
         gain = result.value - ascent.value
     # Of a step that does not go there, nothing but ρ is known.
     perturbed = result.is_perturbed
+    plain = jnp.where(perturbed, (rho != 0) & (length == 0), False)
     values = (
         rho,
         jnp.where(perturbed, length, 0.0),
         jnp.where(perturbed, slope, unknown),
         jnp.where(perturbed, gain, unknown),
+        plain,
     )
     return Diagnostics(*(jnp.asarray(v).astype(jnp.float32) for v in values))
 
@@ -447,14 +454,17 @@ def value_and_grad(
     Args:
       loss: a function (params, *args, **kwargs) → scalar, or → (scalar, aux) with `has_aux`.
       ascent: how to find the direction of ε (`zosam_jax.ascent`).
-      rho: ρ ≥ 0, or an optax schedule of the step count. In the units of `radius`.
+      rho: ρ ≥ 0, or an optax schedule of the step count. In the units of `radius`. While a
+        schedule is below zero or not finite, ε = 0 (`Diagnostics.plain_step`).
       radius: "global", "layerwise", "adaptive", "calibrated", or one of your own
         (`zosam_jax.radius`).
       descent: what is done at θ+ε (`zosam_jax.descent`); by default the gradient is taken there.
       microbatches: M ≥ 1 for m-sharpness, (1/M) Σⱼ ∇Lⱼ(θ+εⱼ): each of M equal parts of the batch
-        has a perturbation of its own. M must divide the batch; all array arguments of the loss
-        count as the batch, examples along their first axes. Floating-point auxiliary output is
-        averaged, other is the first part's.
+        has a perturbation of its own. M must divide the batch; the loss's first array argument and
+        all others with as long a first axis are the batch, examples along it. What is as long by
+        chance (weights of as many classes) has to be closed over, as in
+        functools.partial(loss, class_weights=w). Floating-point auxiliary output is averaged,
+        other is the first part's.
       mask: which weights to perturb: a pytree of 1/0 or bool leaves like the parameters, or a
         function of them that returns one; None for all. It restricts ε, not the gradient.
       has_aux: whether `loss` returns auxiliary output. One pass's output is returned, so that

@@ -26,7 +26,8 @@ def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree) ->
 
     Args:
       mask: a pytree like `params`, or a function of `params` that returns one, or None. A leaf is
-        a 1/0 or bool array of the parameter's shape, or a scalar or None for a whole subtree.
+        a 1/0 or bool array of the parameter's shape, or a scalar or None for a whole subtree. In a
+        traced mask, whose values cannot be looked at, all that is not 0 is kept, NaN too.
       params: the parameters.
 
     Returns:
@@ -34,8 +35,8 @@ def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree) ->
       "all of it", at every leaf of `params`.
 
     Raises:
-      ValueError: if structure or shape do not fit, naming the leaf.
-      TypeError: if a leaf is neither bool nor a number.
+      ValueError: if structure or shape do not fit, or a value is neither 0 nor 1, naming the leaf.
+      TypeError: if a leaf is neither bool nor a real number.
     """
     if callable(mask):
         mask = mask(params)
@@ -74,6 +75,7 @@ def _resolve_leaf(path: tuple[Any, ...], mask: Any, param: Array) -> Array | Non
     name = f"mask{jax.tree_util.keystr(path)}"
     if not isinstance(mask, bool | int | float | np.ndarray | np.generic | jax.Array):
         raise TypeError(f"{name} is {mask!r}; it must be a bool or 1/0 array, a scalar or None.")
+    _check_values(name, mask)
     if jnp.ndim(mask) == 0:
         return jnp.broadcast_to(jnp.asarray(mask).astype(bool), jnp.shape(param))
     if jnp.shape(mask) != jnp.shape(param):
@@ -82,6 +84,21 @@ def _resolve_leaf(path: tuple[Any, ...], mask: Any, param: Array) -> Array | Non
             "they must be equal."
         )
     return jnp.asarray(mask).astype(bool)
+
+
+def _check_values(name: str, mask: Any) -> None:
+    """Raises for a mask of anything but 0 and 1; of a traced one only the dtype is known."""
+    dtype = jnp.result_type(mask)
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
+        raise TypeError(f"{name} is {dtype}; it must be bool, or 1 and 0.")
+    if dtype == jnp.bool_ or is_traced(mask):
+        return
+    with jax.ensure_compile_time_eval():  # a known mask may be met while a step is traced
+        values = jnp.ravel(jnp.asarray(mask))
+        wrong = (values != 0) & (values != 1)
+        if bool(wrong.any()):
+            value = values[jnp.argmax(wrong)]
+            raise ValueError(f"{name} holds {value}; a mask is 1 where a weight is kept, else 0.")
 
 
 def leaves(tree: PyTree, params: PyTree) -> list[Any]:
@@ -97,7 +114,9 @@ def restrict(
     if mask is None:
         return tree
     return jax.tree.map(
-        lambda x, m: x if m is None else jnp.where(m, x, jnp.zeros((), x.dtype)), tree, mask
+        lambda x, m: x if m is None else jnp.where(m, x, jnp.zeros((), jnp.result_type(x))),
+        tree,
+        mask,
     )
 
 

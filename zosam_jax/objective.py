@@ -1,5 +1,6 @@
 """The minibatch loss as one step sees it: cheap values for probes, and one exact gradient."""
 
+import collections
 import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -180,28 +181,37 @@ class Objective:
 
     @property
     def batch_size(self) -> int:
-        """How many examples the loss's arguments hold, on this device."""
+        """How many examples the loss's arguments hold, on this device.
+
+        That is the length of the first array's first axis, if no other length is as frequent;
+        arrays of other lengths (weights of classes) and random keys are no part of the batch.
+        """
         calls = [call for call in self._calls() if call is not None]
-        arguments = [(call.args, dict(call.kwargs)) for call in calls]
-        sizes = {jnp.shape(x)[0] for x in jax.tree.leaves(arguments) if _is_batch(x)}
-        if len(sizes) != 1:
-            found = f"have first axes of {sorted(sizes)}" if sizes else "hold no array"
+        arguments = [x for call in calls for x in (*call.args, *call.kwargs.values())]
+        arrays = [x for x in jax.tree.leaves(arguments) if _may_be_batch(x)]
+        sizes = [len(x) for x in arrays if not _is_legacy_key(x)]
+        keys = [len(x) for x in arrays if _is_legacy_key(x)]
+        frequent = collections.Counter(sizes).most_common(2)
+        if not sizes or sizes[0] != frequent[0][0] or _is_tie(frequent) or sizes[0] in keys:
+            found = f"have first axes of {sorted({*sizes, *keys})}" if arrays else "hold no array"
             raise ValueError(
-                f"the arguments of {self._name} {found}: to evaluate it on a part of the batch, "
-                "pass the batch as arguments, examples along the first axis, and close the loss "
-                "over everything else."
+                f"the arguments of {self._name} {found}, which does not tell the batch: to "
+                "evaluate it on a part of the batch, pass the batch first, examples along the "
+                "first axis, and close the loss over everything else, as in functools.partial("
+                f"{self._name}, class_weights=...); a random key passes as jax.random.key."
             )
-        return sizes.pop()
+        return sizes[0]
 
     def on(self, select: Callable[[Array], Array]) -> "Objective":
         """The loss of a part of the batch; `select` picks it from an array of examples."""
-        _ = self.batch_size  # which raises for arguments that hold no batch
+        size = self.batch_size
 
         def selected(call: Any) -> Any:
             if call is None:
                 return None
             args, kwargs = jax.tree.map(
-                lambda x: select(x) if _is_batch(x) else x, (call.args, dict(call.kwargs))
+                lambda x: select(x) if _may_be_batch(x) and len(x) == size else x,
+                (call.args, dict(call.kwargs)),
             )
             return Call(call.function, args, kwargs)
 
@@ -227,7 +237,16 @@ class Objective:
         return self.on(lambda x: x[:part])
 
 
-def _is_batch(x: Any) -> bool:
+def _is_tie(counts: list[tuple[int, int]]) -> bool:
+    return len(counts) == 2 and counts[0][1] == counts[1][1]
+
+
+def _is_legacy_key(x: Any) -> bool:
+    """Whether this may be raw key data, as of jax.random.PRNGKey."""
+    return bool(x.dtype == jnp.uint32) and x.shape in [(2,), (4,)]
+
+
+def _may_be_batch(x: Any) -> bool:
     is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return isinstance(x, jax.Array | np.ndarray) and x.ndim > 0 and not is_key
 
@@ -291,5 +310,6 @@ def _scalar(value: Any, name: str) -> Float[Array, ""]:
             f"{jnp.result_type(value)}; it must return one real number, for example the mean "
             "over the batch."
         )
-    scalar: Array = jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
+    array = jnp.asarray(value)
+    scalar: Array = array.astype(trees.wide_dtype(array))
     return scalar

@@ -390,14 +390,15 @@ def perturbation(
     rho: Float[Array, ""],
     mask: masks.Resolved = None,
 ) -> PyTree[Float[Array, "..."], "T"]:
-    """ε by `rule`, with every guard in one place: masked, and zero if the estimate is not finite.
+    """ε by `rule`, with every guard in one place: masked, and zero where it would mean nothing.
 
-    A direction of norm zero, or one that holds a NaN or an infinity, gives ε = 0 on every leaf:
-    the descent then takes the plain gradient. ε is float32 or wider, whatever the parameters are.
+    A ρ that is below zero or not finite, a direction of norm zero, or one that holds a NaN or an
+    infinity, gives ε = 0 on every leaf: the descent then takes the plain gradient. ε is float32 or
+    wider, whatever the parameters are.
     """
     direction = masks.restrict(direction, mask)
     direction = jax.tree.map(lambda g: g.astype(trees.wide_dtype(g)), direction)
-    epsilon = rule(direction, params, rho, mask)
+    epsilon = rule(direction, masks.restrict(params, mask), rho, mask)
     # Last, so that the rule's own norms and this one are the same expressions, computed once.
-    finite = jnp.isfinite(trees.norm(direction))
-    return jax.tree.map(lambda e: jnp.where(finite, e, 0), epsilon)
+    usable = jnp.isfinite(trees.norm(direction)) & jnp.isfinite(rho) & (rho >= 0)
+    return jax.tree.map(lambda e: jnp.where(usable, e, 0), epsilon)

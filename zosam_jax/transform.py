@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zosam_jax import masks
+from zosam_jax import masks, trees
 from zosam_jax import radius as radii
 from zosam_jax.ascent.base import Ascent
 from zosam_jax.binding import bind
 from zosam_jax.descent import Descent
-from zosam_jax.errors import check_one_of
+from zosam_jax.errors import check_one_of, is_traced
 from zosam_jax.gradient import (
     Diagnostics,
     Mask,
@@ -63,7 +63,8 @@ def sharpness_aware(
 
     Args:
       ascent: how to find the direction of ε (`zosam_jax.ascent`).
-      rho: ρ ≥ 0, or an optax schedule of the step count. In the units of `radius`.
+      rho: ρ ≥ 0, or an optax schedule of the step count. In the units of `radius`. While a
+        schedule is below zero or not finite, ε = 0 (`Diagnostics.plain_step`).
       radius: "global", "layerwise", "adaptive", "calibrated", or one of your own
         (`zosam_jax.radius`).
       descent: what is done at θ+ε (`zosam_jax.descent`); by default the gradient is taken there.
@@ -93,6 +94,7 @@ def sharpness_aware(
     own_mask = mask
 
     def init(params: PyTree) -> SharpnessAwareState:
+        trees.refuse_keys(params)
         return gradient.init(params, key)
 
     def update(
@@ -204,8 +206,36 @@ def value(opt_state: PyTree) -> Float[Array, ""]:
 
 
 def diagnostics(opt_state: PyTree) -> Diagnostics:
-    """What the last step's passes tell about it; arguments and errors as of `value`."""
-    return Diagnostics(*map(jnp.asarray, _only(opt_state).diagnostics))
+    """What the last step's passes tell about it; arguments and errors as of `value`.
+
+    Outside jit it warns, once, of a step after the first that took the plain gradient.
+    """
+    found = _only(opt_state)
+    warn_of_plain_step(found)
+    return Diagnostics(*map(jnp.asarray, found.diagnostics))
+
+
+def warn_of_plain_step(opt_state: PyTree) -> None:
+    """Warns once if the last step took the plain gradient though ρ is not zero.
+
+    A first step may (there is no previous gradient yet), and of traced states nothing is known.
+    """
+    for state in states(opt_state):
+        flag = state.diagnostics.plain_step
+        if not is_traced(flag) and jnp.any((flag > 0) & (state.count > 1)):
+            _warn_of_plain_step()
+
+
+@functools.cache
+def _warn_of_plain_step() -> None:
+    """Warns once, as `_warn_of_ignored_updates` does."""
+    warnings.warn(
+        "a step took the plain gradient though rho is not zero: rho is below zero or not finite, "
+        "or the ascent's direction is zero or not finite (a delta too small or too large, a loss "
+        "that is not finite, a stationary point). diagnostics(opt_state) has plain_step=1 then, "
+        "and rho_used.",
+        stacklevel=4,
+    )
 
 
 def pop_aux(opt_state: PyTree) -> tuple[Any, PyTree]:

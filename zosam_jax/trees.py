@@ -59,12 +59,19 @@ T = TypeVar("T")
 
 def wide_dtype(leaf: ArrayLike) -> jnp.dtype:
     """The dtype to compute in for `leaf`: its own, but never narrower than float32."""
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+    dtype = jnp.result_type(leaf)
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+        dtype = jnp.dtype(jnp.float32)  # float8 has no promotion in jax
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _wide(leaf: ArrayLike) -> Array:
+    return jnp.asarray(leaf, wide_dtype(leaf))
 
 
 def norm(tree: PyTree[Num[ArrayLike, "..."]]) -> Float[Array, ""]:
     """The Euclidean norm ‖x‖₂ over all leaves, summed in float32 or wider."""
-    squares = [jnp.sum(jnp.square(leaf.astype(wide_dtype(leaf)))) for leaf in jax.tree.leaves(tree)]
+    squares = [jnp.sum(jnp.square(_wide(leaf))) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
 
 
@@ -72,9 +79,7 @@ def inner(
     a: PyTree[Num[ArrayLike, "..."], "T"], b: PyTree[Num[ArrayLike, "..."], "T"]
 ) -> Float[Array, ""]:
     """⟨a, b⟩ over all leaves, summed in float32 or wider."""
-    products = jax.tree.map(
-        lambda x, y: jnp.sum(x.astype(wide_dtype(x)) * y.astype(wide_dtype(y))), a, b
-    )
+    products = jax.tree.map(lambda x, y: jnp.sum(_wide(x) * _wide(y)), a, b)
     return sum(jax.tree.leaves(products), start=jnp.zeros((), jnp.float32))
 
 
@@ -96,9 +101,10 @@ def displace(
 ) -> PyTree[Float[Array, "?*s"], "T"]:
     """params + step·direction, computed wide and rounded once to each parameter's dtype."""
 
-    def leaf(p: Array, u: Array) -> Array:
+    def leaf(p: ArrayLike, u: ArrayLike) -> Array:
         wide = wide_dtype(p)
-        return (p.astype(wide) + jnp.asarray(step, wide) * u.astype(wide)).astype(p.dtype)
+        moved: Array = _wide(p) + jnp.asarray(step, wide) * jnp.asarray(u, wide)
+        return moved.astype(jnp.result_type(p))
 
     return jax.tree.map(leaf, params, direction)
 
@@ -108,6 +114,18 @@ def scale(
 ) -> PyTree[Shaped[Array, "..."], "T"]:
     """factor·tree, leaf by leaf, each leaf's dtype kept."""
     return jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), tree)
+
+
+def refuse_keys(params: PyTree) -> None:
+    """Raises a TypeError for a random key among the parameters, to which nothing can be added."""
+    for path, leaf in jax.tree.leaves_with_path(params):
+        # A placeholder for a leaf has no dtype.
+        if jnp.issubdtype(getattr(leaf, "dtype", bool), jax.dtypes.prng_key):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} is a random key, on which no optimizer can "
+                "take a step: keep it outside the parameters and pass it to the loss as an "
+                "argument."
+            )
 
 
 def split_floating(params: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:

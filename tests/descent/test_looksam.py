@@ -5,6 +5,7 @@ import importlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 import pytest
@@ -68,3 +69,44 @@ def test_computing_every_look_gives_the_same_numbers(monkeypatch):
     module = importlib.import_module("zosam_jax.descent.looksam")  # the function hides it
     monkeypatch.setattr(module, "_is_slow_under_a_condition", lambda *_: True)
     assert_close(six_steps(tx), skipped)
+
+
+def rosenbrock(w):
+    return (1 - w[0]) ** 2 + 100 * (w[1] - w[0] ** 2) ** 2
+
+
+def by_the_published_rule(w, rho, steps, *, interval=5, alpha=0.7, rate=1e-3):
+    """LookSAM as its paper writes it, in NumPy."""
+
+    def gradient(w):
+        across = w[1] - w[0] ** 2
+        return np.array([-2 * (1 - w[0]) - 400 * w[0] * across, 200 * across])
+
+    across = np.zeros(2)
+    for t in range(steps):
+        g = gradient(w)
+        unit = g / np.linalg.norm(g)
+        if t % interval == 0:
+            step = gradient(w + rho * unit)
+            across = step - (step @ unit) * unit
+        else:
+            step = g + alpha * np.linalg.norm(g) / np.linalg.norm(across) * across
+        w = w - rate * step
+    return w
+
+
+def test_on_rosenbrocks_function_it_ends_where_the_published_rule_does():
+    """Far off the minimum, since the reused part does not shrink with ρ: the rule, not its code."""
+    steps = 10_000
+    with jax.enable_x64(True):
+        tx = optax.chain(zosam_jax.look_sam(1e-3), optax.sgd(1e-3))
+        params = jnp.zeros(2)
+
+        def step(carry, _):
+            updates, state = tx.update(None, carry[1], carry[0], value_fn=rosenbrock)
+            return (optax.apply_updates(carry[0], updates), state), None
+
+        run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps)[0])
+        found = np.asarray(run((params, tx.init(params)))[0])
+    np.testing.assert_allclose(found, by_the_published_rule(np.zeros(2), 1e-3, steps), atol=1e-6)
+    assert rosenbrock(found) > 0.01

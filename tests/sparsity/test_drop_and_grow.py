@@ -16,6 +16,7 @@ import zosam_jax
 from zosam_jax import ascent, sparsity
 from zosam_jax.integrations.plain import apply_loss
 from zosam_jax.sparsity import budgets, schedules
+from zosam_jax.sparsity.scores import magnitude, uniform_random
 
 RHO = 0.3
 RANDOM = ascent.random_gradient_estimate()
@@ -514,3 +515,61 @@ def test_wrong_parts_are_named(options, error, message):
 def test_wrong_schedules_and_budgets_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("moments", ["reset", "keep"])
+def test_a_weight_that_became_nan_is_pruned_to_exactly_zero_and_stays_sane(first, moments):
+    """Its momentum is NaN too."""
+    tx = sparsity.drop_and_grow(
+        chain(first),
+        {"w": jnp.arange(16).reshape(4, 4) % 2 == 0},
+        drop=magnitude,
+        grow=uniform_random,
+        schedule=schedules.periodic(2, 1 / 4),
+        moments=moments,
+    )
+
+    def loss(params, x):
+        return jnp.mean((params["w"] - x) ** 2)
+
+    def spoilt(tree):
+        return jax.tree.map(
+            lambda x: x.at[0, 0].set(jnp.nan) if x.shape == (4, 4) and x.dtype != bool else x, tree
+        )
+
+    params = {"w": jnp.ones((4, 4))}
+    state = spoilt(tx.init(params))
+    params = spoilt(sparsity.apply_masks(params, sparsity.get_masks(state)))
+    step = jax.jit(lambda p, s: apply_loss(tx, loss, p, s, x=jnp.full((4, 4), 2.0)))
+    for _ in range(9):
+        was_kept = bool(state.masks["w"][0, 0])
+        _, _, params, state = step(params, state)
+        if not state.masks["w"][0, 0] and was_kept:
+            assert params["w"][0, 0] == 0
+    assert state.updates > 1
+    assert jnp.isfinite(params["w"]).all()
+    for moment in jax.tree.leaves(state.inner_state):
+        assert moment.shape != (4, 4) or jnp.isfinite(moment).all()
+    assert not params["w"][~state.masks["w"]].any()
+
+
+def test_a_pruned_weight_that_is_nan_is_seen_by_nobody_and_grows_last():
+    """optax.apply_updates cannot make it zero; all else is as if it were."""
+    decay = optax.chain(
+        optax.add_decayed_weights(0.01), optax.clip_by_global_norm(0.1), optax.sgd(0.1)
+    )
+    first = zosam_jax.zo_sam(RHO)
+    tx = WRAPPERS["rigl"](chain(first, decay))
+    (clean, state), step = start(tx), stepper(tx, first)
+    pruned = tuple(np.argwhere(~np.asarray(state.masks["out"]["kernel"]))[0])
+    broken = clean | {"out": dict(clean["out"])}
+    broken["out"]["kernel"] = clean["out"]["kernel"].at[pruned].set(jnp.nan)
+    other = state
+    for _ in range(2):
+        broken, state = step(broken, state, mlp_batch())
+        clean, other = step(clean, other, mlp_batch())
+    assert not state.masks["out"]["kernel"][pruned]
+    flat = flatten(sparsity.apply_masks(broken, state.masks))
+    assert np.isfinite(flat).all()
+    if not other.masks["out"]["kernel"][pruned]:
+        assert_close(sparsity.apply_masks(broken, state.masks), clean)

@@ -184,7 +184,7 @@ def test_grasp_scores_by_the_hessian_times_the_gradient():
     with jax.enable_x64(True):
         params = jax.tree.map(lambda p: p.astype(jnp.float64), mlp_params())
         gradient = jax.grad(lambda p: sum(mlp_loss(p, *batch) for batch in BATCHES))
-        g = gradient(params)
+        g = jax.tree.map(lambda g: g if g.ndim >= 2 else jnp.zeros_like(g), gradient(params))
         step = 1e-5
         ahead, behind = (
             gradient(jax.tree.map(lambda p, d, sign=sign: p + sign * step * d, params, g))
@@ -198,6 +198,25 @@ def test_grasp_scores_by_the_hessian_times_the_gradient():
         mlp_params(), jax.tree.map(lambda s: -jnp.asarray(s, jnp.float32), scores), SPARSITY
     )
     assert not np.array_equal(kernel(masks), kernel(wrong_way))
+
+
+def test_grasp_takes_biases_for_constants():
+    """Of L = ½ zᵀAz with z the weights and biases together; H and g in NumPy."""
+    generator = np.random.default_rng(3)
+    root, z = generator.normal(size=(9, 9)), generator.normal(size=9)
+    hessian, weights = root @ root.T, np.arange(9) < 6
+    scores, with_biases = (
+        (z * (hessian @ (hessian @ z * part)))[:6].reshape(2, 3) for part in (weights, 1.0)
+    )
+
+    def loss(params):
+        z = jnp.concatenate([params["kernel"].ravel(), params["bias"]])
+        return 0.5 * z @ jnp.asarray(hessian, z.dtype) @ z
+
+    params = {"kernel": jnp.asarray(z[:6].reshape(2, 3)), "bias": jnp.asarray(z[6:])}
+    found = np.asarray(sparsity.grasp(loss, params, 0.5, [()])["kernel"])
+    np.testing.assert_array_equal(found, scores >= np.sort(scores.ravel())[3])
+    assert (found != (with_biases >= np.sort(with_biases.ravel())[3])).any()
 
 
 @pytest.mark.parametrize("method", [sparsity.snip, sparsity.grasp])
@@ -240,11 +259,13 @@ def test_synflow_never_empties_a_layer_of_a_plain_network(level):
     assert relu_chain(kept, jnp.ones((1, 30))).sum() > 0
 
 
-def test_one_round_of_synflow_empties_what_a_hundred_do_not():
+def test_one_round_of_synflow_all_but_empties_what_a_hundred_do_not():
     params = linear_chain((30, 60, 50, 40, 10))
-    with pytest.warns(UserWarning, match="no weight is left in"):
-        masks = sparsity.synflow(relu_chain, params, 0.98, (30,), rounds=1)
-    assert min(counts(masks)) == 0
+    once, slowly = (
+        sparsity.synflow(relu_chain, params, 0.98, (30,), rounds=rounds) for rounds in (1, 100)
+    )
+    assert min(counts(once)) == 1 < min(counts(slowly))
+    assert sum(counts(once)) == sum(counts(slowly))
 
 
 def test_synflow_in_one_round_keeps_the_strongest_paths():
@@ -416,3 +437,45 @@ def test_a_pattern_of_the_path_chooses_what_to_mask():
     masks = sparsity.random(conv_params(), 0.5, where=r"dense.*kernel")
     assert masks["conv"]["kernel"] is None
     assert counts(masks) == [80]
+
+
+GLOBAL = {
+    "magnitude": sparsity.magnitude,
+    "random": lambda params, s: sparsity.random(params, s, distribution="global"),
+    "snip": lambda params, s: sparsity.snip(_chain_loss, params, s, _CHAIN_BATCHES),
+    "grasp": lambda params, s: sparsity.grasp(_chain_loss, params, s, _CHAIN_BATCHES),
+}
+_CHAIN_BATCHES = [(jnp.linspace(-1, 1, 4 * 100).reshape(4, 100),)]
+
+
+def _chain_loss(params, x):
+    return jnp.mean((jnp.tanh(x @ params["a"]) @ params["b"]) ** 2)
+
+
+def uneven_chain():
+    """The second layer's weights and scores are far below the first one's."""
+    a, b = jax.random.normal(jax.random.key(0), (2, 100, 200))
+    return {"a": a, "b": 1e-4 * b[:20].T}
+
+
+@pytest.mark.parametrize("method", GLOBAL)
+def test_a_global_budget_leaves_a_weight_in_each_layer(method):
+    masks = GLOBAL[method](uneven_chain(), 0.9999)
+    assert counts(masks) == [1, 1]
+
+
+@pytest.mark.parametrize("method", GLOBAL)
+def test_a_global_budget_of_less_than_a_weight_for_each_layer_is_refused(method):
+    with pytest.raises(
+        ValueError, match=r"sparsity=0\.99999 leaves 0 of 24000 weights to 2 arrays"
+    ):
+        GLOBAL[method](uneven_chain(), 0.99999)
+
+
+def test_float8_weights_and_random_keys_beside_them_are_pruned():
+    params = {"w": jnp.arange(16.0).reshape(4, 4).astype(jnp.float8_e4m3fn)}
+    masks = sparsity.magnitude(params | {"key": jax.random.key(0)}, 0.5)
+    assert masks["key"] is None
+    assert int(masks["w"].sum()) == 8
+    scored = sparsity.snip(lambda p: jnp.sum(p["w"].astype(jnp.float32)), params, 0.5, [()])
+    assert_equal(scored["w"], masks["w"])

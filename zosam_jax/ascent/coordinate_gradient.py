@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from zosam_jax.ascent.base import Ascent, AscentResult, stateless
-from zosam_jax.errors import check_count, check_number
+from zosam_jax.errors import check_count, check_delta
 from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
 from zosam_jax.trees import Array, Float, Int, Key, PyTree, T, wide_dtype
@@ -28,7 +28,7 @@ def coordinate_gradient_estimate(delta: float = 1e-3, chunk_size: int = 1) -> As
     Raises:
       ValueError, TypeError: at construction, for an argument out of range.
     """
-    check_number("delta", delta, above=0.0, inclusive=False)
+    check_delta("delta", delta)
     check_count("chunk_size", chunk_size)
 
     def direction(

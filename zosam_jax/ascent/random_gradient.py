@@ -9,7 +9,7 @@ from zosam_jax import directions, probes, trees
 from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.errors import (
     check_count,
-    check_number,
+    check_delta,
     check_one_of,
     check_part,
     is_traced,
@@ -57,7 +57,7 @@ def random_gradient_estimate(
       Nesterov & Spokoiny, Random Gradient-Free Minimization of Convex Functions, 2017.
     """
     check_count("num_directions", num_directions)
-    check_number("delta", delta, above=0.0, inclusive=False)
+    check_delta("delta", delta)
     check_one_of("difference", difference, DIFFERENCES)
     check_part("fraction", fraction)
     probes.check_batching(batching)

@@ -49,6 +49,11 @@ def looksam(interval: int = 5, alpha: float = 0.7, per_array: bool = False) -> D
     others. interval=1 is SAM. A gᵥ that means nothing counts as zero: without a perturbation, at a
     gradient that is not finite, or where there is nothing but rounding.
 
+    The reused part is as long as α ‖g‖ whatever ρ is, so that it does not vanish with ρ: away from
+    steps that look, the gradient is off by an angle of arctan α = 35°. That is the rule, and costs
+    precision near a minimum: on Rosenbrock's function from (0, 0), ρ = 1e-3, 10 000 steps of SGD at
+    1e-3, it ends at a loss of 1.1e-2 where SAM ends at 5.3e-4 and SGD at 3.1e-5.
+
     A convolution under a condition loses XLA's fast path on a CPU (27 times slower). There a loss
     with convolutions is looked at in every step and the result dropped in most, at SAM's cost;
     the numbers are the same.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from zosam_jax import transform
+from zosam_jax import masks, transform
 from zosam_jax.binding import own_arguments
 from zosam_jax.trees import Array, PyTree
 
@@ -76,4 +76,7 @@ def apply_loss(
             value_fn=lambda p: with_aux(p)[0],
             **others,
         )
-    return Step(value, aux, optax.apply_updates(params, updates), opt_state)
+    params = optax.apply_updates(params, updates)
+    # Where the state is a sparse wrapper's: NaN plus an update is not the zero that is due.
+    params = masks.restrict(params, getattr(opt_state, "masks", None))
+    return Step(value, aux, params, opt_state)

@@ -30,7 +30,7 @@ from zosam_jax.sparsity.patterns import Pattern, unstructured
 from zosam_jax.sparsity.schedules import Schedule
 from zosam_jax.sparsity.scores import Score
 from zosam_jax.sparsity.selection import largest_in_each
-from zosam_jax.trees import Array, Bool, Float, Int, Key, PyTree, UInt32, wide_dtype
+from zosam_jax.trees import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt32, wide_dtype
 
 SCORE_ARGUMENTS = ("weights", "gradient", "noise")
 
@@ -187,14 +187,13 @@ def drop_and_grow(
             ),
             lambda: Exchange(masked.take(old), masked.take(old), state.budget),
         )
-        if moments == "reset":
-            is_new = [m & ~s for m, s in zip(exchange.masks, exchange.staying, strict=True)]
-            inner_state = map_moments(
-                lambda x, new: jnp.where(new, jnp.zeros((), x.dtype), x),
-                inner_state,
-                params,
-                masked.fill(is_new),
-            )
+        fates = list(zip(exchange.masks, exchange.staying, strict=True))
+        inner_state = map_moments(
+            lambda x, fate: _moment(x, *fate, reset=moments == "reset"),
+            inner_state,
+            params,
+            masked.fill(fates),
+        )
         new = masked.fill(exchange.masks)
         return wrapper.to_zero(updates, params, masked.fill(exchange.staying)), (
             DropAndGrowState(
@@ -260,8 +259,15 @@ class _Engine(NamedTuple):
         decision = self.budget.decide(state.budget, layout)
         kept = largest_in_each(drop_scores, decision.kept)
         grow_scores = self._scores(self.grow, weights, gradients, grow_key)
+        # Nothing added to NaN gives zero, where new weights start: such weights come last.
+        is_broken = [
+            self._active_units(~jnp.isfinite(p.astype(wide_dtype(p)))) for p in masked.take(params)
+        ]
         new = self.pattern.choose(
-            [self._candidates(*one) for one in zip(kept, active, grow_scores, strict=True)],
+            [
+                self._candidates(*one)
+                for one in zip(kept, active, is_broken, grow_scores, strict=True)
+            ],
             decision.final,
         )
         back = kept if self.regrowth == "zero" else active
@@ -296,12 +302,21 @@ class _Engine(NamedTuple):
         self,
         kept: Bool[Array, "*units"],
         active: Bool[Array, "*units"],
+        is_broken: Bool[Array, "*units"],
         scores: Float[Array, "*units"],
     ) -> Float[Array, "*units"]:
         """Grow scores under which the kept come first, and all of them stay."""
         if self.regrowth == "last":
             scores = jnp.where(active, -jnp.inf, scores)
-        return jnp.where(kept, jnp.inf, scores)
+        return jnp.where(kept, jnp.inf, jnp.where(is_broken, -jnp.inf, scores))
+
+
+def _moment(
+    x: Shaped[Array, "*s"], kept: Bool[Array, "*s"], staying: Bool[Array, "*s"], *, reset: bool
+) -> Shaped[Array, "*s"]:
+    """A weight's moment after a mask update: never NaN or infinite from before the weight went."""
+    ends = ~staying & ~jnp.isfinite(x)
+    return jnp.where((kept & ~staying) | ends if reset else ends, jnp.zeros((), x.dtype), x)
 
 
 def _stand_still(

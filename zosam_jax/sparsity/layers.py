@@ -41,12 +41,17 @@ class Layers(NamedTuple):
         leaves = [] if tree is None else self.structure.flatten_up_to(tree)
         return [leaves[i] for i in self.indices]
 
-    def fill(self, values: Sequence[Any]) -> PyTree:
-        """A tree with these values at the masked leaves and None everywhere else."""
-        leaves: list[Any] = [None] * self.structure.num_leaves
+    def replace(self, tree: PyTree, values: Sequence[Any]) -> PyTree:
+        """The tree with these values at the masked leaves."""
+        leaves = list(self.structure.flatten_up_to(tree))
         for i, value in zip(self.indices, values, strict=True):
             leaves[i] = value
         return jax.tree.unflatten(self.structure, leaves)
+
+    def fill(self, values: Sequence[Any]) -> PyTree:
+        """A tree with these values at the masked leaves and None everywhere else."""
+        nothing = jax.tree.unflatten(self.structure, [None] * self.structure.num_leaves)
+        return self.replace(nothing, values)
 
 
 def select(params: PyTree, where: Where = is_weight) -> Layers:

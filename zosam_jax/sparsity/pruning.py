@@ -5,7 +5,6 @@
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -20,7 +19,7 @@ from zosam_jax.sparsity import distributions, layers
 from zosam_jax.sparsity.distributions import SparsityDistribution
 from zosam_jax.sparsity.layers import Layers, Where, is_weight
 from zosam_jax.sparsity.patterns import Pattern, unstructured
-from zosam_jax.sparsity.selection import largest
+from zosam_jax.sparsity.selection import largest, largest_in_each
 from zosam_jax.trees import Array, Bool, Float, Key, Num, PyTree, T
 
 Loss: TypeAlias = Callable[..., Any]
@@ -45,8 +44,8 @@ def from_scores(
       scores: a tree like `params`; what it holds for dense parameters is not looked at.
       sparsity: the fraction of the maskable weights that becomes zero, 0 ≤ s < 1.
       distribution: how the budget is shared among layers: "global" (the largest scores of all
-        layers together), "erk" (Erdős–Rényi-kernel), "uniform", or a function
-        (`zosam_jax.sparsity.distributions`).
+        layers together, and at least one weight in each), "erk" (Erdős–Rényi-kernel), "uniform",
+        or a function (`zosam_jax.sparsity.distributions`).
       where: which parameters to mask: (path, leaf) → bool with paths as in "['Dense_0']['kernel']",
         or a regular expression to be found in the path.
       pattern: the shape of the masks (`zosam_jax.sparsity.patterns`); None for any. A block counts
@@ -71,8 +70,7 @@ def from_scores(
         )
     units = [pattern.units(score) for score in masked.take(scores)]
     if isinstance(distribution, str) and distribution == GLOBAL and pattern.density is None:
-        kept = largest(units, round((1.0 - sparsity) * sum(u.size for u in units)))
-        _warn_of_empty_layers(masked, kept)
+        kept = _largest_of_all(units, sparsity)
     else:
         name = "erk" if distribution == GLOBAL else distribution
         counts = distributions.get(name)([u.shape for u in units], sparsity)
@@ -142,7 +140,9 @@ def magnitude(params: PyTree, sparsity: float, **options: Any) -> PyTree[Bool[Ar
     Reference: Han et al., Learning both Weights and Connections,
     https://arxiv.org/abs/1506.02626
     """
-    return from_scores(params, jax.tree.map(jnp.abs, params), sparsity, **options)
+    masked = layers.select(params, options.get("where", is_weight))
+    scores = masked.fill([jnp.abs(w) for w in masked.take(params)])
+    return from_scores(params, scores, sparsity, **options)
 
 
 def snip(
@@ -176,10 +176,11 @@ def snip(
 
     Reference: Lee et al., SNIP, https://arxiv.org/abs/1810.02340
     """
-    floating, merge = trees.split_floating(params)
-    gradient = jax.jit(jax.grad(_total_loss(loss, merge, batches, has_aux)))
-    scores = jax.tree.map(lambda p, g: jnp.abs(_product(p, g)), floating, gradient(floating))
-    return from_scores(params, _finite(scores, "snip"), sparsity, **options)
+    masked = layers.select(params, options.get("where", is_weight))
+    weights = masked.take(params)
+    gradients = jax.jit(jax.grad(_loss_of_weights(loss, params, masked, batches, has_aux)))(weights)
+    scores = [jnp.abs(_product(w, g)) for w, g in zip(weights, gradients, strict=True)]
+    return from_scores(params, _finite(masked.fill(scores), "snip"), sparsity, **options)
 
 
 def grasp(
@@ -195,7 +196,9 @@ def grasp(
 
         L = Σ_b L_b,   g = ∇L(θ),   H = ∇²L(θ)
 
-    The paper's S = −θ ⊙ H g with the largest S removed is the same. The sign counts.
+    θ are the weights that may be pruned: biases and other dense parameters are constants, as in
+    the authors' code. The paper's S = −θ ⊙ H g with the largest S removed is the same. The sign
+    counts.
 
     Args:
       loss: (params, *batch) → scalar, or → (scalar, aux) with `has_aux`. The original divides the
@@ -216,15 +219,17 @@ def grasp(
     Reference: Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow,
     https://arxiv.org/abs/2002.07376
     """
-    floating, merge = trees.split_floating(params)
-    gradient = jax.grad(_total_loss(loss, merge, batches, has_aux))
+    masked = layers.select(params, options.get("where", is_weight))
+    weights = masked.take(params)
+    gradient = jax.grad(_loss_of_weights(loss, params, masked, batches, has_aux))
 
     @jax.jit
-    def hessian_times_gradient(params: PyTree) -> PyTree:
-        return jax.jvp(gradient, (params,), (gradient(params),))[1]
+    def hessian_times_gradient(weights: list[Array]) -> list[Array]:
+        product: list[Array] = jax.jvp(gradient, (weights,), (gradient(weights),))[1]
+        return product
 
-    scores = jax.tree.map(_product, floating, hessian_times_gradient(floating))
-    return from_scores(params, _finite(scores, "grasp"), sparsity, **options)
+    scores = map(_product, weights, hessian_times_gradient(weights))
+    return from_scores(params, _finite(masked.fill(list(scores)), "grasp"), sparsity, **options)
 
 
 def synflow(
@@ -303,9 +308,10 @@ def check_sparsity(sparsity: Any) -> None:
         raise ValueError(f"sparsity={sparsity!r} must be below 1: it is the fraction of zeros.")
 
 
-def _total_loss(
-    loss: Loss, merge: Callable[[PyTree], PyTree], batches: Batches, has_aux: bool
-) -> Callable[[PyTree], Float[Array, ""]]:
+def _loss_of_weights(
+    loss: Loss, params: PyTree, masked: Layers, batches: Batches, has_aux: bool
+) -> Callable[[list[Array]], Float[Array, ""]]:
+    """The batches' losses together, as a function of the weights that may be pruned."""
     if not isinstance(batches, list | tuple) or not all(isinstance(b, tuple) for b in batches):
         raise TypeError(
             "batches must be a list of tuples of the loss's arguments, for example "
@@ -314,8 +320,9 @@ def _total_loss(
     if not batches:
         raise ValueError("batches is empty: the scores need at least one batch.")
 
-    def total(params: PyTree) -> Float[Array, ""]:
-        values = [loss(merge(params), *batch) for batch in batches]
+    def total(weights: list[Array]) -> Float[Array, ""]:
+        replaced = masked.replace(params, weights)
+        values = [loss(replaced, *batch) for batch in batches]
         return sum(
             (value[0] if has_aux else value for value in values), start=jnp.zeros((), jnp.float32)
         )
@@ -354,15 +361,26 @@ def _check_counts(counts: Sequence[int], sizes: Sequence[int]) -> None:
         )
 
 
-def _warn_of_empty_layers(masked: Layers, kept: Sequence[Bool[Array, "..."]]) -> None:
-    empty = [
-        path
-        for path, mask in zip(masked.paths, kept, strict=True)
-        if mask.size and not is_traced(mask) and not bool(mask.any())
-    ]
-    if empty:
-        warnings.warn(
-            f"no weight is left in {', '.join(empty)}: a global budget may empty layers, which "
-            "can cut the network in two; distribution='erk' keeps some in each.",
-            stacklevel=3,
+def _largest_of_all(
+    units: Sequence[Num[Array, "..."]], sparsity: float
+) -> list[Bool[Array, "..."]]:
+    """The largest scores of all arrays together, among them the largest of each array.
+
+    An array without a weight would cut the network in two.
+    """
+    sizes = [u.size for u in units]
+    count, arrays = round((1.0 - sparsity) * sum(sizes)), sum(size > 0 for size in sizes)
+    if count < arrays:
+        raise ValueError(
+            f"sparsity={sparsity} leaves {count} of {sum(sizes)} weights to {arrays} arrays, of "
+            "which each keeps one at least: choose a lower sparsity, or leave small arrays dense "
+            "with where=."
         )
+    limit = jnp.finfo(jnp.float32).max
+    scores = [
+        jnp.clip(jnp.nan_to_num(u.astype(jnp.float32), nan=-limit), -limit, limit) for u in units
+    ]
+    best = largest_in_each(scores, jnp.asarray([min(size, 1) for size in sizes], jnp.int32))
+    first = [jnp.where(b, jnp.inf, s) for b, s in zip(best, scores, strict=True)]
+    kept: list[Array] = largest(first, count)
+    return kept

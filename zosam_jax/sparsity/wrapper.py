@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from zosam_jax import masks as mask_trees
-from zosam_jax import transform
+from zosam_jax import transform, trees
 from zosam_jax.trees import PyTree
 
 
@@ -35,11 +35,16 @@ def fixed(
         state = tx.init(params)
         params = sparsity.apply_masks(params, sparsity.get_masks(state))
 
-    The wrapped transformation receives the masks as the extra argument `mask`, incoming updates
-    with zeros where weights are pruned, and a `value_fn` that reads kept weights only, so that
-    perturbations, gradients, clipping norms and moments are all those of the sparse network. After
-    optax.apply_updates pruned weights are exactly zero, whatever momentum and weight decay do. The
-    masks take the place of a `mask` that a sharpness-aware transformation was made with.
+    The wrapped transformation receives the masks as the extra argument `mask`, parameters and
+    incoming updates with zeros where weights are pruned, and a `value_fn` that reads kept weights
+    only, so that perturbations, gradients, clipping norms and moments are all those of the sparse
+    network. After optax.apply_updates pruned weights are exactly zero, whatever momentum and weight
+    decay do. The masks take the place of a `mask` that a sharpness-aware transformation was made
+    with.
+
+    Only a weight that is NaN or infinite when it is pruned stays so: nothing added to it gives
+    zero. No loss, norm or moment sees it, and it grows again last of all; apply_masks makes it
+    zero, as the steps in `zosam_jax.integrations` do by themselves.
 
     Args:
       inner: an optax transformation, sharpness-aware or not.
@@ -80,6 +85,7 @@ def initial_masks(
     masks: PyTree | Callable[[PyTree], PyTree], params: PyTree
 ) -> mask_trees.Resolved:
     """Masks as a state keeps them."""
+    trees.refuse_keys(params)
     resolved = mask_trees.resolve(masks, params)
     # Copies: the state may be donated, the caller's masks may not.
     return jax.tree.map(lambda m: jnp.array(m, copy=True), resolved)
@@ -137,7 +143,9 @@ def update_inner(
         "mask": masks,
         **({"keep_gradient": True} if from_inside else {}),
     }
-    updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
+    # A pruned weight that is NaN would reach norms and moments through weight decay and radii.
+    kept = mask_trees.restrict(params, masks)
+    updates, inner_state = inner.update(updates, inner_state, kept, **extra_args)
     if from_inside:
         gradient, inner_state = transform.pop_gradient(inner_state)
     return updates, inner_state, gradient

@@ -1,13 +1,12 @@
 """The typed options of the command line; tyro turns each field and its text into an option."""
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from zosam_jax.errors import check_count, check_number, check_positive_fraction
+from zosam_jax.errors import check_count, check_delta, check_number, check_positive_fraction
 from zosam_jax.optimizers import RECORDS
 from zosam_jax.radius import RULES
 from zosam_jax.sparsity import METHODS
@@ -347,7 +346,7 @@ class AscentConfig:
         checks: dict[str, Callable[[str, Any], None]] = {
             **dict.fromkeys(("num_directions", "interval", "microbatches"), check_count),
             **dict.fromkeys(("beta", "gamma", "fraction"), check_positive_fraction),
-            "delta": functools.partial(check_number, above=0.0, inclusive=False),
+            "delta": check_delta,
             "rho_warmup": check_fraction,
         }
         for name, check in checks.items():

@@ -23,8 +23,9 @@ class EpochRecord(NamedTuple):
       seconds: since the start of the run, compilation included; interruptions not.
       images_per_second: of this epoch's training steps.
       data_wait: the share of this epoch's time in which the loop waited for batches.
-      rho_used, epsilon_norm, slope, ascent_gain: means of `zosam_jax.transform.Diagnostics` over
-        the steps of the epoch that know them; NaN where none does.
+      rho_used, epsilon_norm, slope, ascent_gain, plain_step: means of
+        `zosam_jax.transform.Diagnostics` over the steps of the epoch that know them; NaN where
+        none does.
     """
 
     round: int
@@ -45,6 +46,7 @@ class EpochRecord(NamedTuple):
     epsilon_norm: float = math.nan
     slope: float = math.nan
     ascent_gain: float = math.nan
+    plain_step: float = math.nan
 
     @property
     def score(self) -> float:

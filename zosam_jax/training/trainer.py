@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from zosam_jax import sparsity
+from zosam_jax import sparsity, transform
 from zosam_jax.training import build, devices, lottery, step
 from zosam_jax.training.callbacks import Callback
 from zosam_jax.training.checkpoints import Checkpoints
@@ -190,6 +190,7 @@ class TrainingLoop:
             gradients - run.progress.dense_gradients,
         )
         record = self._record(cost, evaluates, speed, data_wait)
+        transform.warn_of_plain_step(self.run.state.opt_state)
         run.records.append(record)
         is_best = evaluates and record.score > run.progress.best
         run.state = step.begin_epoch(run.state, self._problem.mesh)
