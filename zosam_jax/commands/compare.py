@@ -174,7 +174,10 @@ def _rows(cells: Sequence[Cell], runs: Runs) -> list[Row]:
     ended = [cell for cell in cells if runs.is_finished(cell)]
     found: dict[str, list[RunResult]] = {cell.config.optimizer: [] for cell in cells}
     if ended:
-        for one in gather([runs.folder(cell).path for cell in ended])[0]:
+        whole, left_out = gather([runs.folder(cell).path for cell in ended])
+        if left_out:
+            raise ValueError("\n".join(f"{one.name}: {one.reason}" for one in left_out))
+        for one in whole:
             found[one.config.optimizer].append(one)
     base = next(iter(found.values()))
     num_seeds = len(cells) // len(found)
