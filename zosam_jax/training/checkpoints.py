@@ -1,6 +1,7 @@
 """Checkpoints of a run, by Orbax: written in the background, complete or not there at all.
 
-Each has a checksum of its arrays and one of where the run stands. A damaged one is never taken.
+Each holds the checksums of its files, which are compared before anything else is read: a damaged
+one is never taken.
 """
 
 import hashlib
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self, TypedDict, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -25,25 +25,14 @@ from zosam_jax.training.step import TrainState
 from zosam_jax.trees import PyTree
 
 STATE, PROGRESS = "state", "progress"
-# Where a checkpoint has its own file, below its folder; the others are Orbax's.
-_OWN = Path(PROGRESS, "metadata")
+CHECKSUMS = "checksums.json"
+# Orbax writes these when it has the checksums already; neither is needed to read the others.
+_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 T = TypeVar("T")
 
 
-class _Sealed(TypedDict):
-    """What the network of a round says beside its arrays.
-
-    Attributes:
-      arrays: checksum of the arrays.
-      checksum: of everything else here.
-    """
-
-    arrays: str
-    checksum: str
-
-
-class _Record(_Sealed):
+class _Record(TypedDict):
     """What a checkpoint says beside its arrays.
 
     Attributes:
@@ -84,14 +73,15 @@ class Checkpoints:
         Raises:
           UnreadableRunError: if it is no folder of checkpoints.
         """
-        # Orbax logs every step of a save.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax logs every step of a save, and what it finds damaged.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.seconds, self.every = seconds, every
         self._run = folder.absolute()
         self._folder = self._run / run_folder.CHECKPOINTS
         if os.path.lexists(self._folder) and not self._folder.is_dir():
             raise UnreadableRunError(f"{self._folder} is damaged: it is no folder.")
         self._ranks: dict[int, float] = {}
+        self._saving = 0
         milestones = [] if every is None else [policies.EveryNSteps(every)]
         self._manager = _understood(
             self._folder,
@@ -101,6 +91,7 @@ class Checkpoints:
                     preservation_policy=policies.AnyPreservationPolicy(
                         [*milestones, policies.LatestN(keep), _Best(self)]
                     ),
+                    async_options=_sealing(lambda: self._folder / str(self._saving)),
                     # What a killed run left half written.
                     cleanup_tmp_directories=not read_only,
                     read_only=read_only,
@@ -125,10 +116,15 @@ class Checkpoints:
         """
         if self.newest == progress.total_steps:
             return
-        arrays = step.to_saved(state)
-        record = _sealed(arrays, progress=progress._asdict(), score=score)
+        self.wait()
+        self._saving = progress.total_steps
+        record = {"progress": progress._asdict(), "score": score}
         self._note_rank(progress.total_steps, record)
-        self._manager.save(progress.total_steps, args=_to_save(arrays, record))
+        args = {
+            STATE: ocp.args.StandardSave(step.to_saved(state)),
+            PROGRESS: ocp.args.JsonSave(record),
+        }
+        self._manager.save(progress.total_steps, args=ocp.args.Composite(**args))
 
     def wait(self) -> None:
         """Waits until everything is written."""
@@ -167,9 +163,8 @@ class Checkpoints:
         Raises:
           UnreadableRunError: if it is damaged, or of another network.
         """
-        place, record = self._folder / str(number), self._record(number)
-        saved = _restore(place, lambda args: self._manager.restore(number, args=args), like)
-        _check_arrays(place, saved, record)
+        record = self._record(number)
+        saved = _restore(self._folder / str(number), like, STATE)
         return step.from_saved(saved, like), Progress(**record["progress"])
 
     def restore_newest(
@@ -238,7 +233,9 @@ class Checkpoints:
     def _record(self, number: int) -> Any:
         """What a checkpoint says beside its arrays."""
         place = self._folder / str(number)
-        record = _opened(place, _Record)
+        record = _understood(
+            place, lambda: run_folder.read_json(place / PROGRESS / "metadata", _Record)
+        )
         if record["progress"]["total_steps"] != number:
             raise UnreadableRunError(f"{place} is damaged: it is of another step.")
         return record
@@ -250,10 +247,11 @@ class Checkpoints:
 
     def save_network(self, training: int, network: Network) -> None:
         """Writes what a training of a lottery ticket ended with, and waits for it."""
-        arrays = step.to_saved(network)
-        with _checkpointer() as checkpointer:
-            path = self._run / run_folder.ROUNDS / str(training)
-            checkpointer.save(path, args=_to_save(arrays, _sealed(arrays)), force=True)
+        place = self._run / run_folder.ROUNDS / str(training)
+        handler, options = ocp.StandardCheckpointHandler(), _sealing(lambda: place)
+        with ocp.AsyncCheckpointer(handler, async_options=options) as checkpointer:
+            args = ocp.args.StandardSave(step.to_saved(network))
+            checkpointer.save(place, args=args, force=True)
 
     def restore_network(self, training: int, like: Network) -> Network:
         """What that training ended with.
@@ -261,11 +259,7 @@ class Checkpoints:
         Raises:
           UnreadableRunError: if it is damaged.
         """
-        place = self._run / run_folder.ROUNDS / str(training)
-        record = _opened(place, _Sealed)
-        with _checkpointer() as checkpointer:
-            saved = _restore(place, lambda args: checkpointer.restore(place, args=args), like)
-        _check_arrays(place, saved, record)
+        saved = _restore(self._run / run_folder.ROUNDS / str(training), like)
         network: Network = step.from_saved(saved, like)
         return network
 
@@ -281,65 +275,61 @@ class _Best(policies.PreservationPolicy):  # type: ignore[misc]  # Orbax has no 
         return [one.step == self._checkpoints.best for one in checkpoints]
 
 
-def _checkpointer() -> Any:
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+def _sealing(place: Callable[[], Path]) -> Any:
+    """Orbax's options by which it writes checksums before it moves what it saved into `place`."""
+
+    def seal() -> None:
+        final = place()
+        (written,) = (p for p in final.parent.iterdir() if p.name.split(".")[0] == final.name)
+        sums = json.dumps(_checksums(written), indent=2, sort_keys=True)
+        (written / CHECKSUMS).write_text(f"{sums}\n")
+
+    return ocp.AsyncOptions(post_finalization_callback=seal)
 
 
-def _to_save(arrays: PyTree, record: Mapping[str, Any]) -> Any:
-    args = {STATE: ocp.args.StandardSave(arrays), PROGRESS: ocp.args.JsonSave(record)}
-    return ocp.args.Composite(**args)
+def _checksums(place: Path) -> dict[str, str]:
+    """Of all files in a folder, by their names below it."""
+    files = [p for p in sorted(place.rglob("*")) if p.name != CHECKSUMS and p.is_file()]
+    return {
+        str(file.relative_to(place)): _checksum(file)
+        for file in files
+        if str(file.relative_to(place)) not in _LATER
+    }
 
 
-def _restore(place: Path, read: Callable[[Any], Any], like: PyTree) -> PyTree:
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_whole(place: Path) -> None:
+    """Raises UnreadableRunError unless all files of a checkpoint are those that were written."""
+    expected = run_folder.read_json(place / CHECKSUMS, dict[str, str])
+    found = _checksums(place)
+    for file in sorted(expected.keys() | found.keys()):
+        if file not in found:
+            raise UnreadableRunError(f"{place} is damaged: it lacks {file}.")
+        if found[file] != expected.get(file):
+            raise UnreadableRunError(f"{place / file} is damaged: its checksum differs.")
+
+
+def _restore(place: Path, like: PyTree, item: str = "") -> PyTree:
+    """The arrays of a checkpoint, or of one of its items."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, step.to_saved(like))
-    wanted = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract)})
-    return _understood(place, lambda: read(wanted)[STATE])
+
+    def read() -> PyTree:
+        _check_whole(place)
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(place / item, abstract)
+
+    return _understood(place, read)
 
 
 def _understood(place: Path, read: Callable[[], T]) -> T:
     try:
         return read()
+    except UnreadableRunError:
+        raise
     except Exception as error:  # Orbax, JSON and the file system each have their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableRunError(f"{place} cannot be read: {reason:.200}") from error
-
-
-def _sealed(arrays: PyTree, **others: Any) -> dict[str, Any]:
-    """What a checkpoint says beside its arrays, with the checksums."""
-    record = {**others, "arrays": _checksum_of_arrays(arrays)}
-    return {**record, "checksum": _checksum(record)}
-
-
-def _opened(place: Path, kind: Any) -> Any:
-    """What a checkpoint in a folder says beside its arrays.
-
-    Raises:
-      UnreadableRunError: if it is damaged.
-    """
-    file = place / _OWN
-    try:
-        record = run_folder.read_json(file, kind)
-    except FileNotFoundError:
-        raise UnreadableRunError(f"{place} is damaged: it lacks {_OWN}.") from None
-    if record["checksum"] != _checksum({k: v for k, v in record.items() if k != "checksum"}):
-        raise UnreadableRunError(f"{file} is damaged: its checksum differs.")
-    return record
-
-
-def _check_arrays(place: Path, arrays: PyTree, record: Mapping[str, Any]) -> None:
-    if _checksum_of_arrays(arrays) != record["arrays"]:
-        raise UnreadableRunError(f"{place} is damaged: the checksum of its arrays differs.")
-
-
-def _checksum(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _checksum_of_arrays(tree: PyTree) -> str:
-    """Of names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
-    return digest.hexdigest()
