@@ -49,7 +49,7 @@ def make_run(path, accuracies=(0.5, 0.9), *, analysis=None, robustness=None, tra
     }
     write(path, "summary.json", summary)
     if analysis is not None:
-        write(path, "analysis.json", analysis)
+        write(path, "analysis.json", {**LOOKED, "train_accuracy": None, **analysis})
     if robustness is not None:
         write(path, "robustness.json", robustness)
     return path
@@ -80,6 +80,10 @@ def variance_of(value):
     return {"variance": value, "relative": value / 4, "gradient_norm": 2.0, **MORE}
 
 
+def aim_of(cosine):
+    return {"cosine": cosine, "cosine_sd": 0.01, "ascent_gain": 0.02, "ascent_gain_sd": 0.01}
+
+
 # How the analysis was made.
 LOOKED = {
     **{"checkpoint": 20, "images": 256, "batch_size": 64},
@@ -96,10 +100,7 @@ def look(epoch, sharpness, *, perturbs):
     return place | {
         **noise,
         "perturbed_gradient_variance": variance_of(2 * sharpness),
-        "estimator": {
-            **{"cosine": 0.1 * epoch, "cosine_sd": 0.01},
-            **{"ascent_gain": 0.02, "ascent_gain_sd": 0.01},
-        },
+        "estimator": aim_of(0.1 * epoch),
     }
 
 

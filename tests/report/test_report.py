@@ -134,7 +134,7 @@ def test_colors_are_the_pages_own_and_the_same_in_all_figures(full):
 
 
 def test_sections_without_data_are_left_out(tmp_path):
-    make_run(tmp_path / "runs" / "one", optimizer="sgd", analysis={"hessian": None})
+    make_run(tmp_path / "runs" / "one", optimizer="sgd", analysis={})
     report([tmp_path / "runs"], tmp_path / "out")
     headings = Reader(tmp_path / "out" / "report.html").headings
     assert headings == ["Test accuracy", "Learning curves", "Convergence", "Cost"]

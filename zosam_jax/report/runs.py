@@ -333,7 +333,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _curve(points: Iterable[tuple[float | None, float | None]]) -> Curve:
-    known = [(x, y) for x, y in points if x is not None and y is not None]
+    known = [(x, y) for x, y in points if x is not None and y is not None and _is_known(y)]
     return Curve(tuple(x for x, _ in known), tuple(y for _, y in known))
 
 

@@ -4,18 +4,19 @@ Each holds the checksums of its files, which are compared before anything else i
 one is never taken.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypedDict, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
 from zosam_jax.training import devices, run_folder, step
 from zosam_jax.training.problem import Network
@@ -27,7 +28,8 @@ from zosam_jax.trees import PyTree
 STATE, PROGRESS = "state", "progress"
 CHECKSUMS = "checksums.json"
 # Orbax writes these when it has the checksums already; neither is needed to read the others.
-_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_METADATA = "_CHECKPOINT_METADATA"
+_LATER = (_METADATA, "commit_success.txt")
 
 T = TypeVar("T")
 
@@ -59,50 +61,51 @@ class Checkpoints:
         keep: int,
         seconds: float,
         every: int | None = None,
-        read_only: bool = False,
     ) -> None:
-        """Opens `folder`/checkpoints, new or not.
+        """Opens `folder`/checkpoints, new or not; nothing is written before something is saved.
 
         Args:
           folder: the run folder.
           keep: how many of the newest checkpoints to keep; the best one stays beside them.
           seconds: the longest time between two.
           every: keep those after a multiple of so many steps, too.
-          read_only: only look; the run they are of may be under way.
 
         Raises:
           UnreadableRunError: if it is no folder of checkpoints.
         """
-        # Orbax logs every step of a save, and what it finds damaged.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self.seconds, self.every = seconds, every
+        # Orbax logs every step of a save.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.seconds, self.every, self._keep = seconds, every, keep
         self._run = folder.absolute()
         self._folder = self._run / run_folder.CHECKPOINTS
         if os.path.lexists(self._folder) and not self._folder.is_dir():
             raise UnreadableRunError(f"{self._folder} is damaged: it is no folder.")
         self._ranks: dict[int, float] = {}
         self._saving = 0
-        milestones = [] if every is None else [policies.EveryNSteps(every)]
-        self._manager = _understood(
+        for number in self.numbers:
+            # What is wrong is said when it would be taken.
+            with contextlib.suppress(UnreadableRunError):
+                self._note_rank(number, self._record(number))
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        for file in self._folder.glob(f"*/{_METADATA}"):
+            # Orbax can do without, but not with one that is damaged.
+            if not _is_json(file):
+                file.unlink()
+        policies = ocp.checkpoint_managers
+        milestones = [] if self.every is None else [policies.EveryNSteps(self.every)]
+        return ocp.CheckpointManager(
             self._folder,
-            lambda: ocp.CheckpointManager(
-                self._folder,
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=policies.AnyPreservationPolicy(
-                        [*milestones, policies.LatestN(keep), _Best(self)]
-                    ),
-                    async_options=_sealing(lambda: self._folder / str(self._saving)),
-                    # What a killed run left half written.
-                    cleanup_tmp_directories=not read_only,
-                    read_only=read_only,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [*milestones, policies.LatestN(self._keep), _Best(self.best_of)]
                 ),
+                async_options=_sealing(lambda: self._folder / str(self._saving)),
+                # What a killed run left half written.
+                cleanup_tmp_directories=True,
             ),
         )
-        for number in self.numbers:
-            try:
-                self._note_rank(number, self._record(number))
-            except UnreadableRunError:  # said when it would be taken
-                continue
 
     def save(self, state: TrainState, progress: Progress, score: float | None = None) -> None:
         """Copies the state to the host, writes it in the background, and forgets older ones.
@@ -114,9 +117,9 @@ class Checkpoints:
           progress: where the run stands.
           score: by which the best one is chosen, between 0 and 1; None if it is not known here.
         """
+        self.wait()
         if self.newest == progress.total_steps:
             return
-        self.wait()
         self._saving = progress.total_steps
         record = {"progress": progress._asdict(), "score": score}
         self._note_rank(progress.total_steps, record)
@@ -128,14 +131,16 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until everything is written."""
-        self._manager.wait_until_finished()
+        if "_manager" in vars(self):
+            self._manager.wait_until_finished()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Waits, and stops the background threads."""
-        self._manager.close()
+        if "_manager" in vars(self):
+            self._manager.close()
 
     @property
     def newest(self) -> int | None:
@@ -145,12 +150,17 @@ class Checkpoints:
     @property
     def numbers(self) -> tuple[int, ...]:
         """The numbers of all that there are, in order: steps since the start of the run."""
-        return tuple(sorted(self._manager.all_steps()))
+        there = self._folder.iterdir() if self._folder.is_dir() else ()
+        return tuple(sorted(int(p.name) for p in there if p.name.isdecimal() and p.is_dir()))
 
     @property
     def best(self) -> int | None:
         """The number of the best one (of the last round, for lth); None if none is known."""
-        known = [number for number in self.numbers if number in self._ranks]
+        return self.best_of(self.numbers)
+
+    def best_of(self, numbers: Iterable[int]) -> int | None:
+        """The same among some of them."""
+        known = [number for number in numbers if number in self._ranks]
         return max(known, key=lambda number: (self._ranks[number], number), default=None)
 
     def restore(self, like: TrainState, number: int) -> tuple[TrainState, Progress]:
@@ -226,9 +236,6 @@ class Checkpoints:
                 aside.parent.mkdir(exist_ok=True)
                 (self._folder / str(number)).rename(aside)
         devices.agree(True)  # waits until they are moved
-        for number in later:
-            self._ranks.pop(number, None)
-        self._manager.reload()
 
     def _record(self, number: int) -> Any:
         """What a checkpoint says beside its arrays."""
@@ -264,15 +271,16 @@ class Checkpoints:
         return network
 
 
-class _Best(policies.PreservationPolicy):  # type: ignore[misc]  # Orbax has no types
+class _Best(ocp.checkpoint_managers.PreservationPolicy):  # type: ignore[misc]  # it has no types
     """Keeps the best one."""
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
+    def __init__(self, best_of: Callable[[Iterable[int]], int | None]) -> None:
+        self._best_of = best_of
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         del context
-        return [one.step == self._checkpoints.best for one in checkpoints]
+        best = self._best_of(one.step for one in checkpoints)
+        return [one.step == best for one in checkpoints]
 
 
 def _sealing(place: Callable[[], Path]) -> Any:
@@ -285,6 +293,13 @@ def _sealing(place: Callable[[], Path]) -> Any:
         (written / CHECKSUMS).write_text(f"{sums}\n")
 
     return ocp.AsyncOptions(post_finalization_callback=seal)
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        return bool(run_folder.read_json(file, dict[str, Any]))
+    except UnreadableRunError:
+        return False
 
 
 def _checksums(place: Path) -> dict[str, str]:

@@ -220,7 +220,8 @@ def _plain_kind(value: Any, kind: Any) -> tuple[bool, str]:
     if kind is bool:
         return isinstance(value, bool), "true or false"
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool), "an integer"
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        return is_integer and abs(value) < 2**63, "an integer of 64 bits"
     if kind is float:
         return value is None or _is_finite(value), "a finite number"
     if kind is Path:

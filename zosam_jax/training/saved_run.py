@@ -47,7 +47,7 @@ class SavedRun:
         """Initialises the run anew; see `open_run`."""
         self.folder, self.config, self.say = folder, config, say
         self.run = Run(problem, config.optimizer, build.rho_of(config), config.seed)
-        self._checkpoints = Checkpoints(folder.path, keep=1, seconds=0.0, read_only=True)
+        self._checkpoints = Checkpoints(folder.path, keep=1, seconds=0.0)
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
@@ -145,9 +145,9 @@ def run_folders(path: Path) -> list[Path]:
     Raises:
       FileNotFoundError: if there is none.
     """
-    found = sorted(
-        file.parent for file in path.rglob(CONFIG) if _counts(file, path) and _is_of_run(file)
-    )
+    # Of a run whose config.json is gone the metrics are left.
+    folders = {file.parent for name in (CONFIG, METRICS) for file in path.rglob(name)}
+    found = sorted(f for f in folders if _counts(f, path) and _is_of_run(f))
     if not found:
         raise FileNotFoundError(
             f"{path} is neither a run folder (zosam train leaves config.json and summary.json "
@@ -172,20 +172,21 @@ def complete_runs(paths: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _counts(file: Path, path: Path) -> bool:
-    """Whether a config.json is of a run in its own right: those of a sweep's tuning are not."""
-    above = [path / folder for folder in file.relative_to(path).parents][:-1]
+def _counts(folder: Path, path: Path) -> bool:
+    """Whether a run counts in its own right: those of a sweep's tuning do not."""
+    above = [path / parent for parent in (folder / CONFIG).relative_to(path).parents][:-1]
     return not any(f.name == TUNING_RUNS and (f.parent / SWEEP).is_dir() for f in above)
 
 
-def _is_of_run(file: Path) -> bool:
+def _is_of_run(folder: Path) -> bool:
     """Another command's config.json names no optimizer, and has nothing of a run beside it."""
-    if any((file.parent / name).exists() for name in (METRICS, CHECKPOINTS, SUMMARY)):
-        return True
+    beside = [name for name in (METRICS, CHECKPOINTS, SUMMARY) if (folder / name).exists()]
+    if not (folder / CONFIG).is_file() or len(beside) > 1:
+        return len(beside) > 1
     try:
-        content = json.loads(file.read_text())
+        content = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError, RecursionError):
-        return False
+        return bool(beside)
     return isinstance(content, dict) and "optimizer" in content
 
 
