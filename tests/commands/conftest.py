@@ -48,7 +48,11 @@ def leave(folder, config):
         "images_per_second": 50.0 if config.optimizer == "sam" else 100.0,
     }
     folder.write_options(config)
-    record = dict.fromkeys(EpochRecord._fields, 0.0) | {"round": 0, "epoch": 1, "step": 4} | known
+    record = (
+        dict.fromkeys(EpochRecord._fields, 0.0)
+        | {"round": 0, "epoch": 1, "step": 4, "bad_steps": 0}
+        | known
+    )
     record |= {"epsilon_norm": 0.5, "slope": float("nan")}
     folder.append_metrics(EpochRecord(**record))
     summary = {name: 0 if kind is int else 0.0 for name, kind in Summary.__annotations__.items()}

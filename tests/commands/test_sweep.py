@@ -255,7 +255,8 @@ def test_a_stopped_sweep_goes_on(tmp_path):
     process = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL)
     run = output / "optimizer=sgd"
     until = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() and time.monotonic() < until:
+    lines = run / "metrics.jsonl"
+    while not (lines.exists() and lines.read_text()) and time.monotonic() < until:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) != 0

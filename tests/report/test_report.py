@@ -250,9 +250,8 @@ def test_rows_that_were_not_analysed_have_no_line_of_correlations(tmp_path):
 def test_what_is_left_out_is_listed(tmp_path):
     make_run(tmp_path / "runs" / "whole", optimizer="sgd")
     write_config(tmp_path / "runs" / "killed")
-    write(
-        tmp_path / "runs" / ".sweep", "burst.failed.json", {"status": 2, "reason": "loss is NaN."}
-    )
+    failure = {"status": 2, "reason": "loss is NaN.", "options": {}}
+    write(tmp_path / "runs" / ".sweep", "burst.failed.json", failure)
     report([tmp_path / "runs"], tmp_path / "out")
     page = Reader(tmp_path / "out" / "report.html")
     assert page.headings[-1] == "Left out"

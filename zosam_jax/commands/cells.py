@@ -156,7 +156,7 @@ class Tables(NamedTuple):
 
     def _cell(self, values: Options, case: Options) -> Cell:
         case = dict(case)
-        wanted = case.pop("tune", None)
+        wanted = case.pop("tune", None) or None  # as an empty [tune]: the optimizer's own grid
         options = {**self.train, **values, **case}
         takes = applicable(options, _start(options))
         # What a case says itself is refused, not left out, if it would do nothing.
