@@ -4,6 +4,7 @@ import pytest
 
 from zosam_jax.commands import processes
 from zosam_jax.training import run_folder
+from zosam_jax.training.contents import Summary
 from zosam_jax.training.progress import EpochRecord
 
 
@@ -47,7 +48,13 @@ def leave(folder, config):
         "images_per_second": 50.0 if config.optimizer == "sam" else 100.0,
     }
     folder.write_options(config)
-    record = dict.fromkeys(EpochRecord._fields, 0.0) | {"round": 0, "epoch": 1, "step": 4} | known
+    record = (
+        dict.fromkeys(EpochRecord._fields, 0.0)
+        | {"round": 0, "epoch": 1, "step": 4, "bad_steps": 0}
+        | known
+    )
     record |= {"epsilon_norm": 0.5, "slope": float("nan")}
     folder.append_metrics(EpochRecord(**record))
-    folder.write_json(run_folder.SUMMARY, known)
+    summary = {name: 0 if kind is int else 0.0 for name, kind in Summary.__annotations__.items()}
+    names = {"sparse": config.sparse, "optimizer": config.optimizer, "steps": 4}
+    folder.write_json(run_folder.SUMMARY, summary | known | names)

@@ -105,9 +105,20 @@ def test_recipes_and_seeds_are_axes():
         ('[train]\nrecipe = "nothing"\n', "recipe='nothing' is not known"),
         ("[grid]\nsparsity = [0.5, 0.5]\n", "has sparsity=0.5 twice"),
         ('[train]\noutput = "here"\n', "output is no option of a sweep's runs"),
-        ('[train]\nmodel = "resnet99"\n', "model='resnet99' is not known"),
-        ("[train]\nseed = 1.5\n", "seed=1.5 must be of the type"),
-        ("[train]\nstream = 1\n", "stream=1 must be of the type"),
+        ('[train]\nmodel = "resnet99"\n', "[train]: model='resnet99' must be one of 'lenet"),
+        ("[train]\nseed = 1.5\n", "[train]: seed=1.5 must be an integer"),
+        ("[train]\nstream = 1\n", "[train]: stream=1 must be true or false"),
+        ("[grid]\nrho = [0.1, '0.2']\n", "[grid]: rho='0.2' must be a finite number"),
+        ("[grid]\nrho = [0.1, nan]\n", "[grid]: rho=nan must be a finite number"),
+        ("[train]\nmilestones = [0.5, '']\n", "[train]: milestones[1]='' must be a finite"),
+        ("[train]\nepochs = 1979-05-27\n", "[train]: epochs=datetime.date(1979, 5, 27) must be"),
+        (f"[train]\nepochs = {10**400}\n", "[train]: epochs=1000"),
+        ("[train]\nrecipe = ['a']\n", "[train]: recipe=['a'] must be a string"),
+        ("[train.optimizer]\nname = 'sgd'\n", "[train]: optimizer={'name': 'sgd'} must be one of"),
+        ("[[case]]\nepochs = '3'\n", "[[case]]: epochs='3' must be an integer"),
+        ("[tune]\nseeds = 1.5\n", "[tune]: seeds=1.5 must be an integer"),
+        ("[tune]\nrho = [true]\n", "[tune]: rho=True must be a finite number"),
+        (f"a = {'[' * 5000}", "is nested too deeply"),
         ("case = [1, 2]\n", "case must be one of [train], [grid], [tune] and [[case]]"),
         ("case = []\n", "case must be one of [train], [grid], [tune] and [[case]]"),
         (f'[grid]\nsparse_layers = ["{"x" * 300}"]\n', "is too long for a folder"),
@@ -116,6 +127,13 @@ def test_recipes_and_seeds_are_axes():
 def test_what_a_file_gets_wrong(text, sentence, tmp_path):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         cells(SweepConfig(file=written(tmp_path, text)))
+
+
+@pytest.mark.parametrize("place", [Path.mkdir, os.mkfifo, lambda path: path.write_bytes(b"\xff")])
+def test_what_is_no_text_file_is_named(place, tmp_path):
+    place(tmp_path / "sweep.toml")
+    with pytest.raises(ValueError, match=r"sweep\.toml'? is no "):
+        cells(SweepConfig(file=tmp_path / "sweep.toml"))
 
 
 def test_nothing_to_run_is_refused():
@@ -237,7 +255,8 @@ def test_a_stopped_sweep_goes_on(tmp_path):
     process = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL)
     run = output / "optimizer=sgd"
     until = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() and time.monotonic() < until:
+    lines = run / "metrics.jsonl"
+    while not (lines.exists() and lines.read_text()) and time.monotonic() < until:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) != 0

@@ -16,7 +16,8 @@ def write(path, name, content):
 def write_config(path, **options):
     config = TrainConfig(**{"model": "lenet-300-100", "sparse": "rigl", **options})
     values = dataclasses.asdict(config)
-    write(path, "config.json", {k: str(v) if isinstance(v, Path) else v for k, v in values.items()})
+    written = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+    write(path, "config.json", {**written, "versions": {}})
     return config
 
 
@@ -38,13 +39,18 @@ def make_run(path, accuracies=(0.5, 0.9), *, analysis=None, robustness=None, tra
         "test_accuracy": accuracies[-1],
         "best_test_accuracy": max(a for a in accuracies if a is not None),
         "chosen_test_accuracy": None,
+        "validation_accuracy": None,
+        "ema_test_accuracy": None,
         "train_loss": 0.1,
         "sparse": config.sparse,
         "sparsity": config.sparsity,
         "training_cost": 0.25,
         "inference_cost": 0.1,
+        "bad_steps": 0,
+        "steps": 10 * len(accuracies),
         "seconds": 2.0 * len(accuracies),
         "images_per_second": 1000.0,
+        "data_wait": 0.0,
         "optimizer": config.optimizer,
         "rho": config.rho or 0.0,
         "seed": config.seed,
@@ -52,7 +58,7 @@ def make_run(path, accuracies=(0.5, 0.9), *, analysis=None, robustness=None, tra
     }
     write(path, "summary.json", summary)
     if analysis is not None:
-        write(path, "analysis.json", analysis)
+        write(path, "analysis.json", {**LOOKED, "train_accuracy": None, **analysis})
     if robustness is not None:
         write(path, "robustness.json", robustness)
     return path
@@ -76,8 +82,35 @@ def record(epoch, accuracy, train=0.97, **others):
     return {**unknown, **known, **others}
 
 
+MORE = {"mean_squared_norm": 5.0, "num_batches": 8}
+
+
 def variance_of(value):
-    return {"variance": value, "relative": value / 4, "gradient_norm": 2.0, "num_batches": 8}
+    return {"variance": value, "relative": value / 4, "gradient_norm": 2.0, **MORE}
+
+
+def aim_of(cosine):
+    return {"cosine": cosine, "cosine_sd": 0.01, "ascent_gain": 0.02, "ascent_gain_sd": 0.01}
+
+
+# How the analysis was made.
+LOOKED = {
+    **{"checkpoint": 20, "images": 256, "batch_size": 64},
+    **{"split": "train", "statistics": "running"},
+}
+
+
+def look(epoch, sharpness, *, perturbs):
+    """One of the checkpoints of an analysis."""
+    place = {"step": 10 * epoch, "round": 0, "epoch": epoch}
+    noise = {"gradient_variance": variance_of(sharpness / epoch)}
+    if not perturbs:
+        return place | noise
+    return place | {
+        **noise,
+        "perturbed_gradient_variance": variance_of(2 * sharpness),
+        "estimator": aim_of(0.1 * epoch),
+    }
 
 
 def make_analysis(sharpness=1.0, *, perturbs=True, plane=True):
@@ -85,19 +118,9 @@ def make_analysis(sharpness=1.0, *, perturbs=True, plane=True):
     distances = [-1.0, -0.5, 0.0, 0.5, 1.0]
     bowl = [0.1 + sharpness * d**2 for d in distances]
     return {
-        "images": 256,
-        "batch_size": 64,
-        "split": "train",
-        "checkpoints": [
-            {
-                "step": 10 * epoch,
-                "epoch": epoch,
-                "gradient_variance": variance_of(sharpness / epoch),
-                "perturbed_gradient_variance": variance_of(2 * sharpness) if perturbs else None,
-                "estimator": {"cosine": 0.1 * epoch, "ascent_gain": 0.02} if perturbs else None,
-            }
-            for epoch in (1, 2)
-        ],
+        **LOOKED,
+        "train_accuracy": None,
+        "checkpoints": [look(epoch, sharpness, perturbs=perturbs) for epoch in (1, 2)],
         "hessian": {
             "eigenvalues": [10 * sharpness, sharpness],
             "residuals": [0.01, 0.02],
@@ -139,6 +162,7 @@ def make_robustness(clean=0.9, mean=0.7):
         "clean_accuracy": clean,
         "mean_accuracy": mean,
         "delta": clean - mean,
+        "severities": [1, 2, 3, 4, 5],
         "corruptions": {
             "fog": [mean + 0.2, mean + 0.1, mean, mean - 0.1, mean - 0.2],
             "snow": [mean + 0.1, mean + 0.1, mean, mean - 0.1, mean - 0.1],

@@ -134,7 +134,7 @@ def test_colors_are_the_pages_own_and_the_same_in_all_figures(full):
 
 
 def test_sections_without_data_are_left_out(tmp_path):
-    make_run(tmp_path / "runs" / "one", optimizer="sgd", analysis={"hessian": None})
+    make_run(tmp_path / "runs" / "one", optimizer="sgd", analysis={})
     report([tmp_path / "runs"], tmp_path / "out")
     headings = Reader(tmp_path / "out" / "report.html").headings
     assert headings == ["Test accuracy", "Learning curves", "Convergence", "Cost"]
@@ -250,9 +250,8 @@ def test_rows_that_were_not_analysed_have_no_line_of_correlations(tmp_path):
 def test_what_is_left_out_is_listed(tmp_path):
     make_run(tmp_path / "runs" / "whole", optimizer="sgd")
     write_config(tmp_path / "runs" / "killed")
-    write(
-        tmp_path / "runs" / ".sweep", "burst.failed.json", {"status": 2, "reason": "loss is NaN."}
-    )
+    failure = {"status": 2, "reason": "loss is NaN.", "options": {}}
+    write(tmp_path / "runs" / ".sweep", "burst.failed.json", failure)
     report([tmp_path / "runs"], tmp_path / "out")
     page = Reader(tmp_path / "out" / "report.html")
     assert page.headings[-1] == "Left out"

@@ -52,5 +52,5 @@ def crashing(monkeypatch, after):
 def final_state(config):
     run = Run(Problem(config), config.optimizer, 0.01, config.seed)
     with Checkpoints(config.output, keep=2, seconds=0) as keeper:
-        state, _ = keeper.restore(run.state)
+        state, _ = keeper.restore(run.state, keeper.newest)
     return to_saved((state.params, state.model_state, state.average, state.opt_state))

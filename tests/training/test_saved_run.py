@@ -81,8 +81,16 @@ def test_a_folder_without_a_run(tmp_path):
         open_run(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", '{"epoch": 3}', '{"epochs": -1}'])
-def test_options_that_cannot_be_read(text, tmp_path):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UnreadableRunError, match="cannot be read as the options of a run"):
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"epoch": 3}, "it has the unknown field epoch"),
+        ({"epochs": "3"}, "epochs='3' must be an integer"),
+        ({"epochs": -1}, "epochs=-1 must be at least 1"),
+    ],
+)
+def test_options_that_cannot_be_read(change, sentence, folder, tmp_path):
+    values = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | change))
+    with pytest.raises(UnreadableRunError, match=rf"config\.json is damaged: {sentence}"):
         read_config(tmp_path)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,10 +24,10 @@ from zosam_jax.commands.steps import Steps
 from zosam_jax.data.dataset import Images, Labels, Split
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.optimizers import ESTIMATORS
-from zosam_jax.training import devices, run_folder, step
+from zosam_jax.training import contents, devices, run_folder, step
 from zosam_jax.training.problem import Examples
-from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
-from zosam_jax.training.saved_run import SavedRun, complete_runs, open_runs
+from zosam_jax.training.run_folder import UnreadableRunError
+from zosam_jax.training.saved_run import SavedRun, complete_runs, opener
 from zosam_jax.training.step import TrainState
 from zosam_jax.trees import Array, PyTree
 
@@ -151,21 +152,24 @@ def analyze(config: AnalyzeConfig, console: Console) -> None:
     options.
 
     Raises:
-      FileNotFoundError, UnreadableRunError: for a folder without a run, or a damaged one.
-      ValueError: if some runs cannot be analysed so, naming them; the others are done.
+      FileNotFoundError: for a path without a run.
+      ValueError: if some runs cannot be analysed so or are damaged, naming them; the others are
+        done.
     """
-    refused = []
+    left_out = []
+    say = functools.partial(console.print, markup=False)
+    open_next = opener(data_dir=config.data_dir, say=say)
     with Steps(console) as steps:
-        for saved in open_runs(complete_runs(config.runs), data_dir=config.data_dir):
-            path = saved.folder.path
+        for path in complete_runs(config.runs):
             try:
-                found = _analysed(_fitted(config, saved), saved, steps)
-            except ValueError as error:
-                refused.append(f"{path}: {error}")
+                with open_next(path) as saved:
+                    found = _analysed(_fitted(config, saved), saved, steps)
+            except (ValueError, OSError) as error:
+                left_out.append(f"left out: {path}: {error}")
             else:
-                console.print(f"{path}: {_in_words(found)}", markup=False)
-    if refused:
-        raise ValueError("\n".join(refused))
+                say(f"{path}: {_in_words(found)}")
+    if left_out:
+        raise ValueError("\n".join(left_out))
 
 
 def _fitted(config: AnalyzeConfig, saved: SavedRun) -> AnalyzeConfig:
@@ -231,27 +235,18 @@ def _analysed(config: AnalyzeConfig, saved: SavedRun, steps: Steps) -> dict[str,
         "split": "train",
         "statistics": config.statistics,
     }
-    before = _before(saved.folder)
+    file = saved.folder.path / run_folder.ANALYSIS
+    before = run_folder.read_json(file, contents.Analysis) if os.path.lexists(file) else {}
     stays = all(before.get(name) == value for name, value in header.items())
     found = (before if stays else {}) | header | analysis.numbers()
     saved.folder.write_json(run_folder.ANALYSIS, found)
     title = f"{saved.config.model}, {saved.config.dataset}, {saved.config.optimizer}"
     pictures.analysis(
         saved.folder.path / run_folder.ANALYSIS_PICTURE,
-        saved.folder.read_json(run_folder.ANALYSIS),
+        run_folder.read_json(file, contents.Analysis),
         title,
     )
     return found
-
-
-def _before(folder: RunFolder) -> dict[str, Any]:
-    file = folder.path / run_folder.ANALYSIS
-    if not file.is_file():
-        return {}
-    try:
-        return dict(folder.read_json(file.name))
-    except (ValueError, TypeError) as error:
-        raise UnreadableRunError(f"{file} is damaged ({error}): move it away.") from error
 
 
 def _has_depths(model: Any) -> bool:
@@ -295,13 +290,16 @@ class _Analysis:
         return found
 
     def _along_the_run(self) -> dict[str, Any]:
-        newest = self._saved.checkpoints[-1]
         found = []
         for number in self._saved.checkpoints:
-            progress = self._saved.restore(number)
+            try:
+                progress = self._saved.restore(number)
+            except UnreadableRunError as error:
+                self._saved.say(f"{error.args[0].rstrip('.')}; left out of the variance")
+                continue
             place = {"step": number, "round": progress.round, "epoch": progress.epoch}
             found.append(place | self._noise())
-        self._saved.restore(newest)
+        # The last is the newest one that is whole: the other parts are of that.
         return {"checkpoints": found}
 
     def _noise(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The runs that a sweep consists of, from the tables of its TOML file."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -83,14 +84,9 @@ def make_cell(own: Options, options: Options, grid: Mapping[str, Sequence[Any]] 
     name = _name(own)
     if len(name.encode()) > _LONGEST_NAME:
         raise ValueError(f"{name} is too long for a folder: put what all runs share in [train].")
-    known = {field.name for field in dataclasses.fields(TrainConfig)} - {"output", "resume"}
-    for option in options:
-        if option not in known:
-            raise ValueError(f"{name}: {option} is no option of a sweep's runs.")
-    try:
+    with _about(name):
+        _check_options(options)
         config = replacing(_start(options), typed(options))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: {error}") from error
     return Cell(own, options, config, grid)
 
 
@@ -160,7 +156,7 @@ class Tables(NamedTuple):
 
     def _cell(self, values: Options, case: Options) -> Cell:
         case = dict(case)
-        wanted = case.pop("tune", None)
+        wanted = case.pop("tune", None) or None  # as an empty [tune]: the optimizer's own grid
         options = {**self.train, **values, **case}
         takes = applicable(options, _start(options))
         # What a case says itself is refused, not left out, if it would do nothing.
@@ -210,12 +206,7 @@ def read_tables(file: Path) -> Tables:
     Raises:
       ValueError: if the file cannot be read, or has other tables than a sweep's.
     """
-    try:
-        tables = tomllib.loads(file.read_text())
-    except OSError as error:
-        raise ValueError(f"file={str(file)!r} cannot be read: {error}.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{file} is no TOML: {error}.") from error
+    tables = _toml(file)
     for name, table in tables.items():
         rows = table if name == "case" and isinstance(table, list) and table else [table]
         if name not in _TABLES or not all(isinstance(row, dict) for row in rows):
@@ -223,18 +214,59 @@ def read_tables(file: Path) -> Tables:
     cases = tables.get("case", [{}])
     tune = dict(tables.get("tune", {}))
     numbers = {name: tune.pop(name) for name in ("seeds", "fraction") if name in tune}
+    tuning = Tuning(tune, **numbers)
+    with _about(f"{file}: [tune]"):
+        check_count("seeds", tuning.seeds)
+        check_positive_fraction("fraction", tuning.fraction)
+    with _about(f"{file}: [train]"):
+        _check_options(tables.get("train", {}))
+    for case in cases:
+        with _about(f"{file}: [[case]]"):
+            _check_options({name: value for name, value in case.items() if name != "tune"})
     for place, lists in (
         ("[grid]", tables.get("grid", {})),
         ("[tune]", tune),
         *(("tune", case["tune"]) for case in cases if "tune" in case),
     ):
         _check_lists(f"{file}: ", place, lists)
-    tuning = Tuning(tune, **numbers)
-    check_count("seeds", tuning.seeds)
-    check_positive_fraction("fraction", tuning.fraction)
+        for name, values in lists.items():
+            for value in values:
+                with _about(f"{file}: {place}"):
+                    _check_options({name: value})
     return Tables(
         tables.get("train", {}), tables.get("grid", {}), cases, tuning if "tune" in tables else None
     )
+
+
+def _toml(file: Path) -> dict[str, Any]:
+    if file.exists() and not file.is_file():
+        raise ValueError(f"file={str(file)!r} is no file.")
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"file={str(file)!r} cannot be read: {error}.") from error
+    except RecursionError:
+        raise ValueError(f"{file} is no TOML for a sweep: it is nested too deeply.") from None
+    except ValueError as error:  # of the encoding, or of TOML
+        raise ValueError(f"{file} is no TOML: {error}.") from error
+
+
+@contextlib.contextmanager
+def _about(place: str) -> Iterator[None]:
+    """Says where in a file an error is."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def _check_options(options: Options) -> None:
+    """Raises ValueError for what is no option of a sweep's runs, or of another type."""
+    known = {field.name for field in dataclasses.fields(TrainConfig)} - {"output", "resume"}
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{option} is no option of a sweep's runs.")
+    typed(options)
 
 
 def _check_lists(prefix: str, place: str, lists: Any) -> None:

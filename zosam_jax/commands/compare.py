@@ -167,7 +167,10 @@ def _are_made(cells: Sequence[Cell], runs: Runs) -> bool:
 def _rows(cells: Sequence[Cell], runs: Runs) -> list[OptimizerResult]:
     ended = [runs.folder(cell).path for cell in cells if runs.is_finished(cell)]
     found: dict[str, dict[int, RunResult]] = {cell.config.optimizer: {} for cell in cells}
-    for one in gather(ended)[0] if ended else ():
+    whole, left_out = gather(ended) if ended else ([], [])
+    if left_out:
+        raise ValueError("\n".join(f"{one.name}: {one.reason}" for one in left_out))
+    for one in whole:
         found[one.config.optimizer][one.config.seed] = one
     configs = {cell.config.optimizer: cell.config for cell in cells}
     base = next(iter(found.values()))

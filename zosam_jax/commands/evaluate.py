@@ -1,8 +1,10 @@
 """`zosam evaluate`: how much of its accuracy a trained network keeps on corrupted images."""
 
+import contextlib
 import dataclasses
+import functools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypeAlias
 
@@ -18,10 +20,11 @@ from zosam_jax.data import CORRUPTIONS, Dataset, Split, cifar10_c, corrupt, corr
 from zosam_jax.data import dataset as datasets
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.training import devices, run_folder
-from zosam_jax.training.config import ProblemConfig
+from zosam_jax.training.config import ProblemConfig, TrainConfig
+from zosam_jax.training.contents import Robustness
 from zosam_jax.training.problem import Network, Problem, load_whole
-from zosam_jax.training.run_folder import RunFolder
-from zosam_jax.training.saved_run import complete_runs, open_runs, read_config
+from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
+from zosam_jax.training.saved_run import SavedRun, complete_runs, opener, read_config
 
 # (corruption, severity) → the test images under it.
 Copies: TypeAlias = Callable[[str, int], Split]
@@ -74,30 +77,6 @@ class EvaluateConfig:
         object.__setattr__(self, "severities", tuple(sorted(set(self.severities))))
 
 
-class Robustness(NamedTuple):
-    """A network's accuracies on clean and corrupted images, as fractions; robustness.json.
-
-    Attributes:
-      source: where the corrupted images come from: CIFAR-10-C, or the library that made them.
-      images: how many test images were corrupted.
-      checkpoint: the step after which the network was saved.
-      clean_accuracy: on these images as they are.
-      mean_accuracy: over all corruptions and severities.
-      delta: Δ = clean_accuracy − mean_accuracy.
-      severities: those measured, in order.
-      corruptions: for each corruption, the accuracy at each of these severities.
-    """
-
-    source: str
-    images: int
-    checkpoint: int
-    clean_accuracy: float
-    mean_accuracy: float
-    delta: float
-    severities: tuple[int, ...]
-    corruptions: dict[str, list[float]]
-
-
 class _Subject(NamedTuple):
     """A network to be measured; `checkpoint` is the step after which it was saved."""
 
@@ -121,16 +100,25 @@ def evaluate(config: EvaluateConfig, console: Console) -> list[Robustness]:
     written for a run before its last number is known.
 
     Raises:
-      FileNotFoundError: if a folder holds no run, or no such checkpoint.
-      ValueError: for a run whose test images cannot be corrupted, or fewer of them than asked for.
+      FileNotFoundError: if a folder holds no run.
+      ValueError: for a run whose test images cannot be corrupted, or fewer of them than asked for;
+        if runs are damaged or have no such checkpoint, naming them; the others are done.
       ModuleNotFoundError: if the library of corruptions is missing.
     """
-    config = dataclasses.replace(config, runs=complete_runs(config.runs))
-    _check(config)
-    subjects = _open(config)
+    paths = complete_runs(config.runs)
+    left_out: dict[Path, str] = {}
+    if config.cifar10_c is None:
+        corruptions.library_version()
+    for path in paths:
+        with _leaving_out(path, left_out):
+            _check(config, path, read_config(path))
+    open_next = opener(data_dir=config.data_dir, say=functools.partial(console.print, markup=False))
     groups: dict[tuple[object, ...], list[_Subject]] = {}
-    for subject in subjects:
-        groups.setdefault(_test_images(subject.problem.config), []).append(subject)
+    for path in paths:
+        if path not in left_out:
+            with _leaving_out(path, left_out), open_next(path) as saved:
+                subject = _subject(config, saved)
+                groups.setdefault(_test_images(saved.config), []).append(subject)
     measured: dict[Path, Robustness] = {}
     with Steps(console) as steps:
         for group in groups.values():
@@ -140,38 +128,41 @@ def evaluate(config: EvaluateConfig, console: Console) -> list[Robustness]:
                 measured[subject.folder.path] = robustness
     for start in range(0, len(measured), _RUNS_A_TABLE):
         console.print(_table(dict(list(measured.items())[start : start + _RUNS_A_TABLE])))
-    return [measured[path] for path in config.runs]
+    if left_out:
+        raise ValueError("\n".join(f"left out: {path}: {why}" for path, why in left_out.items()))
+    return [measured[path] for path in paths]
 
 
-def _check(config: EvaluateConfig) -> None:
-    """Raises for what the options and the runs' own options rule out, before anything is loaded."""
-    for path in config.runs:
-        options = read_config(path)
-        if options.stream:
-            raise ValueError(
-                f"{path} was trained with stream=True, and only images in memory can be corrupted."
-            )
-        if config.cifar10_c is not None and options.dataset != "cifar10":
-            raise ValueError(
-                f"cifar10_c={str(config.cifar10_c)!r} is for runs on cifar10; {path} was trained "
-                f"on {options.dataset}."
-            )
-    if config.cifar10_c is None:
-        corruptions.library_version()
+@contextlib.contextmanager
+def _leaving_out(path: Path, left_out: dict[Path, str]) -> Iterator[None]:
+    """Notes that a run is damaged or lacks a checkpoint, in the place of an error."""
+    try:
+        yield
+    except (UnreadableRunError, FileNotFoundError) as error:
+        left_out[path] = str(error)
 
 
-def _open(config: EvaluateConfig) -> list[_Subject]:
-    """The networks at the checkpoint asked for."""
-    subjects = []
-    for saved in open_runs(config.runs, data_dir=config.data_dir):
-        path = saved.folder.path
-        run_folder.check_writable(path)
-        if config.checkpoint == "best" and saved.best is None:
-            raise FileNotFoundError(f"{path} has no best checkpoint: pass --checkpoint newest.")
-        progress = saved.restore(saved.best if config.checkpoint == "best" else None)
-        problem, network = saved.run.problem, saved.run.network
-        subjects.append(_Subject(saved.folder, problem, network, progress.total_steps))
-    return subjects
+def _check(config: EvaluateConfig, path: Path, options: TrainConfig) -> None:
+    """Raises for what the options and a run's own options rule out, before anything is loaded."""
+    if options.stream:
+        raise ValueError(
+            f"{path} was trained with stream=True, and only images in memory can be corrupted."
+        )
+    if config.cifar10_c is not None and options.dataset != "cifar10":
+        raise ValueError(
+            f"cifar10_c={str(config.cifar10_c)!r} is for runs on cifar10; {path} was trained "
+            f"on {options.dataset}."
+        )
+
+
+def _subject(config: EvaluateConfig, saved: SavedRun) -> _Subject:
+    """The network at the checkpoint asked for."""
+    path = saved.folder.path
+    run_folder.check_writable(path)
+    if config.checkpoint == "best" and saved.best is None:
+        raise FileNotFoundError(f"{path} has no best checkpoint: pass --checkpoint newest.")
+    progress = saved.restore(saved.best if config.checkpoint == "best" else None)
+    return _Subject(saved.folder, saved.run.problem, saved.run.network, progress.total_steps)
 
 
 def _measure(

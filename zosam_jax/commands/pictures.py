@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from zosam_jax.data.dataset import Images
+from zosam_jax.training import run_folder
 from zosam_jax.training.progress import EpochRecord
 from zosam_jax.trees import Array
 
@@ -42,7 +43,7 @@ def curves(path: Path, records: Sequence[EpochRecord], title: str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
     figure.suptitle(title)
-    figure.savefig(path, dpi=150)
+    _write(figure, path)
 
 
 def analysis(path: Path, found: Mapping[str, Any], title: str) -> None:
@@ -64,7 +65,7 @@ def analysis(path: Path, found: Mapping[str, Any], title: str) -> None:
         draw(axes, part)
         axes.grid(alpha=0.3)
     figure.suptitle(title)
-    figure.savefig(path, dpi=150)
+    _write(figure, path)
 
 
 def _noise(axes: Any, checkpoints: Sequence[Mapping[str, Any]]) -> None:
@@ -131,7 +132,12 @@ def features(path: Path, image: Images, maps: Mapping[str, Array]) -> None:
         for axes, index in zip(row[1:], strongest, strict=False):
             axes.imshow(channels[index], cmap="viridis")
             axes.set_title(str(index), fontsize=7)
-    figure.savefig(path, dpi=150)
+    _write(figure, path)
+
+
+def _write(figure: Any, path: Path) -> None:
+    with run_folder.replacing(path) as partial:
+        figure.savefig(partial, dpi=150, format="png")
 
 
 def _figure(width: float, height: float) -> Any:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import queue
 import signal
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from zosam_jax.commands.cells import Cell
-from zosam_jax.training import run_folder
+from zosam_jax.training import contents, run_folder
 from zosam_jax.training.run_folder import RunFolder
 
 # What `zosam train` ends with where the same command would end so again: options that it refuses,
@@ -78,26 +79,39 @@ class Runs(NamedTuple):
         (self.output / run_folder.SWEEP).mkdir(parents=True, exist_ok=True)
 
     def is_finished(self, cell: Cell) -> bool:
-        """Whether its run has ended.
+        """Whether its run has ended; one with a damaged file has not: `zosam train` says why.
 
         Raises:
           ValueError: if it was one with other options.
         """
         folder = self.folder(cell)
-        if folder.is_complete:
+        try:
+            if not folder.is_complete:
+                return False
             run_folder.for_training(dataclasses.replace(cell.config, output=folder.path))
-        return folder.is_complete
+        except run_folder.UnreadableRunError:
+            return False
+        return True
 
     def folder(self, cell: Cell) -> RunFolder:
         """Its run folder."""
         return RunFolder(self.output / cell.name, "train", may_hold_results=True)
 
+    def summary(self, cell: Cell) -> dict[str, Any]:
+        """The numbers of a finished run; NaN where they are not known."""
+        file = self.folder(cell).path / run_folder.SUMMARY
+        found = run_folder.read_json(file, contents.Summary)
+        return {name: math.nan if value is None else value for name, value in found.items()}
+
     def failure(self, cell: Cell) -> str | None:
         """What a run that is not finished was refused for; None if it would go on."""
         file = self.failure_file(cell)
-        if not file.is_file() or self.is_finished(cell):
+        if not os.path.lexists(file) or self.is_finished(cell):
             return None
-        told = json.loads(file.read_text())
+        try:
+            told = run_folder.read_json(file, contents.Failure)
+        except run_folder.UnreadableRunError:  # nobody knows: try again
+            return None
         same = told["options"] == json.loads(json.dumps(cell.options))
         return str(told["reason"]) if same else None
 
@@ -177,7 +191,8 @@ class _Work:
         status = self._launch(cell, share, claim)
         if status == _REFUSED:
             told = {"status": status, "reason": self._runs.last_line(cell), "options": cell.options}
-            failure.write_text(json.dumps(told, indent=2) + "\n")
+            with run_folder.replacing(failure) as partial:
+                partial.write_text(json.dumps(told, indent=2) + "\n")
         return status
 
     def _launch(self, cell: Cell, share: "_Share", claim: int) -> int:
@@ -210,8 +225,8 @@ class _Work:
             self._done += 1
             place = f"{self._done}/{self._total} {cell.name}: "
             if self._runs.is_finished(cell):
-                summary = self._runs.folder(cell).read_json(run_folder.SUMMARY)
                 split = "validation" if cell.config.validation_fraction else "test"
+                summary = self._runs.summary(cell)
                 accuracy = summary[f"{split}_accuracy"]
                 outcome = f"{split} accuracy {accuracy:.2%} in {summary['seconds']:.0f} s"
             else:

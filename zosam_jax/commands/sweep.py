@@ -156,8 +156,7 @@ def tune(plan: Tables, runs: Runs) -> list[Cell] | None:
     def accuracy(cell: Cell) -> float:
         if cell in missing:
             return math.nan
-        value = apart.folder(cell).read_json(run_folder.SUMMARY)["validation_accuracy"]
-        return math.nan if value is None else float(value)
+        return float(apart.summary(cell)["validation_accuracy"])
 
     choices = {
         name: tuning.choose(name, grids[name], trials, accuracy) for name, trials in tried.items()

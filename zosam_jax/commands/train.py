@@ -1,6 +1,7 @@
 """`zosam train`: trains one network, shows and records progress, and resumes."""
 
 import contextlib
+import functools
 import math
 import os
 import sys
@@ -30,7 +31,7 @@ def run(config: TrainConfig, console: Console) -> None:
         devices.join(config.coordinator, config.num_processes, config.process_id)
         console.quiet = not devices.is_first()
         folder = _same_on_all(lambda: run_folder.for_training(config))
-        if folder.is_complete:
+        if _is_complete(folder, console):
             console.print(f"{folder.path} is complete; its results are in {run_folder.SUMMARY}")
             return
         problem = checked_problem(config, [config.optimizer])
@@ -67,6 +68,14 @@ def _same_on_all(make: Callable[[], RunFolder]) -> RunFolder:
     if devices.agree(refusal is not None) or folder is None:
         raise refusal or ValueError("refused by process 0, which says why.")
     return folder
+
+
+def _is_complete(folder: RunFolder, console: Console) -> bool:
+    try:
+        return folder.is_complete
+    except UnreadableRunError as error:
+        console.print(f"{error} It is made anew, from the newest checkpoint.", markup=False)
+        return False
 
 
 def checked_problem(config: ProblemConfig, names: Collection[str]) -> Problem:
@@ -148,12 +157,17 @@ def _tell_versions(folder: RunFolder, console: Console) -> None:
 
 
 def _take_up(run: Run, folder: RunFolder, keeper: Checkpoints, console: Console) -> None:
-    """Puts the run where its newest checkpoint left it, if there is one."""
+    """Puts the run where its newest whole checkpoint left it, if there is one."""
     if keeper.newest is None:
-        folder.cut_metrics(0)
+        folder.write_metrics([])
         return
-    state, progress = keeper.restore(run.state)
-    run.resume(state, progress, folder.cut_metrics(progress.records))
+    records = folder.records
+    say = functools.partial(console.print, markup=False)
+    state, progress = keeper.restore_newest(run.state, say, records=len(records))
+    keeper.set_aside(after=progress.total_steps)
+    records = records[: progress.records]
+    folder.write_metrics(records)
+    run.resume(state, progress, records)
     console.print(f"resumed after step {progress.total_steps}, epoch {progress.epoch + 1}")
 
 

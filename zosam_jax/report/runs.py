@@ -1,7 +1,6 @@
 """Run folders as the report reads them."""
 
 import dataclasses
-import json
 import math
 import os
 import statistics
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from zosam_jax.analysis.convergence import Reached, reach
+from zosam_jax.training import contents, run_folder
 from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.progress import EpochRecord
 from zosam_jax.training.run_folder import (
@@ -141,23 +141,26 @@ class RunResult:
 
 
 def gather(paths: Sequence[Path]) -> tuple[list[RunResult], list[Omission]]:
-    """The complete runs in folders, and what is left out of them; each folder counts once.
+    """The complete and whole runs in folders, and those left out; each folder counts once.
 
     Args:
       paths: run folders, and folders that hold run folders at any depth.
 
     Raises:
-      ValueError: for a path without a run, or a run with a damaged file.
+      ValueError: for a path without a run.
     """
     folders = list(dict.fromkeys(f for path in paths for f in _folders(path)))
     root = os.path.commonpath([folder.parent for folder in folders])
     runs, omissions = [], []
     for folder in folders:
         name = str(folder.relative_to(root))
-        if (folder / SUMMARY).is_file():
-            runs.append(_read(folder, name))
-        else:
-            omissions.append(Omission(name, _why_incomplete(folder)))
+        try:
+            if os.path.lexists(folder / SUMMARY):
+                runs.append(_read(folder, name))
+            else:
+                omissions.append(Omission(name, _why_incomplete(folder)))
+        except (UnreadableRunError, FileNotFoundError) as error:
+            omissions.append(Omission(name, str(error)))
     return runs, omissions
 
 
@@ -165,7 +168,9 @@ def _folders(path: Path) -> list[Path]:
     """Those of all runs below a folder, and where those would be that a sweep could not begin."""
     failures = path.rglob(f"{SWEEP}/*{FAILED}") if path.is_dir() else ()
     unbegun = [
-        f.parent.parent / f.name.removesuffix(FAILED) for f in failures if counts(f.parent, path)
+        f.parent.parent / f.name.removesuffix(FAILED)
+        for f in failures
+        if counts(f.parent.parent, path)
     ]
     try:
         begun = run_folders(path)
@@ -178,68 +183,59 @@ def _folders(path: Path) -> list[Path]:
 
 def _why_incomplete(folder: Path) -> str:
     failure = folder.parent / SWEEP / f"{folder.name}{FAILED}"
-    if failure.is_file():
-        reason = str(_understood(failure, _json).get("reason", "for no recorded reason"))
+    if os.path.lexists(failure):
+        reason: str = run_folder.read_json(failure, contents.Failure)["reason"]
         return f"failed: {reason.removeprefix('zosam: ')}"
     return "incomplete: it has no summary.json"
 
 
 def _read(folder: Path, name: str) -> RunResult:
-    records = _understood(folder / METRICS, _records)
-    summary = _understood(folder / SUMMARY, lambda path: _from_summary(_json(path)))
-    analysis = _understood(folder / ANALYSIS, _analysis)
-    robustness = _understood(folder / ROBUSTNESS, _robustness)
+    config = read_config(folder)
+    records = run_folder.read_metrics(folder / METRICS)
+    summary = run_folder.read_json(folder / SUMMARY, contents.Summary)
+    last_step = records[-1].step if records else 0
+    if last_step != summary["steps"]:
+        raise UnreadableRunError(
+            f"{folder / METRICS} is damaged: it ends at step {last_step}, the run at "
+            f"{summary['steps']}."
+        )
+    analysis = _understood(folder / ANALYSIS, contents.Analysis, _analysis)
+    robustness = _understood(folder / ROBUSTNESS, contents.Robustness, _robustness)
     facts = {
-        **summary,
+        **_from_summary(summary),
         **_accuracies(records[-1], analysis),
         **_means(records),
         **analysis.facts,
         **robustness.facts,
     }
     known = {fact: value for fact, value in facts.items() if _is_known(value)}
-    config = read_config(folder)
-    tuned = _understood(folder.parent / TUNING, lambda path: _tuned(path, folder, config.seed))
+    tuned = _understood(
+        folder.parent / TUNING,
+        list[contents.TuningChoice],
+        lambda choices: _tuned(choices, folder, config.seed),
+    )
     return RunResult(name, config, records, known, analysis, robustness, tuned)
 
 
-def _tuned(path: Path, folder: Path, seed: int) -> dict[str, bool]:
+def _tuned(choices: Iterable[contents.TuningChoice], folder: Path, seed: int) -> dict[str, bool]:
     """What the tuning.json of a sweep says of one of its runs; see `RunResult.tuned`."""
-    choices = json.loads(path.read_text()) if path.is_file() else []
     for choice in choices:
         if folder.name in (choice["method"], f"{choice['method']},seed={seed}"):
             return {option: option in choice["at_the_end"] for option in choice["chosen"]}
     return {}
 
 
-def _understood(path: Path, read: Callable[[Path], _Content]) -> _Content:
-    """What a file says.
+def _understood(path: Path, kind: Any, read: Callable[[Any], _Content]) -> _Content:
+    """What a file says that may be missing.
 
     Raises:
-      UnreadableRunError: if it is damaged, or says something else than zosam does.
+      UnreadableRunError: if it is damaged, or its parts contradict each other.
     """
+    content = run_folder.read_json(path, kind) if os.path.lexists(path) else {}
     try:
-        return read(path)
-    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-        kind = "it lacks " if isinstance(error, KeyError) else ""
-        raise UnreadableRunError(f"{path} is damaged: {kind}{error}") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text())
-    if not isinstance(content, dict):
-        raise TypeError("it must hold a JSON object.")
-    return content
-
-
-def _records(path: Path) -> list[EpochRecord]:
-    """The lines of metrics.jsonl; another version may have written them without some fields."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    if not lines:
-        raise ValueError("it has no line.")
-    known: list[dict[str, Any]] = [
-        {name: _entry(line, name) for name in EpochRecord._fields} for line in lines
-    ]
-    return [EpochRecord(**values) for values in known]
+        return read(content)
+    except ValueError as error:
+        raise UnreadableRunError(f"{path} is damaged: {error}") from error
 
 
 def _from_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,118 +260,98 @@ def _means(records: Sequence[EpochRecord]) -> dict[str, float]:
     return {f"mean_{name}": _mean(getattr(r, name) for r in records) for name in names}
 
 
-def _analysis(path: Path) -> Analysis:
-    content = _json(path) if path.is_file() else {}
-    checkpoints = _last_round(_part(content, "checkpoints", list))
-    variances = [_part(c, "gradient_variance") for c in checkpoints]
-    surface = _part(content, "surface")
-    distances = _part(surface, "distances", list)
+def _analysis(content: Mapping[str, Any]) -> Analysis:
+    checkpoints = _last_round(content.get("checkpoints", []))
+    surface = content.get("surface", {})
     return Analysis(
-        _entry(content, "train_accuracy"),
+        _number(content.get("train_accuracy")),
         _along_the_run(checkpoints) | _at_the_end(content),
         _curve(
-            [(c["epoch"], v.get("variance")) for c, v in zip(checkpoints, variances, strict=True)]
+            [
+                (checkpoint["epoch"], checkpoint["gradient_variance"]["variance"])
+                for checkpoint in checkpoints
+            ]
         ),
         {
-            direction: _curve(zip(distances, _part(surface, direction, list), strict=True))
+            direction: _curve(_together(direction, surface["distances"], surface[direction]))
             for direction in ("random", "hessian")
-            if surface.get(direction) is not None
+            if surface
         },
-        _plane(_part(surface, "plane")),
+        _plane(surface.get("plane")),
     )
 
 
 def _last_round(checkpoints: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """The analysed checkpoints without those of the earlier rounds of lth."""
-    return [c for c in checkpoints if c.get("round", 0) == checkpoints[-1].get("round", 0)]
+    return [
+        checkpoint for checkpoint in checkpoints if checkpoint["round"] == checkpoints[-1]["round"]
+    ]
 
 
 def _along_the_run(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    last = checkpoints[-1] if checkpoints else {}
-    noise, estimators = (
-        _part(last, "gradient_variance"),
-        [_part(c, "estimator") for c in checkpoints],
+    last: Mapping[str, Any] = checkpoints[-1] if checkpoints else {}
+    noise, perturbed = (
+        last.get(name, {}) for name in ("gradient_variance", "perturbed_gradient_variance")
     )
+    estimators = [checkpoint.get("estimator", {}) for checkpoint in checkpoints]
     return {
-        "gradient_variance": _entry(noise, "variance"),
-        "relative_gradient_variance": _entry(noise, "relative"),
-        "gradient_norm": _entry(noise, "gradient_norm"),
-        "perturbed_gradient_variance": _entry(
-            _part(last, "perturbed_gradient_variance"), "variance"
-        ),
-        "estimator_cosine": _mean(_entry(e, "cosine") for e in estimators),
-        "estimator_ascent_gain": _mean(_entry(e, "ascent_gain") for e in estimators),
+        "gradient_variance": _number(noise.get("variance")),
+        "relative_gradient_variance": _number(noise.get("relative")),
+        "gradient_norm": _number(noise.get("gradient_norm")),
+        "perturbed_gradient_variance": _number(perturbed.get("variance")),
+        "estimator_cosine": _mean(_number(e.get("cosine")) for e in estimators),
+        "estimator_ascent_gain": _mean(_number(e.get("ascent_gain")) for e in estimators),
     }
 
 
 def _at_the_end(content: Mapping[str, Any]) -> dict[str, float]:
-    hessian, sharpness = _part(content, "hessian"), _part(content, "sharpness")
+    hessian, sharpness = content.get("hessian", {}), content.get("sharpness", {})
     return {
-        "lambda_max": _number("eigenvalues", *_part(hessian, "eigenvalues", list)[:1]),
-        "lambda_max_residual": _number("residuals", *_part(hessian, "residuals", list)[:1]),
-        "trace": _entry(hessian, "trace"),
-        "trace_error": _entry(hessian, "trace_error"),
-        **{f"sharpness_{name}": _entry(sharpness, name) for name in sharpness},
+        "lambda_max": _number(next(iter(hessian.get("eigenvalues", [])), None)),
+        "lambda_max_residual": _number(next(iter(hessian.get("residuals", [])), None)),
+        "trace": _number(hessian.get("trace")),
+        "trace_error": _number(hessian.get("trace_error")),
+        **{f"sharpness_{name}": _number(value) for name, value in sharpness.items()},
     }
 
 
-def _plane(plane: Mapping[str, Any]) -> Plane | None:
-    if not plane:
+def _plane(plane: Mapping[str, Any] | None) -> Plane | None:
+    if plane is None:
         return None
-    xs, ys = (_numbers(name, plane[name]) for name in ("xs", "ys"))
-    losses = np.ma.masked_invalid(np.array(plane["losses"], float))
-    if losses.shape != (len(ys), len(xs)):
-        raise ValueError(f"losses of the shape {losses.shape} must be {(len(ys), len(xs))}.")
+    xs, ys, rows = plane["xs"], plane["ys"], plane["losses"]
+    if len(rows) != len(ys) or any(len(row) != len(xs) for row in rows):
+        raise ValueError(f"surface.plane.losses must be {len(ys)} lists of {len(xs)} numbers.")
+    losses = np.ma.masked_invalid(np.array(rows, float).reshape(len(ys), len(xs)))
     has_contours = min(losses.shape) > 1 and losses.count()
     return Plane(xs, ys, losses, plane["directions"]) if has_contours else None
 
 
-def _robustness(path: Path) -> CorruptionResult:
-    content = _json(path) if path.is_file() else {}
-    corruptions = {
-        name: _numbers(name, values) for name, values in _part(content, "corruptions").items()
-    }
+def _robustness(content: Mapping[str, Any]) -> CorruptionResult:
+    corruptions, severities = content.get("corruptions", {}), content.get("severities", [])
+    for name, values in corruptions.items():
+        if None in values or not values:
+            raise ValueError(f"corruptions.{name}={values} must be numbers.")
+        _together(f"corruptions.{name}", severities, values)
     by_severity = [statistics.fmean(column) for column in zip(*corruptions.values(), strict=True)]
-    severities = content.get("severities") or range(1, len(by_severity) + 1)
     facts = {
-        "clean_accuracy": _entry(content, "clean_accuracy"),
-        "corrupted_accuracy": _entry(content, "mean_accuracy"),
-        "robustness_delta": _entry(content, "delta"),
+        "clean_accuracy": _number(content.get("clean_accuracy")),
+        "corrupted_accuracy": _number(content.get("mean_accuracy")),
+        "robustness_delta": _number(content.get("delta")),
         **{f"accuracy_under_{name}": statistics.fmean(a) for name, a in corruptions.items()},
     }
-    known = [content.get(name) for name in ("source", "images")]
-    source = "{}, {} images".format(*known) if None not in known else ""
-    return CorruptionResult(facts, _curve(zip(severities, by_severity, strict=True)), source)
+    source = "{source}, {images} images".format(**content) if content else ""
+    return CorruptionResult(facts, _curve(zip(severities, by_severity, strict=False)), source)
 
 
-def _part(content: Mapping[str, Any], name: str, kind: type = dict) -> Any:
-    """An object or a list of a file; empty where it is missing or null."""
-    value = content.get(name)
-    if value is None:
-        return kind()
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be {'a list' if kind is list else 'an object'}.")
-    return value
+def _together(name: str, xs: Sequence[float], ys: Sequence[Any]) -> Iterable[tuple[float, Any]]:
+    if len(xs) != len(ys):
+        raise ValueError(f"{name} must be {len(xs)} numbers, not {len(ys)}.")
+    return zip(xs, ys, strict=True)
 
 
-def _entry(content: Mapping[str, Any], name: str) -> float:
-    return _number(name, content.get(name))
-
-
-def _number(name: str, value: Any = None) -> float:
+def _number(value: float | None) -> float:
     """A number of a file; NaN where it is missing or null."""
-    if value is None:
-        return math.nan
-    if not isinstance(value, int | float):
-        raise TypeError(f"{name}={value!r} must be a number.")
-    return value
-
-
-def _numbers(name: str, values: Any) -> list[float]:
-    is_list = isinstance(values, list) and len(values) > 0
-    if not is_list or not all(isinstance(value, int | float) for value in values):
-        raise TypeError(f"{name}={values!r} must be a list of numbers.")
-    return list(values)
+    return math.nan if value is None else value
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -384,12 +360,8 @@ def _mean(values: Iterable[float]) -> float:
     return statistics.fmean(known) if known else math.nan
 
 
-def _curve(points: Iterable[tuple[Any, Any]]) -> Curve:
-    known = [
-        (_number("an abscissa", x), value)
-        for x, y in points
-        if _is_known(value := _number("an ordinate", y))
-    ]
+def _curve(points: Iterable[tuple[float | None, float | None]]) -> Curve:
+    known = [(x, y) for x, y in points if x is not None and y is not None and _is_known(y)]
     return Curve(tuple(x for x, _ in known), tuple(y for _, y in known))
 
 

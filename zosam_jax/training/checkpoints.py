@@ -1,20 +1,49 @@
-"""Checkpoints of a run, by Orbax: written in the background, complete or not there at all."""
+"""Checkpoints of a run, by Orbax: written in the background, complete or not there at all.
 
+Each holds the checksums of its files, which are compared before anything else is read: a damaged
+one is never taken.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
 import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
-from zosam_jax.training import run_folder, step
+from zosam_jax.training import devices, run_folder, step
 from zosam_jax.training.problem import Network
 from zosam_jax.training.progress import Progress
 from zosam_jax.training.run_folder import UnreadableRunError
 from zosam_jax.training.step import TrainState
+from zosam_jax.trees import PyTree
 
 STATE, PROGRESS = "state", "progress"
+CHECKSUMS = "checksums.json"
+# Orbax writes these when it has the checksums already; neither is needed to read the others.
+_METADATA = "_CHECKPOINT_METADATA"
+_LATER = (_METADATA, "commit_success.txt")
+
+T = TypeVar("T")
+
+
+class _Record(TypedDict):
+    """What a checkpoint says beside its arrays.
+
+    Attributes:
+      progress: where the run stands.
+      score: by which the best one is chosen; null if it is not known.
+    """
+
+    progress: Progress
+    score: float
 
 
 class Checkpoints:
@@ -32,39 +61,49 @@ class Checkpoints:
         keep: int,
         seconds: float,
         every: int | None = None,
-        read_only: bool = False,
     ) -> None:
-        """Opens `folder`/checkpoints, new or not.
+        """Opens `folder`/checkpoints, new or not; nothing is written before something is saved.
 
         Args:
           folder: the run folder.
           keep: how many of the newest checkpoints to keep; the best one stays beside them.
           seconds: the longest time between two.
           every: keep those after a multiple of so many steps, too.
-          read_only: only look; the run they are of may be under way.
+
+        Raises:
+          UnreadableRunError: if it is no folder of checkpoints.
         """
         # Orbax logs every step of a save.
         logging.getLogger("absl").setLevel(logging.ERROR)
-        self.seconds, self.every = seconds, every
-        self._folder = folder.absolute()
-        policies = checkpoint_managers
-        milestones = [] if every is None else [policies.EveryNSteps(every)]
-        self._manager = ocp.CheckpointManager(
-            self._folder / run_folder.CHECKPOINTS,
+        self.seconds, self.every, self._keep = seconds, every, keep
+        self._run = folder.absolute()
+        self._folder = self._run / run_folder.CHECKPOINTS
+        if os.path.lexists(self._folder) and not self._folder.is_dir():
+            raise UnreadableRunError(f"{self._folder} is damaged: it is no folder.")
+        self._ranks: dict[int, float] = {}
+        self._saving = 0
+        for number in self.numbers:
+            # What is wrong is said when it would be taken.
+            with contextlib.suppress(UnreadableRunError):
+                self._note_rank(number, self._record(number))
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        for file in self._folder.glob(f"*/{_METADATA}"):
+            # Orbax can do without, but not with one that is damaged.
+            if not _is_json(file):
+                file.unlink()
+        policies = ocp.checkpoint_managers
+        milestones = [] if self.every is None else [policies.EveryNSteps(self.every)]
+        return ocp.CheckpointManager(
+            self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        *milestones,
-                        policies.LatestN(keep),
-                        policies.BestN(
-                            get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False
-                        ),
-                    ]
+                    [*milestones, policies.LatestN(self._keep), _Best(self.best_of)]
                 ),
-                best_fn=_rank,
+                async_options=_sealing(lambda: self._folder / str(self._saving)),
                 # What a killed run left half written.
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
+                cleanup_tmp_directories=True,
             ),
         )
 
@@ -78,88 +117,234 @@ class Checkpoints:
           progress: where the run stands.
           score: by which the best one is chosen, between 0 and 1; None if it is not known here.
         """
-        if self._manager.latest_step() == progress.total_steps:
+        self.wait()
+        if self.newest == progress.total_steps:
             return
-        self._manager.save(
-            progress.total_steps,
-            args=ocp.args.Composite(
-                **{
-                    STATE: ocp.args.StandardSave(step.to_saved(state)),
-                    PROGRESS: ocp.args.JsonSave(progress._asdict()),
-                }
-            ),
-            metrics=None if score is None else {"round": progress.round, "score": score},
-        )
+        self._saving = progress.total_steps
+        record = {"progress": progress._asdict(), "score": score}
+        self._note_rank(progress.total_steps, record)
+        args = {
+            STATE: ocp.args.StandardSave(step.to_saved(state)),
+            PROGRESS: ocp.args.JsonSave(record),
+        }
+        self._manager.save(progress.total_steps, args=ocp.args.Composite(**args))
 
     def wait(self) -> None:
         """Waits until everything is written."""
-        self._manager.wait_until_finished()
+        if "_manager" in vars(self):
+            self._manager.wait_until_finished()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Waits, and stops the background threads."""
-        self._manager.close()
+        if "_manager" in vars(self):
+            self._manager.close()
 
     @property
     def newest(self) -> int | None:
         """The number of the newest checkpoint; None if there is none."""
-        number: int | None = self._manager.latest_step()
-        return number
+        return max(self.numbers, default=None)
 
     @property
     def numbers(self) -> tuple[int, ...]:
         """The numbers of all that there are, in order: steps since the start of the run."""
-        return tuple(sorted(self._manager.all_steps()))
+        there = self._folder.iterdir() if self._folder.is_dir() else ()
+        return tuple(sorted(int(p.name) for p in there if p.name.isdecimal() and p.is_dir()))
 
     @property
     def best(self) -> int | None:
         """The number of the best one (of the last round, for lth); None if none is known."""
-        number: int | None = self._manager.best_step()
-        return number
+        return self.best_of(self.numbers)
 
-    def restore(self, like: TrainState, number: int | None = None) -> tuple[TrainState, Progress]:
-        """The state and the position of a checkpoint, the newest one by default.
+    def best_of(self, numbers: Iterable[int]) -> int | None:
+        """The same among some of them."""
+        known = [number for number in numbers if number in self._ranks]
+        return max(known, key=lambda number: (self._ranks[number], number), default=None)
+
+    def restore(self, like: TrainState, number: int) -> tuple[TrainState, Progress]:
+        """The state and the position of a checkpoint.
 
         Args:
           like: a state of the same shapes, on the devices to restore to.
           number: which one.
 
         Raises:
-          FileNotFoundError: if there is none.
           UnreadableRunError: if it is damaged, or of another network.
         """
-        number = self.newest if number is None else number
-        if number is None:
-            raise FileNotFoundError(f"{self._folder} holds no checkpoint.")
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, step.to_saved(like))
-        wanted = {STATE: ocp.args.StandardRestore(abstract), PROGRESS: ocp.args.JsonRestore()}
+        record = self._record(number)
+        saved = _restore(self._folder / str(number), like, STATE)
+        return step.from_saved(saved, like), Progress(**record["progress"])
+
+    def restore_newest(
+        self, like: TrainState, say: Callable[[str], object], *, records: int | None = None
+    ) -> tuple[TrainState, Progress]:
+        """The same of the newest checkpoint that is whole.
+
+        Args:
+          like: a state of the same shapes, on the devices to restore to.
+          say: is given a sentence about newer ones, if they are damaged.
+          records: the lines of metrics.jsonl; checkpoints that go with more of them are passed
+            over, too. None if it does not matter.
+
+        Raises:
+          FileNotFoundError: if there is none.
+          UnreadableRunError: if none is whole.
+        """
+        if not self.numbers:
+            raise FileNotFoundError(f"{self._run} holds no checkpoint.")
+        wrong: list[str] = []
+        for number in reversed(self.numbers):
+            found, reason = self._restored(like, number, records)
+            # Processes that train together go on from the same one.
+            if devices.agree(found is not None):
+                if found is None:
+                    raise UnreadableRunError(f"{reason}.")
+                if wrong:
+                    say(f"{'; '.join(wrong)}; taken instead: the checkpoint of step {number}")
+                return found
+            wrong.append(reason)
+        raise UnreadableRunError(
+            f"none of its checkpoints can be taken: {'; '.join(wrong)}; move {self._run} away to "
+            "train anew."
+        )
+
+    def _restored(
+        self, like: TrainState, number: int, records: int | None
+    ) -> tuple[tuple[TrainState, Progress] | None, str]:
+        """What `restore` returns, and why it is not to be taken."""
         try:
-            restored = self._manager.restore(number, args=ocp.args.Composite(**wanted))
-        except Exception as error:  # Orbax, JSON and the file system each have their own
-            damaged = self._folder / run_folder.CHECKPOINTS / str(number)
-            raise UnreadableRunError(
-                f"{damaged} cannot be read ({error}); without "
-                "that folder the run goes on from the checkpoint before it."
-            ) from error
-        return step.from_saved(restored[STATE], like), Progress(**restored[PROGRESS])
+            found = self.restore(like, number)
+        except UnreadableRunError as error:
+            return None, str(error).rstrip(".")
+        needed = found[1].records
+        if records is not None and needed > records:
+            file = self._run / run_folder.METRICS
+            return None, f"{file} has {records} of the {needed} lines up to step {number}"
+        return found, ""
+
+    def set_aside(self, after: int) -> None:
+        """Moves the checkpoints after a step, which are damaged, out of the way of new ones."""
+        later = [number for number in self.numbers if number > after]
+        if not later:
+            return
+        if devices.is_first():
+            for number in later:
+                aside = self._run / run_folder.DAMAGED / str(number)
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.parent.mkdir(exist_ok=True)
+                (self._folder / str(number)).rename(aside)
+        devices.agree(True)  # waits until they are moved
+
+    def _record(self, number: int) -> Any:
+        """What a checkpoint says beside its arrays."""
+        place = self._folder / str(number)
+        record = _understood(
+            place, lambda: run_folder.read_json(place / PROGRESS / "metadata", _Record)
+        )
+        if record["progress"]["total_steps"] != number:
+            raise UnreadableRunError(f"{place} is damaged: it is of another step.")
+        return record
+
+    def _note_rank(self, number: int, record: Any) -> None:
+        if record["score"] is not None:
+            # A later round's worst is better than an earlier round's best: it is sparser.
+            self._ranks[number] = record["progress"]["round"] + record["score"]
 
     def save_network(self, training: int, network: Network) -> None:
         """Writes what a training of a lottery ticket ended with, and waits for it."""
-        with ocp.StandardCheckpointer() as checkpointer:
-            path = self._folder / run_folder.ROUNDS / str(training)
-            checkpointer.save(path, step.to_saved(network), force=True)
+        place = self._run / run_folder.ROUNDS / str(training)
+        handler, options = ocp.StandardCheckpointHandler(), _sealing(lambda: place)
+        with ocp.AsyncCheckpointer(handler, async_options=options) as checkpointer:
+            args = ocp.args.StandardSave(step.to_saved(network))
+            checkpointer.save(place, args=args, force=True)
 
     def restore_network(self, training: int, like: Network) -> Network:
-        """What that training ended with."""
-        with ocp.StandardCheckpointer() as checkpointer:
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, step.to_saved(like))
-            saved = checkpointer.restore(self._folder / run_folder.ROUNDS / str(training), abstract)
+        """What that training ended with.
+
+        Raises:
+          UnreadableRunError: if it is damaged.
+        """
+        saved = _restore(self._run / run_folder.ROUNDS / str(training), like)
         network: Network = step.from_saved(saved, like)
         return network
 
 
-def _rank(metrics: Any) -> float:
-    # A later round's worst is better than an earlier round's best: it is sparser.
-    return float(metrics["round"] + metrics["score"])
+class _Best(ocp.checkpoint_managers.PreservationPolicy):  # type: ignore[misc]  # it has no types
+    """Keeps the best one."""
+
+    def __init__(self, best_of: Callable[[Iterable[int]], int | None]) -> None:
+        self._best_of = best_of
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        del context
+        best = self._best_of(one.step for one in checkpoints)
+        return [one.step == best for one in checkpoints]
+
+
+def _sealing(place: Callable[[], Path]) -> Any:
+    """Orbax's options by which it writes checksums before it moves what it saved into `place`."""
+
+    def seal() -> None:
+        final = place()
+        (written,) = (p for p in final.parent.iterdir() if p.name.split(".")[0] == final.name)
+        sums = json.dumps(_checksums(written), indent=2, sort_keys=True)
+        (written / CHECKSUMS).write_text(f"{sums}\n")
+
+    return ocp.AsyncOptions(post_finalization_callback=seal)
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        return bool(run_folder.read_json(file, dict[str, Any]))
+    except UnreadableRunError:
+        return False
+
+
+def _checksums(place: Path) -> dict[str, str]:
+    """Of all files in a folder, by their names below it."""
+    files = [p for p in sorted(place.rglob("*")) if p.name != CHECKSUMS and p.is_file()]
+    return {
+        str(file.relative_to(place)): _checksum(file)
+        for file in files
+        if str(file.relative_to(place)) not in _LATER
+    }
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_whole(place: Path) -> None:
+    """Raises UnreadableRunError unless all files of a checkpoint are those that were written."""
+    expected = run_folder.read_json(place / CHECKSUMS, dict[str, str])
+    found = _checksums(place)
+    for file in sorted(expected.keys() | found.keys()):
+        if file not in found:
+            raise UnreadableRunError(f"{place} is damaged: it lacks {file}.")
+        if found[file] != expected.get(file):
+            raise UnreadableRunError(f"{place / file} is damaged: its checksum differs.")
+
+
+def _restore(place: Path, like: PyTree, item: str = "") -> PyTree:
+    """The arrays of a checkpoint, or of one of its items."""
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, step.to_saved(like))
+
+    def read() -> PyTree:
+        _check_whole(place)
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(place / item, abstract)
+
+    return _understood(place, read)
+
+
+def _understood(place: Path, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except UnreadableRunError:
+        raise
+    except Exception as error:  # Orbax, JSON and the file system each have their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableRunError(f"{place} cannot be read: {reason:.200}") from error

@@ -1,21 +1,23 @@
 """The folders that commands leave: the names of all their files, and how they are written.
 
-Each file is complete whenever it exists: metrics grow by whole flushed lines, the others are
-moved into place once written. Of several processes only the first one writes.
+Each file is complete whenever it exists, also after a power failure: metrics grow by whole lines,
+the others are moved into place once written. Of several processes only the first one writes. What
+they hold is checked whenever they are read (`contents`).
 """
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import zosam_jax
-from zosam_jax.training import build, devices
+from zosam_jax.training import build, contents, devices
 from zosam_jax.training.config import CIRCUMSTANCES, TrainConfig
 from zosam_jax.training.progress import EpochRecord
 
@@ -26,6 +28,7 @@ SUMMARY = "summary.json"
 MASKS = "masks.txt"
 CURVES = "curves.png"
 CHECKPOINTS = "checkpoints"
+DAMAGED = "damaged"  # checkpoints that were set aside
 ROUNDS = "rounds"
 TENSORBOARD = "tensorboard"
 # What analyze and evaluate add to it.
@@ -97,8 +100,13 @@ class RunFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether its run has ended: the summary is written last."""
-        return (self.path / SUMMARY).is_file()
+        """Whether its run has ended: the summary is written last.
+
+        Raises:
+          UnreadableRunError: if there is one that is damaged.
+        """
+        file = self.path / SUMMARY
+        return os.path.lexists(file) and bool(read_json(file, contents.Summary))
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a whole JSON file, numbers that are not finite as null."""
@@ -111,26 +119,17 @@ class RunFolder:
 
     @property
     def versions(self) -> dict[str, str]:
-        """The versions in config.json; none if there is no such file yet, or it has none."""
-        if not (self.path / CONFIG).is_file():
+        """The versions in config.json; none if there is no such file yet."""
+        if not os.path.lexists(self.path / CONFIG):
             return {}
-        return dict(self.read_json(CONFIG).get(VERSIONS, {}))
-
-    def read_json(self, name: str) -> Any:
-        """What a JSON file holds."""
-        return json.loads((self.path / name).read_text())
+        found: dict[str, str] = read_json(self.path / CONFIG, contents.Config)[VERSIONS]
+        return found
 
     def write_text(self, name: str, content: str) -> None:
         """Writes a whole text file."""
-        if not devices.is_first():
-            return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            partial = self.path / f"{name}{_PARTIAL}"
-            partial.write_text(content)
-            partial.replace(self.path / name)
-        except OSError as error:
-            raise _unwritable(self.path / name, error) from error
+        if devices.is_first():
+            with replacing(self.path / name) as partial:
+                partial.write_text(content)
 
     def append_metrics(self, record: EpochRecord) -> None:
         """Adds one line to metrics.jsonl."""
@@ -139,20 +138,96 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with (self.path / METRICS).open("a") as file:
-                file.write(json.dumps(_plain(record._asdict())) + "\n")
+                file.write(_line(record))
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise _unwritable(self.path / METRICS, error) from error
 
-    def cut_metrics(self, count: int) -> list[EpochRecord]:
-        """The first `count` records of metrics.jsonl; those after them are dropped."""
-        path = self.path / METRICS
-        lines = path.read_text().splitlines()[:count] if path.exists() else []
-        if len(lines) < count:
-            raise UnreadableRunError(
-                f"{path} has {len(lines)} of the {count} lines that go with the newest checkpoint."
-            )
-        self.write_text(METRICS, "".join(f"{line}\n" for line in lines))
-        return [_record(json.loads(line)) for line in lines]
+    @property
+    def records(self) -> list[EpochRecord]:
+        """The records of metrics.jsonl; none if there is no such file.
+
+        Raises:
+          UnreadableRunError: as `read_metrics`.
+        """
+        file = self.path / METRICS
+        return read_metrics(file) if os.path.lexists(file) else []
+
+    def write_metrics(self, records: Iterable[EpochRecord]) -> None:
+        """Writes metrics.jsonl anew."""
+        self.write_text(METRICS, "".join(map(_line, records)))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to be written in the place of another, which it takes once it is on the disk.
+
+    Raises:
+      UnwritableError: if it cannot be written; the other file is as it was.
+    """
+    partial = path.with_name(f"{path.name}{_PARTIAL}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _to_disk(partial)
+        partial.replace(path)
+        with contextlib.suppress(OSError):  # not every file system knows this of folders
+            _to_disk(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path, kind: Any) -> Any:
+    """What a JSON file holds, which is of a type of `contents`.
+
+    Raises:
+      FileNotFoundError: if it is missing.
+      UnreadableRunError: if it cannot be read or holds anything else, naming the field.
+    """
+    return _parsed(path, _text(path), kind)
+
+
+def read_metrics(path: Path) -> list[EpochRecord]:
+    """The records of metrics.jsonl; an unfinished last line, of a killed process, is dropped.
+
+    Raises:
+      FileNotFoundError, UnreadableRunError: as `read_json`, naming the line.
+    """
+    *lines, last = _text(path).split("\n")
+    start = '{"round": '
+    is_cut = last[: len(start)] == start[: len(last)] and not last.endswith("}")
+    lines += [] if is_cut else [last]
+    return [
+        _record(_parsed(path, line, EpochRecord, f"line {number}: "))
+        for number, line in enumerate(lines, start=1)
+    ]
+
+
+def _text(path: Path) -> str:
+    if os.path.lexists(path) and not path.is_file():
+        raise UnreadableRunError(f"{path} is damaged: it is no file.")
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableRunError(f"{path} cannot be read: {error}.") from error
+
+
+def _parsed(path: Path, text: str, kind: Any, place: str = "") -> Any:
+    try:
+        return contents.parse(text, kind)
+    except ValueError as error:
+        raise UnreadableRunError(f"{path} is damaged: {place}{error}") from error
 
 
 def versions() -> dict[str, str]:
@@ -189,20 +264,22 @@ def for_training(config: TrainConfig) -> RunFolder:
       UnwritableError: if it cannot be written.
       FileExistsError: if it holds anything else, or is not to be resumed.
       ValueError: if it holds a run with other options, naming the first one that differs.
+      UnreadableRunError: if its config.json is damaged.
     """
     path = config.output
-    is_run = config.resume and path is not None and (path / CONFIG).is_file()
+    is_run = config.resume and path is not None and os.path.lexists(path / CONFIG)
     folder = RunFolder(path, "train", may_hold_results=is_run or not devices.is_first())
     if is_run:
         check_writable(folder.path)
-        _check_same(folder.read_json(CONFIG), build.resolved(config), folder.path)
+        before = read_json(folder.path / CONFIG, contents.Config)
+        _check_same(before, build.resolved(config), folder.path)
     return folder
 
 
 def _check_same(before: Mapping[str, Any], config: TrainConfig, path: Path) -> None:
     for field in dataclasses.fields(config):
         now = _plain(getattr(config, field.name))
-        then = before.get(field.name, _plain(field.default))
+        then = before[field.name]
         if field.name not in CIRCUMSTANCES and now != then:
             raise ValueError(
                 f"{field.name}={now!r} contradicts the run in {path}, which has "
@@ -219,6 +296,10 @@ def _is_result(path: Path) -> bool:
 def _record(values: Mapping[str, Any]) -> EpochRecord:
     finite: dict[str, Any] = {k: math.nan if v is None else v for k, v in values.items()}
     return EpochRecord(**finite)
+
+
+def _line(record: EpochRecord) -> str:
+    return json.dumps(_plain(record._asdict())) + "\n"
 
 
 def _plain(value: Any) -> Any:

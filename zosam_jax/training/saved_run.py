@@ -2,22 +2,23 @@
 
 import dataclasses
 import json
-import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from flax import nnx
 
-from zosam_jax.errors import check_one_of
-from zosam_jax.training import build, devices
+from zosam_jax.training import build, contents, devices, run_folder
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import ProblemConfig, TrainConfig
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.progress import Progress
 from zosam_jax.training.run_folder import (
+    CHECKPOINTS,
     CONFIG,
+    METRICS,
     SUMMARY,
     SWEEP,
     TUNING_RUNS,
@@ -27,6 +28,8 @@ from zosam_jax.training.run_folder import (
 )
 from zosam_jax.training.trainer import Run
 
+Say: TypeAlias = Callable[[str], object]
+
 
 class SavedRun:
     """A run folder with its problem, and the run at one of its checkpoints.
@@ -35,13 +38,16 @@ class SavedRun:
       folder: the run folder.
       config: its options.
       run: the run, at its start until `restore` is called.
+      say: is given a sentence where a damaged checkpoint is passed over.
     """
 
-    def __init__(self, folder: RunFolder, config: TrainConfig, problem: Problem) -> None:
+    def __init__(
+        self, folder: RunFolder, config: TrainConfig, problem: Problem, say: Say = warnings.warn
+    ) -> None:
         """Initialises the run anew; see `open_run`."""
-        self.folder, self.config = folder, config
+        self.folder, self.config, self.say = folder, config, say
         self.run = Run(problem, config.optimizer, build.rho_of(config), config.seed)
-        self._checkpoints = Checkpoints(folder.path, keep=1, seconds=0.0, read_only=True)
+        self._checkpoints = Checkpoints(folder.path, keep=1, seconds=0.0)
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
@@ -59,13 +65,17 @@ class SavedRun:
         return self.run.problem.model(self.run.network)
 
     def restore(self, number: int | None = None) -> Progress:
-        """Puts the run where a checkpoint left it, the newest one by default.
+        """Puts the run where a checkpoint left it, by default the newest one that is whole.
 
         Raises:
           FileNotFoundError: if there is none.
           UnreadableRunError: if it is damaged.
         """
-        state, progress = self._checkpoints.restore(self.run.state, number)
+        state = self.run.state
+        if number is None:
+            state, progress = self._checkpoints.restore_newest(state, self.say)
+        else:
+            state, progress = self._checkpoints.restore(state, number)
         self.run.resume(state, progress, [])
         return progress
 
@@ -79,7 +89,11 @@ class SavedRun:
 
 
 def open_run(
-    path: Path, *, data_dir: Path | None = None, problem: Problem | None = None
+    path: Path,
+    *,
+    data_dir: Path | None = None,
+    problem: Problem | None = None,
+    say: Say = warnings.warn,
 ) -> SavedRun:
     """Opens a run folder, on the devices there are now.
 
@@ -87,35 +101,42 @@ def open_run(
       path: the run folder.
       data_dir: where the data set's files are, if not where the run found them.
       problem: of another run on the same data and model, to be shared.
+      say: see `SavedRun`.
 
     Raises:
       FileNotFoundError: if `path` holds no run.
-      UnreadableRunError: if its config.json cannot be read.
+      UnreadableRunError: if a file of it is damaged.
     """
     config = read_config(path)
+    folder = RunFolder(path, "train", may_hold_results=True)
+    _ = folder.is_complete  # a damaged summary is said now
     circumstances: dict[str, Any] = {"mesh": None, "data_dir": data_dir or config.data_dir}
     config = dataclasses.replace(config, **circumstances)
     if problem is None:
         devices.compute_exactly(config.precision)
         problem = Problem(config)
         build.check_budget(problem)
-    return SavedRun(RunFolder(path, "train", may_hold_results=True), config, problem)
+    return SavedRun(folder, config, problem, say)
 
 
-def open_runs(paths: Iterable[Path], *, data_dir: Path | None = None) -> Iterator[SavedRun]:
-    """Opens runs one after another, and closes each again.
+def opener(*, data_dir: Path | None = None, say: Say = warnings.warn) -> Callable[[Path], SavedRun]:
+    """`open_run` for several runs in turn, where each is closed before the next is opened.
 
     Neighbours that differ in nothing that a problem is made of share it: its data, and what has
     been compiled for it.
     """
     problem: Problem | None = None
     options: ProblemConfig | None = None
-    for path in paths:
+
+    def open_next(path: Path) -> SavedRun:
+        nonlocal problem, options
         following = read_config(path).problem
         shared = problem if following == options else None
-        with open_run(path, data_dir=data_dir, problem=shared) as saved:
-            problem, options = saved.run.problem, following
-            yield saved
+        saved = open_run(path, data_dir=data_dir, problem=shared, say=say)
+        problem, options = saved.run.problem, following
+        return saved
+
+    return open_next
 
 
 def run_folders(path: Path) -> list[Path]:
@@ -124,9 +145,9 @@ def run_folders(path: Path) -> list[Path]:
     Raises:
       FileNotFoundError: if there is none.
     """
-    found = sorted(
-        file.parent for file in path.rglob(CONFIG) if counts(file, path) and _is_of_run(file)
-    )
+    # Of a run whose config.json is gone the metrics are left.
+    folders = {file.parent for name in (CONFIG, METRICS) for file in path.rglob(name)}
+    found = sorted(f for f in folders if counts(f, path) and _is_of_run(f))
     if not found:
         raise FileNotFoundError(
             f"{path} is neither a run folder (zosam train leaves config.json and summary.json "
@@ -151,69 +172,61 @@ def complete_runs(paths: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def counts(file: Path, path: Path) -> bool:
-    """Whether a file is of a run in its own right: those of a sweep's tuning are not."""
-    above = [path / folder for folder in file.relative_to(path).parents][:-1]
+def counts(folder: Path, path: Path) -> bool:
+    """Whether a run counts in its own right: those of a sweep's tuning do not."""
+    above = [path / parent for parent in (folder / CONFIG).relative_to(path).parents][:-1]
     return not any(f.name == TUNING_RUNS and (f.parent / SWEEP).is_dir() for f in above)
 
 
-def _is_of_run(file: Path) -> bool:
-    """Another command's config.json names no optimizer."""
+def _is_of_run(folder: Path) -> bool:
+    """Another command's config.json names no optimizer, and has nothing of a run beside it."""
+    beside = [name for name in (METRICS, CHECKPOINTS, SUMMARY) if (folder / name).exists()]
+    if not (folder / CONFIG).is_file() or len(beside) > 1:
+        return len(beside) > 1
     try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise UnreadableRunError(f"{file} is damaged: {error}") from error
+        content = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError, RecursionError):
+        return bool(beside)
     return isinstance(content, dict) and "optimizer" in content
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The options in a run folder's config.json, None where they are the defaults."""
+    """The options in a run folder's config.json, None where they are the defaults.
+
+    Raises:
+      FileNotFoundError: if it is missing.
+      UnreadableRunError: if it is damaged.
+    """
     file = path / CONFIG
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} is no run folder: it holds no {CONFIG}.")
     try:
-        values = json.loads(file.read_text())
-        values.pop(VERSIONS, None)
-        return build.canonical(TrainConfig(**typed(values)))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UnreadableRunError(
-            f"{file} cannot be read as the options of a run: {error}"
-        ) from error
+        values = run_folder.read_json(file, contents.Config)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is no run folder: it holds no {CONFIG}.") from None
+    try:
+        return build.canonical(TrainConfig(**typed(_without_versions(values))))
+    except (ValueError, TypeError) as error:
+        raise UnreadableRunError(f"{file} is damaged: {error}") from error
+
+
+def _without_versions(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != VERSIONS}
 
 
 def typed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Options out of JSON or TOML, which know neither paths nor tuples, as `TrainConfig` has them.
 
     Raises:
-      TypeError: for a name that is no option.
+      ValueError: for a name that is no option, or a value of another type.
     """
     kinds = typing.get_type_hints(TrainConfig)
-    for name in values:
+    for name, value in values.items():
         if name not in kinds:
-            raise TypeError(f"{name} is no option of zosam train.")
-    return {name: _typed(name, kinds[name], value) for name, value in values.items()}
+            raise ValueError(f"{name} is no option of zosam train.")
+        contents.check(name, value, kinds[name])
+    return {name: _typed(value, kinds[name]) for name, value in values.items()}
 
 
-def _typed(name: str, kind: Any, value: Any) -> Any:
-    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
-    kinds = typing.get_args(kind) if is_union else (kind,)
-    if value is None and types.NoneType in kinds:
-        return None
-    if isinstance(value, str) and Path in kinds:
+def _typed(value: Any, kind: Any) -> Any:
+    if isinstance(value, str) and Path in typing.get_args(kind):
         return Path(value)
-    if isinstance(value, list):
-        return tuple(value)
-    choices = [
-        c for k in kinds if typing.get_origin(k) is typing.Literal for c in typing.get_args(k)
-    ]
-    if choices:
-        check_one_of(name, value, tuple(choices))
-    elif not any(_is_of(k, value) for k in kinds):
-        raise TypeError(f"{name}={value!r} must be of the type {kind}.")
-    return value
-
-
-def _is_of(kind: Any, value: Any) -> bool:
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    return isinstance(value, (int, float) if kind is float else typing.get_origin(kind) or kind)
+    return tuple(value) if isinstance(value, list) else value
