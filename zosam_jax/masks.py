@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from zosam_jax import trees
+from zosam_jax import shardings, trees
 from zosam_jax.errors import is_traced
 from zosam_jax.trees import Array, Bool, Int, PyTree, Shaped, T
 
@@ -26,7 +26,8 @@ def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree) ->
 
     Args:
       mask: a pytree like `params`, or a function of `params` that returns one, or None. A leaf is
-        a 1/0 or bool array of the parameter's shape, or a scalar or None for a whole subtree.
+        a 1/0 or bool array of the parameter's shape, or a scalar or None for a whole subtree. What
+        is of the parameters' own type is a pytree, even where that can be called (a module).
       params: the parameters.
 
     Returns:
@@ -37,7 +38,7 @@ def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree) ->
       ValueError: if structure or shape do not fit, naming the leaf.
       TypeError: if a leaf is neither bool nor a number.
     """
-    if callable(mask):
+    if callable(mask) and type(mask) is not type(params):
         mask = mask(params)
     if mask is None:
         return None
@@ -75,13 +76,14 @@ def _resolve_leaf(path: tuple[Any, ...], mask: Any, param: Array) -> Array | Non
     if not isinstance(mask, bool | int | float | np.ndarray | np.generic | jax.Array):
         raise TypeError(f"{name} is {mask!r}; it must be a bool or 1/0 array, a scalar or None.")
     if jnp.ndim(mask) == 0:
-        return jnp.broadcast_to(jnp.asarray(mask).astype(bool), jnp.shape(param))
+        whole = jnp.broadcast_to(jnp.asarray(mask).astype(bool), jnp.shape(param))
+        return shardings.like(whole, param)
     if jnp.shape(mask) != jnp.shape(param):
         raise ValueError(
             f"{name} has the shape {jnp.shape(mask)}, its parameter has {jnp.shape(param)}; "
             "they must be equal."
         )
-    return jnp.asarray(mask).astype(bool)
+    return shardings.like(jnp.asarray(mask).astype(bool), param)
 
 
 def leaves(tree: PyTree, params: PyTree) -> list[Any]:

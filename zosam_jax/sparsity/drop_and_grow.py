@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zosam_jax import keys
+from zosam_jax import keys, shardings
 from zosam_jax.errors import check_one_of, is_traced
 from zosam_jax.gradient import SharpnessAwareState
 from zosam_jax.masks import Resolved
@@ -266,8 +266,12 @@ class _Engine(NamedTuple):
         )
         back = kept if self.regrowth == "zero" else active
         staying = [n & b for n, b in zip(new, back, strict=True)]
-        expand = self.pattern.expand
-        return Exchange([expand(n) for n in new], [expand(s) for s in staying], decision.state)
+
+        def expand(units: list[Bool[Array, "..."]]) -> list[Bool[Array, "..."]]:
+            pairs = zip(units, masked.take(masks), strict=True)
+            return [shardings.like(self.pattern.expand(u), mask) for u, mask in pairs]
+
+        return Exchange(expand(new), expand(staying), decision.state)
 
     def _active_units(self, mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
         return self.pattern.units(mask.astype(jnp.float32)) > 0
@@ -326,7 +330,10 @@ def _noise(key: Key[Array, ""], arrays: list[Float[Array, "..."]]) -> list[Float
     sizes = [array.size for array in arrays]
     flat = jax.random.uniform(key, (sum(sizes),))
     parts = jnp.split(flat, list(itertools.accumulate(sizes))[:-1])
-    return [part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)]
+    return [
+        shardings.like(part.reshape(array.shape), array)
+        for part, array in zip(parts, arrays, strict=True)
+    ]
 
 
 def _arguments(score: Score) -> list[str]:
