@@ -4,6 +4,7 @@ None stands for "dense", for a whole tree or for any part of it. Masks are never
 zeros in the parameters; they are passed as arguments.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -89,7 +90,21 @@ def _resolve_leaf(path: tuple[Any, ...], mask: Any, param: Array) -> Array | Non
 def leaves(tree: PyTree, params: PyTree) -> list[Any]:
     """What a (resolved) tree holds for each leaf of `params`; all None for None."""
     structure: Any = jax.tree.structure(params)
-    return [None] * structure.num_leaves if tree is None else list(structure.flatten_up_to(tree))
+    if tree is None or structure.num_leaves == 0:
+        return [None] * structure.num_leaves
+    return list(structure.flatten_up_to(tree))
+
+
+@functools.cache
+def _placeholder() -> type:
+    given: list[Any] = []
+    optax.tree.map_params(given.append, lambda x: x, None)
+    return type(given[0])
+
+
+def is_placeholder(params: PyTree) -> bool:
+    """Whether they stand for any parameters: optax.tree.map_params gives such to `init`."""
+    return isinstance(params, _placeholder())
 
 
 def restrict(

@@ -26,7 +26,7 @@ from zosam_jax.gradient import (
     SharpnessAwareState,
 )
 from zosam_jax.objective import AxisName
-from zosam_jax.trees import Array, Float, PyTree
+from zosam_jax.trees import Array, Float, PyTree, accepting_shapes
 
 
 def sharpness_aware(
@@ -131,7 +131,7 @@ def sharpness_aware(
             updates = masks.restrict(updates, kept)
         return updates, state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(accepting_shapes(init), update)
 
 
 @functools.cache

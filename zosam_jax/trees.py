@@ -41,6 +41,7 @@ __all__ = [
     "T",
     "UInt8",
     "UInt32",
+    "accepting_shapes",
     "displace",
     "inner",
     "norm",
@@ -108,6 +109,16 @@ def scale(
 ) -> PyTree[Shaped[Array, "..."], "T"]:
     """factor·tree, leaf by leaf, each leaf's dtype kept."""
     return jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), tree)
+
+
+def accepting_shapes(init: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+    """`init`, which makes of parameters' shapes (jax.ShapeDtypeStruct) the shapes of the state."""
+
+    def of_either(params: PyTree) -> PyTree:
+        is_abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
+        return jax.eval_shape(init, params) if is_abstract else init(params)
+
+    return of_either
 
 
 def split_floating(params: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:

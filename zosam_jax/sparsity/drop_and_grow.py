@@ -30,7 +30,7 @@ from zosam_jax.sparsity.patterns import Pattern, unstructured
 from zosam_jax.sparsity.schedules import Schedule
 from zosam_jax.sparsity.scores import Score
 from zosam_jax.sparsity.selection import largest_in_each
-from zosam_jax.trees import Array, Bool, Float, Int, Key, PyTree, UInt32, wide_dtype
+from zosam_jax.trees import Array, Bool, Float, Int, Key, PyTree, UInt32, accepting_shapes, wide_dtype
 
 SCORE_ARGUMENTS = ("weights", "gradient", "noise")
 
@@ -207,7 +207,7 @@ def drop_and_grow(
             )
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(accepting_shapes(init), update)
 
 
 class _Engine(NamedTuple):

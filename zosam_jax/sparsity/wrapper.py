@@ -10,7 +10,7 @@ import optax
 
 from zosam_jax import masks as mask_trees
 from zosam_jax import transform
-from zosam_jax.trees import PyTree
+from zosam_jax.trees import PyTree, accepting_shapes
 
 
 class SparseState(NamedTuple):
@@ -67,7 +67,7 @@ def fixed(
         )
         return to_zero(updates, params, state.masks), SparseState(state.masks, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(accepting_shapes(init), update)
 
 
 def require_params(params: PyTree) -> None:
@@ -79,7 +79,13 @@ def require_params(params: PyTree) -> None:
 def initial_masks(
     masks: PyTree | Callable[[PyTree], PyTree], params: PyTree
 ) -> mask_trees.Resolved:
-    """Masks as a state keeps them."""
+    """Masks as a state keeps them.
+
+    optax.tree.map_params is shown one leaf: masks are no copies of the parameters, whose dtype may
+    be changed or to which something may be added.
+    """
+    if mask_trees.is_placeholder(params):
+        return jnp.zeros((), bool)
     resolved = mask_trees.resolve(masks, params)
     # Copies: the state may be donated, the caller's masks may not.
     return jax.tree.map(lambda m: jnp.array(m, copy=True), resolved)
