@@ -86,7 +86,8 @@ def initial_masks(
     """
     if mask_trees.is_placeholder(params):
         return jnp.zeros((), bool)
-    resolved = mask_trees.resolve(masks, params)
+    with transform.naming_the_order(params):
+        resolved = mask_trees.resolve(masks, params)
     # Copies: the state may be donated, the caller's masks may not.
     return jax.tree.map(lambda m: jnp.array(m, copy=True), resolved)
 
@@ -129,7 +130,7 @@ def update_inner(
             "the gradient is large, so pass it, tx.update(grads, state, params, ...)."
         )
     gradient = updates if keep_gradient else None
-    if transform.comes_first(inner_state):
+    if keep_gradient and transform.comes_first(inner_state):
         updates = None  # those of the wrapper are for growth; inside they would be ignored
     elif updates is not None:
         updates = mask_trees.restrict(updates, masks)
