@@ -55,3 +55,4 @@ def pytest_generate_tests(metafunc):
 def warns_anew():
     """What is warned of once in a process is warned of once in each test."""
     zosam_jax.transform._warn_of_ignored_updates.cache_clear()
+    zosam_jax.sparsity.wrapper._warn_of_updates_for_growth_alone.cache_clear()

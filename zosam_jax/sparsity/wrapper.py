@@ -1,6 +1,7 @@
 """Sparse training as an optax wrapper: masks in the optimizer state, pruned weights at zero."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -131,7 +132,9 @@ def update_inner(
         )
     gradient = updates if keep_gradient else None
     if keep_gradient and transform.comes_first(inner_state):
-        updates = None  # those of the wrapper are for growth; inside they would be ignored
+        if updates is not None:
+            _warn_of_updates_for_growth_alone()
+        updates = None
     elif updates is not None:
         updates = mask_trees.restrict(updates, masks)
     extra_args = {
@@ -148,6 +151,18 @@ def update_inner(
     if from_inside:
         gradient, inner_state = transform.pop_gradient(inner_state)
     return updates, inner_state, gradient
+
+
+@functools.cache
+def _warn_of_updates_for_growth_alone() -> None:
+    """Warns once in a process."""
+    warnings.warn(
+        "the incoming updates decide where masks grow, and nothing else: the sharpness-aware "
+        "transformation inside takes the gradient itself, under optax.MultiSteps(rigl(...)) that "
+        "of the last microbatch alone. Pass None in their place, and accumulate inside: "
+        "rigl(optax.chain(zo_sam(...), optax.MultiSteps(...)))",
+        stacklevel=4,
+    )
 
 
 def to_zero(updates: PyTree, params: PyTree, masks: mask_trees.Resolved) -> PyTree:
