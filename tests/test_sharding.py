@@ -286,8 +286,7 @@ def test_explicit_layouts_are_kept(make, way):
     with jax.set_mesh(mesh):
         params, batch = laid_out(mesh, way)
 
-        def check(params, batch):
-            state = tx.init(params)
+        def check(params, state, batch):
             moved, after, updates = explicit_step(tx, gathering_loss, [])(params, state, batch)
             assert types(updates) == types(moved) == types(params)
             assert types(after) == types(state)
@@ -297,7 +296,7 @@ def test_explicit_layouts_are_kept(make, way):
                 ):
                     assert jax.typeof(mask).sharding == jax.typeof(param).sharding
 
-        jax.eval_shape(check, params, batch)
+        jax.eval_shape(check, params, tx.init(params), batch)
 
 
 @explicit_ways
