@@ -67,3 +67,4 @@ def _is_quick(name, marks):
 def warns_anew():
     """What is warned of once in a process is warned of once in each test."""
     zosam_jax.transform._warn_of_ignored_updates.cache_clear()
+    zosam_jax.sparsity.wrapper._warn_of_updates_for_growth_alone.cache_clear()

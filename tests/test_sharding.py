@@ -2,6 +2,7 @@
 
 import functools
 
+import everything
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from problems import RHO, assert_close, mlp_batch, mlp_logits, mlp_loss, mlp_params
 
 import zosam_jax
-from zosam_jax import ascent, descent
+from zosam_jax import ascent, descent, directions, sparsity
 
 DEVICES = 4
 REPLICATED, SPLIT = PartitionSpec(), PartitionSpec("data")
@@ -225,3 +226,118 @@ def test_parameters_of_each_device_s_own_need_no_axis_name():
     """Four runs at once, each with its own parameters and its part of the batch."""
     value, _ = no_axis_name(ascent=ascent.backprop(), split_params=True)
     assert value.shape == (DEVICES,)
+
+
+# Meshes with explicit axes, which jax.make_mesh gives by default: the layout of an array is part of
+# its type, so that most of what can go wrong does while tracing.
+
+LAYOUTS = {
+    "hidden": {"bias": SPLIT, "kernel": PartitionSpec(None, "data")},
+    "out": {"bias": SPLIT, "kernel": SPLIT},
+}
+EXPLICIT = {  # what is split, and into how many examples the batch is
+    "both": (True, True, 16),
+    "parts of the batch that do not divide": (False, True, 12),
+    "parameters": (True, False, 16),
+    "batch": (False, True, 16),
+}
+explicit_ways = pytest.mark.parametrize(
+    "way", [pytest.param(w, marks=() if w == "both" else pytest.mark.slow) for w in EXPLICIT]
+)
+
+
+def gathering_loss(params, x, y):
+    """Fully sharded data parallelism as it is written down: weights are gathered for their use."""
+    whole = jax.tree.map(lambda p: jax.sharding.reshard(p, REPLICATED), params)
+    return everything.loss(whole, x, y)
+
+
+def laid_out(mesh, way):
+    """Parameters and batch on the devices."""
+    split_params, split_batch, rows = EXPLICIT[way]
+
+    def put(tree, spec):
+        return jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), tree, spec)
+
+    params, batch = everything.params(), everything.batch(rows)
+    whole = jax.tree.map(lambda _: REPLICATED, params)
+    axes = SPLIT if split_batch else REPLICATED
+    return put(params, LAYOUTS if split_params else whole), put(batch, dict.fromkeys(batch, axes))
+
+
+def explicit_step(tx, loss, traces):
+    def step(params, state, batch):
+        traces.append(1)
+        updates, state = tx.update(None, state, params, value_fn=loss, **batch)
+        return optax.apply_updates(params, updates), state, updates
+
+    return step
+
+
+def types(tree):
+    return jax.tree.map(jax.typeof, tree)
+
+
+@explicit_ways
+@everything.every_one
+def test_explicit_layouts_are_kept(make, way):
+    """Those of the parameters by the updates, those of the state by the step."""
+    tx, mesh = make(), jax.make_mesh((DEVICES,), ("data",))
+    assert mesh.axis_types == (jax.sharding.AxisType.Explicit,)
+    with jax.set_mesh(mesh):
+        params, batch = laid_out(mesh, way)
+
+        def check(params, state, batch):
+            moved, after, updates = explicit_step(tx, gathering_loss, [])(params, state, batch)
+            assert types(updates) == types(moved) == types(params)
+            assert types(after) == types(state)
+            if hasattr(state, "masks"):
+                for mask, param in zip(
+                    *map(sparsity.layers.select(params).take, (state.masks, params)), strict=True
+                ):
+                    assert jax.typeof(mask).sharding == jax.typeof(param).sharding
+
+        jax.eval_shape(check, params, tx.init(params), batch)
+
+
+@explicit_ways
+@everything.some_of({"zo_sam", "esam", "rigl"})
+def test_explicit_layouts_take_the_steps_of_one_device(make, way):
+    def three_steps(params, batch, loss):
+        tx, traces = make(), []
+        step, state = jax.jit(explicit_step(tx, loss, traces)), tx.init(params)
+        for _ in range(3):
+            params, state, _ = step(params, state, batch)
+        assert len(traces) == 1
+        return params
+
+    expected = three_steps(everything.params(), everything.batch(EXPLICIT[way][2]), everything.loss)
+    mesh = jax.make_mesh((DEVICES,), ("data",))
+    with jax.set_mesh(mesh):
+        found = three_steps(*laid_out(mesh, way), gathering_loss)
+    assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_large_arrays_are_drawn_in_pieces_and_the_same_numbers():
+    mesh = jax.make_mesh((DEVICES,), ("data",))
+    whole = {"large": jnp.ones((256, 128)), "small": jnp.ones((4, 3))}
+    with jax.set_mesh(mesh):
+        split = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, SPLIT)), whole)
+        for name, draw in directions.DISTRIBUTIONS.items():
+            key = jax.random.key(0)
+            pieces = jax.jit(draw)(key, split)
+            assert types(pieces) == types(split), name
+            assert_close(jax.device_get(pieces), jax.device_get(draw(key, whole)))
+
+
+def test_no_mesh_need_be_set_for_arrays_that_are_on_one():
+    mesh = jax.make_mesh((DEVICES,), ("data",))
+    params = jax.device_put({"w": jnp.ones((8, 4))}, NamedSharding(mesh, SPLIT))
+    tx = sparsity.fixed(optax.chain(zosam_jax.zo_sam(RHO), optax.sgd(0.1)), everything.half)
+
+    def update(params):
+        state = tx.init(params)
+        return tx.update(None, state, params, value_fn=lambda p: jnp.sum(p["w"] ** 2))[0]
+
+    updates = jax.jit(update)(params)
+    assert types(updates) == types(params)

@@ -19,7 +19,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from zosam_jax import masks, trees
+from zosam_jax import masks, shardings, trees
 from zosam_jax.errors import choose
 from zosam_jax.masks import Resolved
 from zosam_jax.trees import Array, Float, Key, PyTree, T, UInt32
@@ -73,7 +73,10 @@ def normal(
         if leaf.size < _LARGE:
             values, start = 1.0 / reciprocals[start : start + leaf.size], start + leaf.size
         else:
-            values = jax.random.normal(next(large_keys), (leaf.size,))
+            sharding = shardings.of(leaf)
+            # The same numbers in any shape; of pieces no device draws the whole.
+            shape = (leaf.size,) if sharding is None else leaf.shape
+            values = jax.random.normal(next(large_keys), shape, out_sharding=sharding)
         drawn.append(_like(leaf, values))
     return masks.restrict(jax.tree.unflatten(structure, drawn), mask)
 
@@ -123,5 +126,6 @@ def _signs(words: UInt32[Array, " words"], size: int) -> Float[Array, " size"]:
     return 1.0 / (1.0 - 2.0 * bits.reshape(-1)[:size].astype(jnp.float32))
 
 
-def _like(leaf: Float[Array, "*s"], values: Float[Array, " size"]) -> Float[Array, "*s"]:
-    return values.reshape(leaf.shape).astype(trees.wide_dtype(leaf))
+def _like(leaf: Float[Array, "*s"], values: Float[Array, "..."]) -> Float[Array, "*s"]:
+    shaped = values.reshape(leaf.shape).astype(trees.wide_dtype(leaf))
+    return shardings.like(shaped, leaf)

@@ -136,7 +136,7 @@ class SharpnessAwareGradient:
             construction that does not fit the parameters.
         """
         floating, _ = trees.split_floating(params)
-        if self._mask is not None:
+        if self._mask is not None and not masks.is_placeholder(params):
             masks.resolve(self._mask, params)  # a wrong mask should fail here, not in the loop
         return SharpnessAwareState(
             key=keys.to_data(key),

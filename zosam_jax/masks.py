@@ -4,6 +4,7 @@ None stands for "dense", for a whole tree or for any part of it. Masks are never
 zeros in the parameters; they are passed as arguments.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from zosam_jax import trees
+from zosam_jax import shardings, trees
 from zosam_jax.errors import is_traced
 from zosam_jax.trees import Array, Bool, Int, PyTree, Shaped, T
 
@@ -26,8 +27,9 @@ def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree) ->
 
     Args:
       mask: a pytree like `params`, or a function of `params` that returns one, or None. A leaf is
-        a 1/0 or bool array of the parameter's shape, or a scalar or None for a whole subtree. In a
-        traced mask, whose values cannot be looked at, all that is not 0 is kept, NaN too.
+        a 1/0 or bool array of the parameter's shape, or a scalar or None for a whole subtree. What
+        is of the parameters' own type is a pytree, even where that can be called (a module). In
+        a traced mask, whose values cannot be looked at, all that is not 0 is kept, NaN too.
       params: the parameters.
 
     Returns:
@@ -38,7 +40,7 @@ def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree) ->
       ValueError: if structure or shape do not fit, or a value is neither 0 nor 1, naming the leaf.
       TypeError: if a leaf is neither bool nor a real number.
     """
-    if callable(mask):
+    if callable(mask) and type(mask) is not type(params):
         mask = mask(params)
     if mask is None:
         return None
@@ -77,13 +79,14 @@ def _resolve_leaf(path: tuple[Any, ...], mask: Any, param: Array) -> Array | Non
         raise TypeError(f"{name} is {mask!r}; it must be a bool or 1/0 array, a scalar or None.")
     _check_values(name, mask)
     if jnp.ndim(mask) == 0:
-        return jnp.broadcast_to(jnp.asarray(mask).astype(bool), jnp.shape(param))
+        whole = jnp.broadcast_to(jnp.asarray(mask).astype(bool), jnp.shape(param))
+        return shardings.like(whole, param)
     if jnp.shape(mask) != jnp.shape(param):
         raise ValueError(
             f"{name} has the shape {jnp.shape(mask)}, its parameter has {jnp.shape(param)}; "
             "they must be equal."
         )
-    return jnp.asarray(mask).astype(bool)
+    return shardings.like(jnp.asarray(mask).astype(bool), param)
 
 
 def _check_values(name: str, mask: Any) -> None:
@@ -104,7 +107,21 @@ def _check_values(name: str, mask: Any) -> None:
 def leaves(tree: PyTree, params: PyTree) -> list[Any]:
     """What a (resolved) tree holds for each leaf of `params`; all None for None."""
     structure: Any = jax.tree.structure(params)
-    return [None] * structure.num_leaves if tree is None else list(structure.flatten_up_to(tree))
+    if tree is None or structure.num_leaves == 0:
+        return [None] * structure.num_leaves
+    return list(structure.flatten_up_to(tree))
+
+
+@functools.cache
+def _placeholder() -> type:
+    given: list[Any] = []
+    optax.tree.map_params(given.append, lambda x: x, None)
+    return type(given[0])
+
+
+def is_placeholder(params: PyTree) -> bool:
+    """Whether they stand for any parameters: optax.tree.map_params gives such to `init`."""
+    return isinstance(params, _placeholder())
 
 
 def restrict(

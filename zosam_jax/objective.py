@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zosam_jax import trees
+from zosam_jax import shardings, trees
 from zosam_jax.binding import Call
-from zosam_jax.trees import Array, Float, PyTree, T
+from zosam_jax.trees import Array, Float, PyTree, Shaped, T
 
 AxisName: TypeAlias = str | tuple[str, ...]
 
@@ -100,9 +100,7 @@ class Objective:
         that are means over independent examples (no BatchNorm).
         """
         if self._losses is None:
-            return jax.vmap(lambda i: self.on(lambda x: x[i][None]).value_and_aux(params)[0])(
-                jnp.arange(self.batch_size)
-            )
+            return self._losses_one_by_one(params)
         found = jnp.asarray(self._evaluate(self._losses, params))
         if found.shape != (self.batch_size,):
             raise TypeError(
@@ -112,6 +110,19 @@ class Objective:
         if self._axis_name is None:
             _check_replicated(found, params, "losses_fn")
         return found.astype(trees.wide_dtype(found))
+
+    def _losses_one_by_one(self, params: PyTree[Float[Array, "..."]]) -> Float[Array, " batch"]:
+        batch: list[Array] = []
+        self._with_batch(lambda x: batch.append(jnp.asarray(x)))
+        # vmap wants all of them in the same pieces.
+        axes: Any = next(filter(None, map(shardings.batch_axes, batch)), None)
+        batch = [x if axes is None else shardings.split_batch(x, axes) for x in batch]
+
+        def loss(example: list[Array]) -> Float[Array, ""]:
+            arrays = iter(example)
+            return self._with_batch(lambda x: next(arrays)[None]).value_and_aux(params)[0]
+
+        return jax.vmap(loss)(batch)
 
     def losses_and_grad(
         self, params: PyTree[Float[Array, "..."]]
@@ -203,21 +214,29 @@ class Objective:
         return sizes[0]
 
     def on(self, select: Callable[[Array], Array]) -> "Objective":
-        """The loss of a part of the batch; `select` picks it from an array of examples."""
+        """The loss of a part of the batch; `select` picks it from an array of examples.
+
+        A batch that is split over devices stays so where its part divides among them; else every
+        device gets the part whole.
+        """
+        return self._with_batch(lambda x: _part(select, x))
+
+    def _with_batch(self, change: Callable[[Array], Any]) -> "Objective":
+        """The loss of other arrays of examples."""
         size = self.batch_size
 
-        def selected(call: Any) -> Any:
+        def changed(call: Any) -> Any:
             if call is None:
                 return None
             args, kwargs = jax.tree.map(
-                lambda x: select(x) if _may_be_batch(x) and len(x) == size else x,
+                lambda x: change(x) if _may_be_batch(x) and len(x) == size else x,
                 (call.args, dict(call.kwargs)),
             )
             return Call(call.function, args, kwargs)
 
-        part = copy.copy(self)
-        part._loss, part._probe, part._losses = map(selected, self._calls())
-        return part
+        other = copy.copy(self)
+        other._loss, other._probe, other._losses = map(changed, self._calls())
+        return other
 
     def _calls(self) -> tuple[Call, Call | None, Call | None]:
         return self._loss, self._probe, self._losses
@@ -249,6 +268,12 @@ def _is_legacy_key(x: Any) -> bool:
 def _may_be_batch(x: Any) -> bool:
     is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return isinstance(x, jax.Array | np.ndarray) and x.ndim > 0 and not is_key
+
+
+def _part(select: Callable[[Array], Array], x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    whole = jax.eval_shape(select, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    divides = whole.shape[0] % shardings.batch_pieces(x) == 0
+    return select(x if divides else shardings.split_batch(x, None))
 
 
 def _as_varying(

@@ -153,7 +153,7 @@ def mean(
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.vmap(term)(jnp.arange(count)))
     if batching == "map":
         shapes = jax.eval_shape(term, jnp.asarray(0))
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        zero = jax.tree.map(jnp.zeros_like, shapes)
         total = jax.lax.fori_loop(0, count, lambda i, acc: _add(acc, term(i)), zero)
     else:
         total = term(jnp.asarray(0))

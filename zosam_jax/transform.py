@@ -3,9 +3,10 @@
 The algorithm itself is `zosam_jax.gradient`.
 """
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ from zosam_jax.gradient import (
     SharpnessAwareState,
 )
 from zosam_jax.objective import AxisName
-from zosam_jax.trees import Array, Float, PyTree
+from zosam_jax.trees import Array, Float, PyTree, accepting_shapes
 
 
 def sharpness_aware(
@@ -116,11 +117,12 @@ def sharpness_aware(
         if not _may_be_ignored(updates):
             _warn_of_ignored_updates()
         calls = bind(extra_args, value_fn=value_fn, probe_fn=probe_fn, losses_fn=losses_fn)
-        kept = masks.resolve(own_mask if mask is None else mask, params)
-        problem = gradient.problem(params, kept, calls, has_aux=has_aux)
-        if emit == "perturbation":
-            return gradient.perturbation_of(problem, state), state
-        (_, aux, updates), state = gradient.step(problem, state)
+        with naming_the_order(params):
+            kept = masks.resolve(own_mask if mask is None else mask, params)
+            problem = gradient.problem(params, kept, calls, has_aux=has_aux)
+            if emit == "perturbation":
+                return gradient.perturbation_of(problem, state), state
+            (_, aux, updates), state = gradient.step(problem, state)
         state = state._replace(aux=aux)
         if keep_gradient:
             if not gradient.has_dense_gradient:
@@ -133,7 +135,7 @@ def sharpness_aware(
             updates = masks.restrict(updates, kept)
         return updates, state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(accepting_shapes(init), update)
 
 
 @functools.cache
@@ -165,12 +167,48 @@ def _require(value_fn: Callable[..., Any] | None, params: PyTree) -> None:
         raise ValueError(
             "value_fn is missing: a sharpness-aware transformation evaluates the loss itself. "
             "Call tx.update(None, state, params, value_fn=loss, x=x, y=y), where "
-            "loss(params, x, y) returns a scalar."
+            "loss(params, x, y) returns a scalar. A wrapper that does not pass it on "
+            "(optax.lookahead) is called after it: grads, state = zo_sam(...).update(None, state, "
+            "params.fast, value_fn=loss, ...), then its own update(grads, ...)."
         )
     if params is None:
         raise ValueError(
             "params is missing: call tx.update(None, state, params, value_fn=loss, ...)."
         )
+
+
+# What goes wrong around a sharpness-aware transformation, by what stands in states and parameters.
+_AROUND: dict[type, str] = {
+    optax.MaskedNode: "optax.masked (or optax.partition)",
+    optax.MaskedState: "optax.masked (or optax.partition)",
+    optax.MultiStepsState: "optax.MultiSteps",
+    optax.ApplyIfFiniteState: "optax.apply_if_finite",
+    optax.LookaheadState: "optax.lookahead",
+}
+
+
+@contextlib.contextmanager
+def naming_the_order(tree: PyTree) -> Iterator[None]:
+    """Adds to an error which order works, where another wrapper stands around the transformation.
+
+    Args:
+      tree: the parameters that it was given, or the whole optimizer state.
+    """
+    try:
+        yield
+    except Exception as error:
+        nodes = jax.tree.leaves(tree, is_leaf=lambda x: type(x) in _AROUND)
+        for node in nodes:
+            if type(node) is optax.MaskedNode or (type(node) in _AROUND and states(node)):
+                error.add_note(
+                    f"{_AROUND[type(node)]} stands around a sharpness-aware transformation, which "
+                    "takes the gradient itself, of the loss of all parameters: put it after, "
+                    "around the rest, as in optax.chain(zo_sam(...), wrapper(...)); to perturb "
+                    "some of the weights pass mask=. optax.lookahead is given that gradient in a "
+                    "call of its own."
+                )
+                break
+        raise
 
 
 def states(opt_state: PyTree) -> list[SharpnessAwareState]:

@@ -41,6 +41,7 @@ __all__ = [
     "T",
     "UInt8",
     "UInt32",
+    "accepting_shapes",
     "displace",
     "inner",
     "norm",
@@ -126,6 +127,16 @@ def refuse_keys(params: PyTree) -> None:
                 "take a step: keep it outside the parameters and pass it to the loss as an "
                 "argument."
             )
+
+
+def accepting_shapes(init: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+    """`init`, which makes of parameters' shapes (jax.ShapeDtypeStruct) the shapes of the state."""
+
+    def of_either(params: PyTree) -> PyTree:
+        is_abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
+        return jax.eval_shape(init, params) if is_abstract else init(params)
+
+    return of_either
 
 
 def split_floating(params: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:

@@ -146,6 +146,76 @@ def test_functional_loss_leaves_the_model_alone():
     np.testing.assert_array_equal(value, loss(params, X, Y)[0])
 
 
+class Dropped(nnx.Module):
+    """As in Flax's MNIST example: the keys of dropout come with the call."""
+
+    def __init__(self, rngs):
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5)
+
+    def __call__(self, x, rngs):
+        return self.head(self.dropout(x, rngs=rngs))
+
+
+def mnist_loss(model, rngs, batch):
+    logits = model(batch["image"], rngs)
+    return cross_entropy(logits, batch["label"]), logits
+
+
+def mnist_steps(optimizer_type, tx, train_step):
+    """The model and its keys after three steps in the style of Flax's MNIST example."""
+    model, rngs = Dropped(nnx.Rngs(0)), nnx.Rngs(1)
+    optimizer = optimizer_type(model, tx, wrt=nnx.Param)
+    step = nnx.jit(train_step)
+    for _ in range(3):
+        step(model, optimizer, rngs, {"image": X, "label": Y})
+    return nnx.as_pure(nnx.state((model, rngs)))
+
+
+def by_flax(model, optimizer, rngs, batch):
+    _, grads = nnx.value_and_grad(mnist_loss, has_aux=True)(model, rngs, batch)
+    optimizer.update(model, grads)
+
+
+def by_apply_loss(model, optimizer, rngs, batch):
+    optimizer.apply_loss(model, mnist_loss, rngs, batch, has_aux=True)
+
+
+@pytest.mark.parametrize("name", ["sgd", "sam", "esam"])
+def test_random_keys_of_nnx_may_be_arguments_of_the_loss(name):
+    first = zosam_jax.esam if name == "esam" else FIRSTS[name]
+    sgd = optax.sgd(0.1, momentum=0.9)
+    tx = sgd if first is None else optax.chain(first(0.0), sgd)
+    found = mnist_steps(Optimizer, tx, by_apply_loss)
+    expected = mnist_steps(nnx.Optimizer, sgd, by_flax)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert jnp.array_equal(a, b)
+
+
+def test_modules_among_the_arguments_are_not_trained_and_share_their_keys():
+    rngs = nnx.Rngs(0)
+    model, teacher = NnxNet(rngs), NnxNet(nnx.Rngs(5))
+    before, count = jnp.copy(teacher.head.kernel[...]), int(teacher.dropout.rngs.count[...])
+
+    def distil(model, others, x):
+        difference = model(x) - others["teacher"](x)
+        return jnp.mean(difference**2) + 0 * jax.random.uniform(others["rngs"]())
+
+    optimizer = Optimizer(model, chain("sam"), wrt=nnx.Param)
+    step = nnx.jit(
+        lambda model, optimizer, others, x: optimizer.apply_loss(model, distil, others, x)
+    )
+    drawn = int(rngs.default.count[...])
+    losses = [
+        float(step(model, optimizer, {"teacher": teacher, "rngs": rngs}, X)) for _ in range(20)
+    ]
+    assert losses[-1] < losses[0]
+    np.testing.assert_array_equal(teacher.head.kernel[...], before)
+    assert int(rngs.default.count[...]) == drawn + 20
+    assert int(teacher.dropout.rngs.count[...]) == count + 20
+
+
 def test_attention_s_values_do_not_hide_the_loss():
     """nnx.MultiHeadAttention has a parameter that is called "value", and so has Adam then."""
     model = nnx.MultiHeadAttention(2, 4, decode=False, rngs=nnx.Rngs(0))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from zosam_jax import shardings
 from zosam_jax.descent.base import Descent, DescentResult, PerturbedPoint, perturbed, stateless
 from zosam_jax.errors import check_part
 
@@ -43,10 +44,11 @@ def sharpness_sensitive_selection(fraction: float) -> Descent:
             before = objective.losses(point.params)
         count = max(1, round(fraction * objective.batch_size))
         after = objective.losses(there)
-        rise = after - before
+        rise = shardings.gathered(after - before)
         # A loss that is NaN must not go unnoticed: its example is among the hardest.
         _, hardest = jax.lax.top_k(jnp.where(jnp.isnan(rise), jnp.inf, rise), count)
-        found = objective.on(lambda x: jnp.take(x, hardest, axis=0)).value_and_grad(there)
+        part = objective.on(lambda x: jnp.asarray(x).at[hardest].get(out_sharding=shardings.of(x)))
+        found = part.value_and_grad(there)
         return DescentResult(objective.across_devices(jnp.mean(after)), found.aux, found.gradient)
 
     return stateless(gradient)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from flax import nnx
 
 from zosam_jax import sparsity
@@ -93,7 +94,8 @@ class Optimizer(nnx.Optimizer[Any]):
         Args:
           model: the model; what the optimizer's `wrt` selects is trained.
           loss: (model, *args) → scalar, or → (scalar, aux) with `has_aux`.
-          *args: passed to `loss`.
+          *args: passed to `loss`. Modules and nnx.Rngs among them go through the step as the model
+            does, untrained: what a pass changes in them (counts of random keys) moves once too.
           has_aux: whether `loss` returns auxiliary output.
           losses_fn: (model, *args) → the loss of each example, of shape [batch], for optimizers
             that ask for it (ESAM); needed where the model has BatchNorm.
@@ -102,21 +104,46 @@ class Optimizer(nnx.Optimizer[Any]):
         Returns:
           The loss, or (loss, aux) with `has_aux`.
         """
-        graphdef, params, model_state = split(model, self.wrt)
-        functional = functional_loss(loss, graphdef, model_state, wrt=self.wrt, has_aux=has_aux)
+        leaves, structure = jax.tree.flatten(args, is_leaf=_is_node)
+        # One graph, in which the model and the arguments may share parts.
+        nodes = (model, *filter(_is_node, leaves))
+        wrt = _of_first(self.wrt)
+        graphdef, params, state = split(nodes, wrt)
+
+        def functional(function: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+            def of_nodes(nodes: tuple[Any, ...], arrays: list[Any]) -> Any:
+                model, *others = nodes
+                given = [iter(others), iter(arrays)]
+                args = jax.tree.unflatten(structure, [next(given[not _is_node(x)]) for x in leaves])
+                return function(model, *args)
+
+            of_params = functional_loss(of_nodes, graphdef, state, wrt=wrt, has_aux=has_aux)
+            return lambda params, loss_args: of_params({0: params}, loss_args)
+
         if losses_fn is not None:
-            losses = functional_loss(losses_fn, graphdef, model_state, wrt=self.wrt)
-            extra_args["losses_fn"] = lambda p, loss_args: losses(p, *loss_args)[0]
+            losses = functional(losses_fn, has_aux=False)
+            extra_args["losses_fn"] = lambda params, loss_args: losses(params, loss_args)[0]
         value, (after, aux), params, opt_state = plain.apply_loss(
             self.tx,
-            lambda p, loss_args: functional(p, *loss_args),
-            params,
+            functional(loss, has_aux),
+            params[0],
             nnx.as_pure(self.opt_state),
             has_aux=True,
-            loss_args=args,
+            loss_args=[x for x in leaves if not _is_node(x)],
             **extra_args,
         )
-        nnx.update(model, params, after)
+        nnx.update(nodes, {0: params}, after)
         nnx.update(self.opt_state, nnx.state(opt_state))
         self.step[...] += 1
         return (value, aux) if has_aux else value
+
+
+def _is_node(x: Any) -> bool:
+    """Whether Flax holds it by reference: a module, nnx.Rngs, a variable."""
+    return bool(nnx.graph.is_graph_node(x))
+
+
+def _of_first(wrt: Any) -> Callable[..., bool]:
+    """The filter that selects of several nodes the first one's variables that `wrt` does."""
+    selects = nnx.filterlib.to_predicate(wrt)
+    return lambda path, x: path[0] == 0 and selects(path[1:], x)

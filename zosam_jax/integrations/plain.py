@@ -54,9 +54,10 @@ def apply_loss(
     own = own_arguments(loss, "loss", extra_args)
     tx = optax.with_extra_args_support(tx)
     if transform.states(opt_state):
-        updates, opt_state = tx.update(
-            None, opt_state, params, value_fn=loss, has_aux=has_aux, **extra_args
-        )
+        with transform.naming_the_order(opt_state):
+            updates, opt_state = tx.update(
+                None, opt_state, params, value_fn=loss, has_aux=has_aux, **extra_args
+            )
         value = transform.value(opt_state)
         aux, opt_state = transform.pop_aux(opt_state)
     else:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zosam_jax import keys
+from zosam_jax import keys, shardings
 from zosam_jax.errors import check_one_of, is_traced
 from zosam_jax.gradient import SharpnessAwareState
 from zosam_jax.masks import Resolved
@@ -30,7 +30,18 @@ from zosam_jax.sparsity.patterns import Pattern, unstructured
 from zosam_jax.sparsity.schedules import Schedule
 from zosam_jax.sparsity.scores import Score
 from zosam_jax.sparsity.selection import largest_in_each
-from zosam_jax.trees import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt32, wide_dtype
+from zosam_jax.trees import (
+    Array,
+    Bool,
+    Float,
+    Int,
+    Key,
+    PyTree,
+    Shaped,
+    UInt32,
+    accepting_shapes,
+    wide_dtype,
+)
 
 SCORE_ARGUMENTS = ("weights", "gradient", "noise")
 
@@ -206,7 +217,7 @@ def drop_and_grow(
             )
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(accepting_shapes(init), update)
 
 
 class _Engine(NamedTuple):
@@ -272,8 +283,12 @@ class _Engine(NamedTuple):
         )
         back = kept if self.regrowth == "zero" else active
         staying = [n & b for n, b in zip(new, back, strict=True)]
-        expand = self.pattern.expand
-        return Exchange([expand(n) for n in new], [expand(s) for s in staying], decision.state)
+
+        def expand(units: list[Bool[Array, "..."]]) -> list[Bool[Array, "..."]]:
+            pairs = zip(units, masked.take(masks), strict=True)
+            return [shardings.like(self.pattern.expand(u), mask) for u, mask in pairs]
+
+        return Exchange(expand(new), expand(staying), decision.state)
 
     def _active_units(self, mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
         return self.pattern.units(mask.astype(jnp.float32)) > 0
@@ -341,7 +356,10 @@ def _noise(key: Key[Array, ""], arrays: list[Float[Array, "..."]]) -> list[Float
     sizes = [array.size for array in arrays]
     flat = jax.random.uniform(key, (sum(sizes),))
     parts = jnp.split(flat, list(itertools.accumulate(sizes))[:-1])
-    return [part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)]
+    return [
+        shardings.like(part.reshape(array.shape), array)
+        for part, array in zip(parts, arrays, strict=True)
+    ]
 
 
 def _arguments(score: Score) -> list[str]:

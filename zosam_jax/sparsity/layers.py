@@ -37,8 +37,8 @@ class Layers(NamedTuple):
     paths: tuple[str, ...]
 
     def take(self, tree: PyTree) -> list[Any]:
-        """The masked leaves of a tree with the parameters' structure, or of None where none are."""
-        leaves = [] if tree is None else self.structure.flatten_up_to(tree)
+        """The masked leaves of a tree with the parameters' structure; of any where none are."""
+        leaves = self.structure.flatten_up_to(tree) if self.indices else []
         return [leaves[i] for i in self.indices]
 
     def replace(self, tree: PyTree, values: Sequence[Any]) -> PyTree:

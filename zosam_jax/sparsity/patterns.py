@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from zosam_jax import shardings
 from zosam_jax.errors import check_count
 from zosam_jax.sparsity.distributions import Shape
 from zosam_jax.sparsity.selection import largest_in_each, largest_in_groups
@@ -84,7 +85,7 @@ def n_m(n: int = 2, m: int = 4, *, axis: int = -2) -> Pattern:
             )
 
     def choose_one(scores: Num[Array, "*layer"]) -> Bool[Array, "*layer"]:
-        last = jnp.moveaxis(scores, axis, -1)
+        last = jnp.moveaxis(shardings.gathered(scores), axis, -1)
         groups = last.reshape(*last.shape[:-1], -1, m)
         return jnp.moveaxis(largest_in_groups(groups, n).reshape(last.shape), -1, axis)
 
@@ -124,7 +125,7 @@ def block(rows: int, columns: int) -> Pattern:
 
     def units(scores: Num[Array, "*outer a b"]) -> Num[Array, "*outer r c"]:
         *outer, a, b = scores.shape
-        tiles = scores.reshape(*outer, a // rows, rows, b // columns, columns)
+        tiles = shardings.gathered(scores).reshape(*outer, a // rows, rows, b // columns, columns)
         return tiles.sum(axis=(-3, -1))
 
     def expand(mask: Bool[Array, "*outer r c"]) -> Bool[Array, "*outer a b"]:

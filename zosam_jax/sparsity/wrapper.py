@@ -1,6 +1,7 @@
 """Sparse training as an optax wrapper: masks in the optimizer state, pruned weights at zero."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import optax
 
 from zosam_jax import masks as mask_trees
 from zosam_jax import transform, trees
-from zosam_jax.trees import PyTree
+from zosam_jax.trees import PyTree, accepting_shapes
 
 
 class SparseState(NamedTuple):
@@ -72,7 +73,7 @@ def fixed(
         )
         return to_zero(updates, params, state.masks), SparseState(state.masks, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(accepting_shapes(init), update)
 
 
 def require_params(params: PyTree) -> None:
@@ -84,9 +85,16 @@ def require_params(params: PyTree) -> None:
 def initial_masks(
     masks: PyTree | Callable[[PyTree], PyTree], params: PyTree
 ) -> mask_trees.Resolved:
-    """Masks as a state keeps them."""
+    """Masks as a state keeps them.
+
+    optax.tree.map_params is shown one leaf: masks are no copies of the parameters, whose dtype may
+    be changed or to which something may be added.
+    """
+    if mask_trees.is_placeholder(params):
+        return jnp.zeros((), bool)
     trees.refuse_keys(params)
-    resolved = mask_trees.resolve(masks, params)
+    with transform.naming_the_order(params):
+        resolved = mask_trees.resolve(masks, params)
     # Copies: the state may be donated, the caller's masks may not.
     return jax.tree.map(lambda m: jnp.array(m, copy=True), resolved)
 
@@ -129,8 +137,10 @@ def update_inner(
             "the gradient is large, so pass it, tx.update(grads, state, params, ...)."
         )
     gradient = updates if keep_gradient else None
-    if transform.comes_first(inner_state):
-        updates = None  # those of the wrapper are for growth; inside they would be ignored
+    if keep_gradient and transform.comes_first(inner_state):
+        if updates is not None:
+            _warn_of_updates_for_growth_alone()
+        updates = None
     elif updates is not None:
         updates = mask_trees.restrict(updates, masks)
     extra_args = {
@@ -149,6 +159,18 @@ def update_inner(
     if from_inside:
         gradient, inner_state = transform.pop_gradient(inner_state)
     return updates, inner_state, gradient
+
+
+@functools.cache
+def _warn_of_updates_for_growth_alone() -> None:
+    """Warns once in a process."""
+    warnings.warn(
+        "the incoming updates decide where masks grow, and nothing else: the sharpness-aware "
+        "transformation inside takes the gradient itself, under optax.MultiSteps(rigl(...)) that "
+        "of the last microbatch alone. Pass None in their place, and accumulate inside: "
+        "rigl(optax.chain(zo_sam(...), optax.MultiSteps(...)))",
+        stacklevel=4,
+    )
 
 
 def to_zero(updates: PyTree, params: PyTree, masks: mask_trees.Resolved) -> PyTree:
