@@ -204,9 +204,12 @@ class Objective:
         keys = [len(x) for x in arrays if _is_legacy_key(x)]
         frequent = collections.Counter(sizes).most_common(2)
         if not sizes or sizes[0] != frequent[0][0] or _is_tie(frequent) or sizes[0] in keys:
-            found = f"have first axes of {sorted({*sizes, *keys})}" if arrays else "hold no array"
+            lengths = sorted({*sizes, *keys})
+            found = (
+                f"have first axes of {lengths}, which tell no batch" if arrays else "hold no array"
+            )
             raise ValueError(
-                f"the arguments of {self._name} {found}, which does not tell the batch: to "
+                f"the arguments of {self._name} {found}: to "
                 "evaluate it on a part of the batch, pass the batch first, examples along the "
                 "first axis, and close the loss over everything else, as in functools.partial("
                 f"{self._name}, class_weights=...); a random key passes as jax.random.key."

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from zosam_jax import masks, trees
@@ -259,8 +260,11 @@ def warn_of_plain_step(opt_state: PyTree) -> None:
     A first step may (there is no previous gradient yet), and of traced states nothing is known.
     """
     for state in states(opt_state):
-        flag = state.diagnostics.plain_step
-        if not is_traced(flag) and jnp.any((flag > 0) & (state.count > 1)):
+        # Flax NNX keeps them in variables.
+        flag, count = jnp.asarray(state.diagnostics.plain_step), jnp.asarray(state.count)
+        if is_traced(flag) or is_traced(count):
+            continue
+        if np.any((np.asarray(flag) > 0) & (np.asarray(count) > 1)):
             _warn_of_plain_step()
 
 
