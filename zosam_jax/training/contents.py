@@ -185,7 +185,7 @@ def check(place: str, value: Any, kind: Any) -> None:
     if origin in (types.UnionType, typing.Union):
         _check_one_of(place, value, parts)
     elif origin in (list, tuple):
-        _expect(place, value, isinstance(value, list), "a list")
+        _expect(place, value, isinstance(value, list | tuple), "a list")
         for index, item in enumerate(value):
             check(f"{place}[{index}]", item, parts[0])
     elif origin is dict:
