@@ -245,5 +245,5 @@ def test_runs_that_cannot_be_measured(runs, console, tmp_path):
 
 def test_a_missing_library_is_named_before_anything_is_loaded(runs, console, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
-    monkeypatch.setattr(module, "open_runs", None)
+    monkeypatch.setattr(module, "opener", None)
     assert "pip install 'zosam_jax[robustness]'" in refusal(console, runs[0])

@@ -234,7 +234,7 @@ def _plain_kind(value: Any, kind: Any) -> tuple[bool, str]:
     if kind is float:
         return value is None or _is_finite(value), "a finite number"
     if kind is Path:
-        return isinstance(value, str), "a string"
+        return isinstance(value, str | Path), "a string"
     return isinstance(value, kind), {str: "a string", dict: "an object"}[kind]
 
 
