@@ -45,7 +45,7 @@ def fixed(
 
     Only a weight that is NaN or infinite when it is pruned stays so: nothing added to it gives
     zero. No loss, norm or moment sees it, and it grows again last of all; apply_masks makes it
-    zero, as the steps in `zosam_jax.integrations` do by themselves.
+    zero, as the steps for Flax and plain loops do by themselves.
 
     Args:
       inner: an optax transformation, sharpness-aware or not.
