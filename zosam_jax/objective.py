@@ -209,10 +209,10 @@ class Objective:
                 f"have first axes of {lengths}, which tell no batch" if arrays else "hold no array"
             )
             raise ValueError(
-                f"the arguments of {self._name} {found}: to "
-                "evaluate it on a part of the batch, pass the batch first, examples along the "
-                "first axis, and close the loss over everything else, as in functools.partial("
-                f"{self._name}, class_weights=...); a random key passes as jax.random.key."
+                f"the arguments of {self._name} {found}: to evaluate it on a part of the batch, "
+                "pass the batch first, examples along the first axis, and close the loss over "
+                f"everything else, as in functools.partial({self._name}, class_weights=...); a "
+                "random key passes as jax.random.key."
             )
         return sizes[0]
 

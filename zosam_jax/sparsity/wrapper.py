@@ -167,7 +167,8 @@ def _warn_of_updates_for_growth_alone() -> None:
     warnings.warn(
         "the incoming updates decide where masks grow, and nothing else: the sharpness-aware "
         "transformation inside takes the gradient itself, under optax.MultiSteps(rigl(...)) that "
-        "of the last microbatch alone. Pass None in their place, and accumulate inside: "
+        "of the last microbatch alone. Pass None in their place, unless what is inside estimates "
+        "its gradient (mezo, forward_gradient), and accumulate inside: "
         "rigl(optax.chain(zo_sam(...), optax.MultiSteps(...)))",
         stacklevel=4,
     )

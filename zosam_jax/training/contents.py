@@ -45,8 +45,8 @@ class Summary(TypedDict):
     devices: int
 
 
-class Aim(TypedDict):
-    """How well perturbations are aimed: means and standard deviations over batches."""
+class QualityOverBatches(TypedDict):
+    """Cosine to the gradient and ascent gain of ε: means and standard deviations over batches."""
 
     cosine: float
     cosine_sd: float
@@ -54,7 +54,7 @@ class Aim(TypedDict):
     ascent_gain_sd: float
 
 
-class Look(TypedDict):
+class AnalysedCheckpoint(TypedDict):
     """A checkpoint that was analysed: the step after which it was saved, and what was found."""
 
     step: int
@@ -62,7 +62,7 @@ class Look(TypedDict):
     epoch: int
     gradient_variance: GradientVariance
     perturbed_gradient_variance: NotRequired[GradientVariance]
-    estimator: NotRequired[Aim]
+    estimator: NotRequired[QualityOverBatches]
 
 
 class Curvature(TypedDict):
@@ -93,7 +93,7 @@ class Surface(TypedDict):
 
 
 class Analysis(TypedDict):
-    """analysis.json: how it was looked, and the parts that were asked for."""
+    """analysis.json: how it was made, and the parts that were asked for."""
 
     checkpoint: int
     images: int
@@ -101,7 +101,7 @@ class Analysis(TypedDict):
     split: str
     statistics: str
     train_accuracy: float
-    checkpoints: NotRequired[list[Look]]
+    checkpoints: NotRequired[list[AnalysedCheckpoint]]
     hessian: NotRequired[Curvature]
     sharpness: NotRequired[dict[str, float]]
     surface: NotRequired[Surface]

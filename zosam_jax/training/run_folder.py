@@ -203,7 +203,7 @@ def read_metrics(path: Path) -> list[EpochRecord]:
       FileNotFoundError, UnreadableRunError: as `read_json`, naming the line.
     """
     *lines, last = _text(path).split("\n")
-    start = '{"round": '
+    start = f'{{"{EpochRecord._fields[0]}": '
     is_cut = last[: len(start)] == start[: len(last)] and not last.endswith("}")
     lines += [] if is_cut else [last]
     return [
