@@ -15,7 +15,12 @@ from zosam_jax.integrations.nnx import split
 
 # ResNet-50 needs more than a pixel in its last stage: over two numbers, BatchNorm's gradient
 # overflows.
-FULL_SHAPES = {"resnet50": (64, 64, 3), "deit-tiny": (16, 16, 3), "deit-small": (16, 16, 3)}
+FULL_SHAPES = {
+    "resnet50": (64, 64, 3),
+    "resnet50-cifar": (16, 16, 3),
+    "deit-tiny": (16, 16, 3),
+    "deit-small": (16, 16, 3),
+}
 
 
 def full(name, dtype):
