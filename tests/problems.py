@@ -6,12 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from zosam_jax import objective
 from zosam_jax.binding import Call
 
 RHO = 0.3
 KEY = jax.random.key(3)
+
+
+def slow_but(quick, values):
+    """A parametrization by `values` of which those not in `quick` run with -m slow."""
+    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
 def mlp_params(dtype=jnp.float32, seed=0):

@@ -30,7 +30,6 @@ from problems import (
 
 import zosam_jax
 
-HALVES = [jnp.bfloat16, jnp.float16]
 FALLING = optax.linear_schedule(RHO, 0.1, 3)
 RHOS = pytest.mark.parametrize("rho", [RHO, FALLING], ids=["number", "schedule"])
 BASES = {"sgd": lambda: optax.sgd(0.1, momentum=0.9), "adamw": lambda: optax.adamw(1e-2)}
@@ -235,7 +234,7 @@ def dtypes(tree):
 
 
 @pytest.mark.every_row
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_dtypes_are_kept(factory, dtype):
     tx, params = factory(RHO), mlp_params(dtype)
     before, batch = tx.init(params), mlp_batch()

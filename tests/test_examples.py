@@ -39,8 +39,13 @@ def run(page, namespace):
         yield
 
 
-# What they train takes a quarter of a minute and more.
-LONG = ("docs/guides/evidence.md", "docs/guides/sparse_method.md", "docs/guides/extending.md")
+# What they train and compile takes a quarter of a minute and more.
+LONG = (
+    "docs/guides/getting_started.md",
+    "docs/guides/evidence.md",
+    "docs/guides/sparse_method.md",
+    "docs/guides/extending.md",
+)
 
 
 @pytest.mark.parametrize(

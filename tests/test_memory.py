@@ -91,6 +91,7 @@ def mlp_copies(num_directions, batching):
 
 
 @pytest.mark.parametrize("batching", ["unroll", "map"])
+@pytest.mark.slow
 def test_more_directions_need_no_more_copies_of_the_parameters(batching):
     """From two on; the second direction itself needs the sum so far beside it."""
     assert mlp_copies(8, batching) - mlp_copies(2, batching) < 0.25

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import slow_but
 
 import zosam_jax
 
@@ -33,7 +34,7 @@ def problem():
     return params, {"x": jnp.asarray(x), "y": jnp.asarray(labels)}
 
 
-@pytest.mark.parametrize("radius", ["adaptive_layerwise", "layerwise"])
+@pytest.mark.parametrize("radius", slow_but(["layerwise"], ["adaptive_layerwise", "layerwise"]))
 def test_new_weights_alone_in_a_channel_before_batch_norm_do_not_run_away(radius):
     params, batch = problem()
     at_theta = jax.grad(loss)(params, **batch)["kernel"]

@@ -119,6 +119,7 @@ def test_eigenpairs_are_those_of_the_dense_matrix(mask):
         assert not flat[~kept].any()
 
 
+@pytest.mark.slow
 def test_a_network_with_convolution_and_batch_norm():
     loss, params, batches = small_network()
     matrix = dense_hessian(loss, params, batches)
@@ -186,6 +187,7 @@ def test_the_trace_of_a_diagonal_matrix_is_exact():
     np.testing.assert_allclose(found.samples, np.diag(matrix)[kept].sum(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_trace_scatters_as_hutchinsons_estimate_does():
     matrix = symmetric()
     found = hessian.trace(quadratic(matrix), uneven_params(), [1.0], num_samples=400)

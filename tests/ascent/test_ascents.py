@@ -19,6 +19,7 @@ from problems import (
     mlp_loss,
     mlp_mask,
     mlp_params,
+    slow_but,
     uneven_mask,
     uneven_params,
     wavy,
@@ -168,7 +169,7 @@ def comparable(params, state):
     return params, state.ascent, state.value, state.diagnostics.epsilon_norm
 
 
-@every_ascent
+@pytest.mark.parametrize("name", slow_but({"random gradient", "friendly"}, FAMILY))
 def test_a_scan_over_steps_of_several_runs_equals_loops(name):
     grad, _ = stepping(name)
 
@@ -189,7 +190,7 @@ def test_a_scan_over_steps_of_several_runs_equals_loops(name):
 
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
-@pytest.mark.parametrize("name", LOOKING)
+@pytest.mark.parametrize("name", slow_but({"random gradient", "friendly"}, LOOKING))
 def test_four_devices_take_the_steps_of_one(name):
     """Inside a checked shard_map, each with its part of the batch."""
     replicated, split = PartitionSpec(), PartitionSpec("data")

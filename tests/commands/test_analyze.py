@@ -42,12 +42,14 @@ def found(run):
     return json.loads((run / "analysis.json").read_text())
 
 
+@pytest.mark.slow
 def test_it_leaves_numbers_and_pictures(run, found):
     assert set(found) >= {"checkpoints", "hessian", "sharpness", "surface", "images"}
     assert (run / "analysis.png").read_bytes().startswith(b"\x89PNG")
     assert not (run / "features.png").exists()  # lenet-300-100 has no blocks
 
 
+@pytest.mark.slow
 def test_the_variance_is_that_of_the_steps_own_batches(run, found):
     assert [look["epoch"] for look in found["checkpoints"]][-1] == 4
     assert {2, 4} <= {look["epoch"] for look in found["checkpoints"]}
@@ -67,6 +69,7 @@ def test_the_variance_is_that_of_the_steps_own_batches(run, found):
     assert noise["num_batches"] == 2
 
 
+@pytest.mark.slow
 def test_sams_climb_is_aimed_and_the_variance_at_its_end_another(found):
     last = found["checkpoints"][-1]
     # layerwise: the gradient of each array, at another length
@@ -76,6 +79,7 @@ def test_sams_climb_is_aimed_and_the_variance_at_its_end_another(found):
     assert noises[0] != noises[1]
 
 
+@pytest.mark.slow
 def test_the_spectrum_is_that_of_the_network_in_inference(run, found):
     with open_run(run) as saved:
         saved.restore()
@@ -93,6 +97,7 @@ def test_the_spectrum_is_that_of_the_network_in_inference(run, found):
     np.testing.assert_allclose(found["hessian"]["eigenvalues"], whole.eigenvalues, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_lines_and_plane_go_through_the_weights(run, found):
     with open_run(run) as saved:
         saved.restore()
@@ -108,6 +113,7 @@ def test_lines_and_plane_go_through_the_weights(run, found):
     assert surface["plane"]["losses"][1][2] == pytest.approx(surface["random"][4], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_worst_rise_is_above_the_average(found):
     nearby = found["sharpness"]
     assert nearby["worst_rise"] > 0
@@ -115,6 +121,7 @@ def test_the_worst_rise_is_above_the_average(found):
     assert math.isfinite(nearby["average_rise"])
 
 
+@pytest.mark.slow
 def test_other_parts_than_asked_for_stay(run, found):
     cli.main(["analyze", str(run), *LOOK, "--parts", "hessian", "--eigenvalues", "1"])
     again = json.loads((run / "analysis.json").read_text())
@@ -122,6 +129,7 @@ def test_other_parts_than_asked_for_stay(run, found):
     assert again["checkpoints"] == found["checkpoints"]
 
 
+@pytest.mark.slow
 def test_parts_that_looked_otherwise_go(run, found):
     cli.main(["analyze", str(run), *LOOK, "--parts", "sharpness", "--statistics", "batch"])
     again = json.loads((run / "analysis.json").read_text())
@@ -129,6 +137,7 @@ def test_parts_that_looked_otherwise_go(run, found):
     (run / "analysis.json").write_text(json.dumps(found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -51,6 +51,7 @@ def row(result, name):
     return next(row for row in result[0] if row["optimizer"] == name)
 
 
+@pytest.mark.slow
 def test_every_row_has_what_is_promised(result):
     assert [row["optimizer"] for row in result[0]] == ROWS
     for found in result[0]:
@@ -63,6 +64,7 @@ def test_every_row_has_what_is_promised(result):
             assert (found[name] is not None) == climbs
 
 
+@pytest.mark.slow
 def test_the_table_shows_the_rows(result):
     rows, table = result
     columns = [list(column.cells) for column in table.columns]
@@ -74,6 +76,7 @@ def test_the_table_shows_the_rows(result):
         assert columns[index] == shown
 
 
+@pytest.mark.slow
 def test_ratios_are_to_sgd_and_gains_to_sam(result):
     for name in ("time_ratio", "memory_ratio", "compile_ratio", "flops_ratio"):
         assert row(result, "sgd")[name] == 1

@@ -60,6 +60,7 @@ def by_hand(folder, split, shrink=1):
 
 
 @needs_library
+@pytest.mark.slow
 def test_the_accuracies_are_those_by_hand(runs, console):
     config = EvaluateConfig(runs=tuple(runs), images=100, seed=4, **CELLS)
     results = evaluate(config, console)
@@ -79,6 +80,7 @@ def test_the_accuracies_are_those_by_hand(runs, console):
 
 
 @needs_library
+@pytest.mark.slow
 def test_the_file_and_the_table(runs, console):
     (result,) = evaluate(EvaluateConfig(runs=(runs[0],), images=50, **CELLS), console)
     content = read(runs[0])
@@ -96,6 +98,7 @@ def test_the_file_and_the_table(runs, console):
 
 
 @needs_library
+@pytest.mark.slow
 def test_the_clean_accuracy_is_the_runs_own(runs, console):
     (result,) = evaluate(
         EvaluateConfig(runs=(runs[0],), only=("contrast",), severities=(1,)), console
@@ -106,6 +109,7 @@ def test_the_clean_accuracy_is_the_runs_own(runs, console):
 
 
 @needs_library
+@pytest.mark.slow
 def test_runs_on_the_same_images_share_the_copies(runs, console, monkeypatch):
     made = []
 
@@ -123,6 +127,7 @@ def test_runs_on_the_same_images_share_the_copies(runs, console, monkeypatch):
 
 
 @needs_library
+@pytest.mark.slow
 def test_the_best_checkpoint(runs, console):
     with open_run(runs[0]) as saved:
         best = saved.best
@@ -134,6 +139,7 @@ def test_the_best_checkpoint(runs, console):
 
 
 @needs_library
+@pytest.mark.slow
 def test_nothing_is_written_before_the_last_number(runs, console, monkeypatch):
     evaluate(EvaluateConfig(runs=(runs[0],), images=10, **CELLS), console)
     before = read(runs[0])
@@ -181,6 +187,7 @@ def cifar_run(photographs, tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_cifar10_c_is_read_from_its_files(cifar_run, photographs, console, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)  # it is not asked for
     files = cifar_run.parent
@@ -196,6 +203,7 @@ def test_cifar10_c_is_read_from_its_files(cifar_run, photographs, console, monke
     assert len(set(expected)) > 1
 
 
+@pytest.mark.slow
 def test_cifar10_c_of_other_images_is_refused(cifar_run, console):
     path = cifar_run.parent / "CIFAR-10-C" / "labels.npy"
     np.save(path, np.roll(np.load(path), 1))
@@ -228,6 +236,7 @@ def refusal(console, *folders, **options):
 
 
 @needs_library
+@pytest.mark.slow
 def test_runs_that_cannot_be_measured(runs, console, tmp_path):
     whole = runs[0]
     assert "is neither a run folder" in refusal(console, tmp_path)
@@ -243,6 +252,7 @@ def test_runs_that_cannot_be_measured(runs, console, tmp_path):
     assert "has no best checkpoint" in refusal(console, tmp_path, checkpoint="best")
 
 
+@pytest.mark.slow
 def test_a_missing_library_is_named_before_anything_is_loaded(runs, console, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
     monkeypatch.setattr(module, "opener", None)

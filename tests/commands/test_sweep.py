@@ -249,6 +249,7 @@ def test_a_run_that_another_sweep_has_is_left_to_it(tmp_path, trained):
     assert trained == []
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on(tmp_path):
     file, output = written(tmp_path, ONE_CELL.format(epochs=3000)), tmp_path / "out"
     command = [sys.executable, "-m", "zosam_jax", "sweep", str(file), "--output", str(output)]
@@ -331,6 +332,7 @@ seeds = 1
     return folder / "out"
 
 
+@pytest.mark.slow
 def test_a_sweep_tunes_and_trains(real):
     (choice,) = json.loads((real / "tuning.json").read_text())
     assert choice["at_the_end"] == ["rho"]

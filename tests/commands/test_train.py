@@ -121,6 +121,7 @@ def test_pruned_weights_stay_zero_and_the_network_learns(model, tmp_path):
 
 
 @pytest.mark.parametrize("method", SPARSE)
+@pytest.mark.slow
 def test_every_sparse_method_reaches_the_sparsity_it_is_asked_for(method, tmp_path):
     options = ["--train-images", "256", "--epochs", "3", "--sparse", method, "--sparsity", "0.95"]
     summary = train(tmp_path / "run", *options)
@@ -141,6 +142,7 @@ def test_the_dense_network_costs_what_it_costs(tmp_path):
     assert not (tmp_path / "run" / "masks.txt").exists()
 
 
+@pytest.mark.slow
 def test_the_test_split_is_looked_at_as_often_as_asked(tmp_path):
     train(tmp_path / "run", "--evaluate-every", "2", "--epochs", "3")
     accuracies = [line["test_accuracy"] for line in metrics(tmp_path / "run")]

@@ -164,6 +164,7 @@ def test_two_epochs_can_be_read_at_once(epochs):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 def test_a_stream_closed_in_the_middle_says_so_and_can_be_read_again(epochs, workers):
     with stream(workers=workers) as ours:
         batches = ours.epoch(5, 0, batch_size=6)

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from problems import slow_but
 
 import zosam_jax
 from zosam_jax import sparsity
@@ -19,6 +20,7 @@ Y = jnp.arange(16) % 3
 # Those that differ in where the auxiliary output comes from and in what the state remembers.
 NAMES = ("sam", "subbatch_sam", "random_weight_perturbation", "zo_sam", "s2_sam", "look_sam")
 FIRSTS = {"sgd": None, **{name: zosam_jax.REGISTRY[name] for name in NAMES}}
+a_few = pytest.mark.parametrize("name", slow_but({"sgd", "zo_sam"}, FIRSTS))
 
 
 def chain(name, rho=0.05):
@@ -53,7 +55,7 @@ def nnx_loss(model, x, y):
     return cross_entropy(model(x), y)
 
 
-@pytest.mark.parametrize("name", FIRSTS)
+@a_few
 def test_nnx_batchnorm_and_dropout_move_once_a_step(name):
     model = NnxNet(nnx.Rngs(0))
     start = model.norm.mean[...]
@@ -84,7 +86,7 @@ def test_nnx_hands_the_examples_losses_to_esam():
     assert last < 0.7 * first
 
 
-@pytest.mark.parametrize("name", FIRSTS)
+@a_few
 def test_nnx_trains(name):
     model = NnxNet(nnx.Rngs(0))
     optimizer = Optimizer(model, chain(name), wrt=nnx.Param)
@@ -256,7 +258,7 @@ def linen_step(state, x, y):
     return state.replace(batch_stats=updated["batch_stats"]), value
 
 
-@pytest.mark.parametrize("name", FIRSTS)
+@a_few
 def test_linen_trains_and_batchnorm_moves_once(name):
     state = linen_state(chain(name))
     state, first = linen_step(state, X, Y)
@@ -282,7 +284,7 @@ def plain_loss(params, x, y):
     return jnp.mean((x @ params["w"] - y) ** 2)
 
 
-@pytest.mark.parametrize("name", FIRSTS)
+@a_few
 def test_a_plain_loop_needs_one_change_to_swap_optimizers(name):
     params = {"w": jnp.ones(4)}
     tx = chain(name)
@@ -315,7 +317,7 @@ def zero_where_pruned(params, masks):
     return all(jax.tree.leaves(equal))
 
 
-@pytest.mark.parametrize("name", ["sgd", "zo_sam"])
+@pytest.mark.parametrize("name", slow_but(["zo_sam"], ["sgd", "zo_sam"]))
 def test_nnx_trains_under_masks_that_change(name):
     model = NnxNet(nnx.Rngs(0))
     tx = sparsity.rigl(chain(name), 0.5, total_steps=20, every=2)
@@ -331,7 +333,7 @@ def test_nnx_trains_under_masks_that_change(name):
     assert before["norm"]["scale"] is None
 
 
-@pytest.mark.parametrize("name", ["sgd", "zo_sam"])
+@pytest.mark.parametrize("name", slow_but(["zo_sam"], ["sgd", "zo_sam"]))
 def test_linen_trains_under_masks_that_change(name):
     model = LinenNet()
     variables = model.init(jax.random.key(0), X)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from networks import SHAPES, batch, quick_jit, small
+from problems import slow_but
 
 from zosam_jax.integrations.nnx import split
 from zosam_jax.models import layers
@@ -43,7 +44,7 @@ def in_float64(tree):
     )
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", slow_but({"lenet-300-100", "resnet8", "deit"}, BY_HAND))
 def test_inference(name):
     model = small(name)
     model.eval()

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from networks import SHAPES, SMALL, avals, batch, create, small, train
+from problems import slow_but
 
 import zosam_jax
 from zosam_jax import models, sparsity
@@ -71,15 +72,19 @@ def named(tree):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [
-        *((name, jnp.bfloat16) for name in SMALL if name != "bottlenecks-cifar"),
-        *((name, jnp.float32) for name in ("lenet-300-100", "bottlenecks-cifar", "wide-resnet")),
-    ],
+    slow_but(
+        [("lenet-300-100", jnp.float32), ("resnet8", jnp.bfloat16)],
+        [
+            *((name, jnp.bfloat16) for name in SMALL if name != "bottlenecks-cifar"),
+            *((n, jnp.float32) for n in ("lenet-300-100", "bottlenecks-cifar", "wide-resnet")),
+        ],
+    ),
 )
 def test_three_steps_of_zo_sam(name, dtype):
     check_dense(small(name, dtype), *batch(SHAPES[name]), inner=optax.sgd(0.02))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet8", "deit"])
 def test_three_steps_of_zo_sam_under_rigl(name):
     check_sparse(small(name), *batch(SHAPES[name]))

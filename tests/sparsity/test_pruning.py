@@ -306,13 +306,32 @@ def test_synflow_survives_depths_that_overflow_float32():
 # Networks with BatchNorm.
 
 
+class Normalized(nnx.Module):
+    """A convolution under BatchNorm, and a head."""
+
+    def __init__(self, *, rngs):
+        self.stem = nnx.Conv(1, 16, (3, 3), rngs=rngs)
+        self.stem_norm = nnx.BatchNorm(16, rngs=rngs)
+        self.head = nnx.Linear(16, 10, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.stem_norm(self.stem(x))).mean((1, 2)))
+
+
+def resnet8(rngs):
+    return models.cifar_resnet(10, depth=8, width=8, image_shape=(8, 8, 1), rngs=rngs)
+
+
 @pytest.mark.filterwarnings("ignore:no weight is left")  # GraSP may empty the head
 @pytest.mark.parametrize(
-    "level",
-    [0.98, *(pytest.param(level, marks=pytest.mark.slow) for level in (0.9, 0.95))],
+    ("make", "level"),
+    [
+        pytest.param(lambda rngs: Normalized(rngs=rngs), 0.9, id="small"),
+        *(pytest.param(resnet8, s, id=f"{s}", marks=pytest.mark.slow) for s in (0.9, 0.95, 0.98)),
+    ],
 )
-def test_every_method_prunes_a_network_with_batch_norm(level):
-    model = models.cifar_resnet(10, depth=8, width=8, image_shape=(8, 8, 1), rngs=nnx.Rngs(0))
+def test_every_method_prunes_a_network_with_batch_norm(make, level):
+    model = make(nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (20, 8, 8, 1))
     y = jnp.arange(20) % 10
 
