@@ -17,7 +17,12 @@ KEY = jax.random.key(3)
 
 def slow_but(quick, values):
     """A parametrization by `values` of which those not in `quick` run with -m slow."""
-    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
+    return [
+        v
+        if v in quick
+        else pytest.param(*v if isinstance(v, tuple) else (v,), marks=pytest.mark.slow)
+        for v in values
+    ]
 
 
 def mlp_params(dtype=jnp.float32, seed=0):
