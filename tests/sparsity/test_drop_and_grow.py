@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from problems import assert_close, assert_equal, flatten, mlp_batch, mlp_loss, mlp_params
+from problems import assert_close, assert_equal, flatten, mlp_batch, mlp_loss, mlp_params, slow_but
 
 import zosam_jax
 from zosam_jax import ascent, sparsity
@@ -61,8 +61,8 @@ FIRSTS = {
 }
 
 
-# All share one engine: every change runs against these, `-m slow` against the others as well.
-CORE = ("fixed", "rigl", "dsr")
+# All share one engine: each run asks one of them, `-m slow` the others as well.
+CORE = ("rigl",)
 
 
 @pytest.fixture(
@@ -73,7 +73,7 @@ def wrap(request):
     return WRAPPERS[request.param]
 
 
-@pytest.fixture(params=["sgd", "zo_sam"])
+@pytest.fixture(params=slow_but({"zo_sam"}, ["sgd", "zo_sam"]))
 def first(request):
     """The sharpness-aware first link inside, or none."""
     return FIRSTS[request.param]()

@@ -28,6 +28,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     assert accuracies[chosen // 4 - 1] == max(accuracies)
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
     config = TrainConfig(output=tmp_path / "run", **options())
     with monkeypatch.context() as patch:
@@ -43,6 +44,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
     assert len(metrics(config.output)) == 3
 
 
+@pytest.mark.slow
 def test_with_a_damaged_checkpoint_a_run_ends_as_from_the_one_before(tmp_path, monkeypatch):
     whole = TrainConfig(output=tmp_path / "whole", **options())
     run_once(whole)

@@ -4,6 +4,7 @@ import json
 
 import optax
 import pytest
+from problems import slow_but
 from small_runs import options
 
 from zosam_jax import cli
@@ -14,7 +15,9 @@ from zosam_jax.training.trainer import Run
 SMALL = ["--model", "lenet-300-100", "--train-images", "256", "--epochs", "3", "--mesh", "data=1"]
 
 
-@pytest.mark.parametrize(("optimizer", "passes"), [("sgd", 3), ("zo_sam", 5)])
+@pytest.mark.parametrize(
+    ("optimizer", "passes"), slow_but([("sgd", 3)], [("sgd", 3), ("zo_sam", 5)])
+)
 def test_lottery_tickets_are_trained_in_rounds(optimizer, passes, tmp_path, capsys):
     words = ["--sparse", "lth", "--lottery-levels", "2", "--rewind-epochs", "1"]
     words += ["--optimizer", optimizer, "--output", str(tmp_path / "run")]

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from problems import slow_but
 from small_runs import CrashError, crashing, final_state, metrics, options, run_once
 
 from zosam_jax import cli
@@ -18,6 +19,7 @@ from zosam_jax.training.problem import Problem
 from zosam_jax.training.trainer import NonFiniteLossError, Run
 
 CASES = {
+    "masks that change": {"sparse": "rigl", "sparsity": 0.8},
     "lottery ticket": {"sparse": "lth", "lottery_levels": 2, "rewind_epochs": 1},
     "augmentation, averages, validation": {
         "sparse": "rigl",
@@ -36,13 +38,9 @@ CASES = {
         "sparse": "svite",
     },
 }
-# DeiT takes longest to compile.
-PARAMETERS = [
-    pytest.param(case, marks=pytest.mark.slow if "drop-path" in case else ()) for case in CASES
-]
 
 
-@pytest.mark.parametrize("case", PARAMETERS)
+@pytest.mark.parametrize("case", slow_but({"masks that change"}, CASES))
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(case, tmp_path, monkeypatch):
     whole = TrainConfig(output=tmp_path / "whole", **options(**CASES[case]))
     run_once(whole)

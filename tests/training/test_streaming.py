@@ -46,6 +46,7 @@ def test_a_stream_is_learned_and_the_last_incomplete_test_batch_counts(folder, t
     )
 
 
+@pytest.mark.slow
 def test_a_stream_is_resumed_where_it_stopped(folder, tmp_path, monkeypatch):
     whole = train(folder, tmp_path / "whole", "--randaugment", "--checkpoint-minutes", "0")
     from zosam_jax.training.callbacks import ProgressLogger  # noqa: PLC0415
