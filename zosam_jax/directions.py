@@ -22,15 +22,15 @@ import jax.numpy as jnp
 from zosam_jax import masks, shardings, trees
 from zosam_jax.errors import choose
 from zosam_jax.masks import Resolved
-from zosam_jax.trees import Array, Float, Key, PyTree, T, UInt32
+from zosam_jax.trees import Array, Float, FloatTree, Key, UInt32
 
 
 class Distribution(Protocol):
     """A way to draw a random direction."""
 
     def __call__(
-        self, key: Key[Array, ""], params: PyTree[Float[Array, "..."]], mask: Resolved = None, /
-    ) -> PyTree[Float[Array, "..."]]:
+        self, key: Key[Array, ""], params: FloatTree, mask: Resolved = None, /
+    ) -> FloatTree:
         """Draws a direction.
 
         Args:
@@ -49,9 +49,7 @@ _BITS_PER_WORD = 32
 _LARGE = 32_768
 
 
-def normal(
-    key: Key[Array, ""], params: PyTree[Float[Array, "..."], "T"], mask: Resolved = None
-) -> PyTree[Float[Array, "..."], "T"]:
+def normal(key: Key[Array, ""], params: FloatTree, mask: Resolved = None) -> FloatTree:
     """u ~ N(0, I) on the kept coordinates.
 
     Args:
@@ -81,9 +79,7 @@ def normal(
     return masks.restrict(jax.tree.unflatten(structure, drawn), mask)
 
 
-def rademacher(
-    key: Key[Array, ""], params: PyTree[Float[Array, "..."], "T"], mask: Resolved = None
-) -> PyTree[Float[Array, "..."], "T"]:
+def rademacher(key: Key[Array, ""], params: FloatTree, mask: Resolved = None) -> FloatTree:
     """Independent signs, u ∈ {−1, +1}ᵈ on the kept coordinates; arguments as in `normal`.
 
     Each random word gives 32 signs, an order of magnitude cheaper than `jax.random.rademacher`,
@@ -98,9 +94,7 @@ def rademacher(
     return masks.restrict(jax.tree.unflatten(structure, drawn), mask)
 
 
-def sphere(
-    key: Key[Array, ""], params: PyTree[Float[Array, "..."], "T"], mask: Resolved = None
-) -> PyTree[Float[Array, "..."], "T"]:
+def sphere(key: Key[Array, ""], params: FloatTree, mask: Resolved = None) -> FloatTree:
     """Uniform on the sphere of radius √d, d the number of kept coordinates; as in `normal`."""
     direction = normal(key, params, mask)
     length = trees.norm(direction)

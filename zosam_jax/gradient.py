@@ -18,7 +18,7 @@ from zosam_jax.binding import Call
 from zosam_jax.descent import Descent, DescentResult, PerturbedPoint
 from zosam_jax.errors import check_count, check_number, check_static
 from zosam_jax.objective import AxisName, Objective, ValueAndGrad
-from zosam_jax.trees import Array, Float, Int, Key, PyTree, UInt32
+from zosam_jax.trees import Array, Float, FloatTree, Int, Key, PyTree, UInt32
 
 Rho: TypeAlias = float | Array | Callable[[Array], jax.typing.ArrayLike]
 Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree] | None
@@ -71,7 +71,7 @@ class SharpnessAwareState(NamedTuple):
     radius: PyTree
     diagnostics: Diagnostics
     aux: Any = None
-    gradient: PyTree[Float[Array, "..."]] | None = None
+    gradient: FloatTree | None = None
 
 
 class SharpnessAwareGradient:
@@ -323,7 +323,7 @@ class SharpnessAwareGradient:
 
     def _perturb(
         self, problem: "StepProblem", state: SharpnessAwareState, key: Key[Array, ""]
-    ) -> tuple[PyTree[Float[Array, "..."]] | None, AscentResult, Float[Array, ""]]:
+    ) -> tuple[FloatTree | None, AscentResult, Float[Array, ""]]:
         """ε, what the ascent found, and ρ; ε is None for a radius that is zero for good."""
         if isinstance(self._rho, int | float) and self._rho == 0:
             return None, AscentResult(None), jnp.zeros(())
@@ -348,14 +348,12 @@ class StepProblem(NamedTuple):
       fill: puts zeros into a tree like `params` where the caller's parameters have other leaves.
     """
 
-    params: PyTree[Float[Array, "..."]]
+    params: FloatTree
     mask: masks.Resolved
     objective: Objective
     fill: Callable[[PyTree], PyTree]
 
-    def at(
-        self, epsilon: PyTree[Float[Array, "..."]] | None, ascent: AscentResult
-    ) -> PerturbedPoint:
+    def at(self, epsilon: FloatTree | None, ascent: AscentResult) -> PerturbedPoint:
         """The point that a descent starts from."""
         return PerturbedPoint(self.objective, self.params, epsilon, ascent, self.mask)
 
@@ -398,7 +396,7 @@ def _on_floating(function: Callable[..., Array], tree: PyTree, *others: PyTree) 
 
 def _diagnostics(
     rho: Float[Array, ""],
-    epsilon: PyTree[Float[Array, "..."]] | None,
+    epsilon: FloatTree | None,
     ascent: AscentResult,
     result: DescentResult,
     *,
@@ -502,7 +500,7 @@ def value_and_grad(
     )
 
 
-def _fill(tree: PyTree[Float[Array, "..."]], params: PyTree) -> PyTree:
+def _fill(tree: FloatTree, params: PyTree) -> PyTree:
     """Puts zeros where `params` has leaves that are not floating point."""
     values = iter(jax.tree.leaves(tree))
     return jax.tree.map(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from zosam_jax import trees
 from zosam_jax.errors import check_one_of, is_traced
-from zosam_jax.trees import Array, Float, Int, PyTree, T
+from zosam_jax.trees import Array, Float, FloatTree, Int, PyTree
 
 BATCHING = ("auto", "unroll", "vmap", "map")
 
@@ -104,8 +104,8 @@ def in_precision(
 
 def along(
     loss: Loss,
-    params: PyTree[Float[Array, "..."], "T"],
-    direction: PyTree[Float[Array, "..."], "T"],
+    params: FloatTree,
+    direction: FloatTree,
     steps: Sequence[float | Float[Array, ""]],
     batching: str,
 ) -> Float[Array, " steps"]:
@@ -137,8 +137,8 @@ def along(
 
 
 def mean(
-    term: Callable[[Int[Array, ""]], PyTree[Float[Array, "..."]]], count: int | Array, batching: str
-) -> PyTree[Float[Array, "..."]]:
+    term: Callable[[Int[Array, ""]], FloatTree], count: int | Array, batching: str
+) -> FloatTree:
     """(1/count) Σᵢ term(i) for i = 0, …, count − 1, without keeping the terms.
 
     Args:
@@ -164,7 +164,7 @@ def mean(
     return trees.scale(total, 1.0 / count)
 
 
-def after(tree: PyTree[Float[Array, "..."]], index: Int[Array, ""]) -> Int[Array, ""]:
+def after(tree: FloatTree, index: Int[Array, ""]) -> Int[Array, ""]:
     """The index, as a value that cannot be known before all of `tree` is.
 
     Terms would otherwise be free to start together and all be alive at once, since XLA drops its
@@ -175,7 +175,5 @@ def after(tree: PyTree[Float[Array, "..."]], index: Int[Array, ""]) -> Int[Array
     return index + jnp.isnan(everything).astype(index.dtype)
 
 
-def _add(
-    a: PyTree[Float[Array, "..."], "T"], b: PyTree[Float[Array, "..."], "T"]
-) -> PyTree[Float[Array, "..."], "T"]:
+def _add(a: FloatTree, b: FloatTree) -> FloatTree:
     return jax.tree.map(jnp.add, a, b)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from zosam_jax import masks, probes, trees
 from zosam_jax.errors import check_count, check_number, check_part, check_positive_fraction, choose
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, Int, PyTree, T
+from zosam_jax.trees import Array, Float, FloatTree, Int, PyTree
 
 
 class Rule(Protocol):
@@ -22,12 +22,12 @@ class Rule(Protocol):
 
     def __call__(
         self,
-        direction: PyTree[Float[Array, "..."]],
-        params: PyTree[Float[Array, "..."]],
+        direction: FloatTree,
+        params: FloatTree,
         rho: Float[Array, ""],
         mask: masks.Resolved = None,
         /,
-    ) -> PyTree[Float[Array, "..."]]:
+    ) -> FloatTree:
         """Scales a direction to the radius.
 
         Args:
@@ -45,12 +45,7 @@ class Observe(Protocol):
     """How a radius learns from a step."""
 
     def __call__(
-        self,
-        state: PyTree,
-        objective: Objective,
-        params: PyTree[Float[Array, "..."]],
-        epsilon: PyTree[Float[Array, "..."]] | None,
-        /,
+        self, state: PyTree, objective: Objective, params: FloatTree, epsilon: FloatTree | None, /
     ) -> PyTree:
         """The state after a step.
 
@@ -86,11 +81,8 @@ RadiusLike: TypeAlias = str | Rule | Radius
 
 
 def global_(
-    direction: PyTree[Float[Array, "..."], "T"],
-    params: PyTree[Float[Array, "..."], "T"],
-    rho: Float[Array, ""],
-    mask: masks.Resolved = None,
-) -> PyTree[Float[Array, "..."], "T"]:
+    direction: FloatTree, params: FloatTree, rho: Float[Array, ""], mask: masks.Resolved = None
+) -> FloatTree:
     """ε = ρ g / ‖g‖₂ over all leaves together, so that ‖ε‖₂ = ρ (SAM, ZO-SAM).
 
     Args:
@@ -106,11 +98,8 @@ def global_(
 
 
 def layerwise(
-    direction: PyTree[Float[Array, "..."], "T"],
-    params: PyTree[Float[Array, "..."], "T"],
-    rho: Float[Array, ""],
-    mask: masks.Resolved = None,
-) -> PyTree[Float[Array, "..."], "T"]:
+    direction: FloatTree, params: FloatTree, rho: Float[Array, ""], mask: masks.Resolved = None
+) -> FloatTree:
     """ε_l = ρ ‖θ_l‖₂ g_l / ‖g_l‖₂ for every array l of the parameters on its own.
 
     ρ is relative: 0.1 moves each array by a tenth of its norm, whatever its scale. An array that
@@ -131,11 +120,8 @@ def layerwise(
 
 
 def filterwise(
-    direction: PyTree[Float[Array, "..."], "T"],
-    params: PyTree[Float[Array, "..."], "T"],
-    rho: Float[Array, ""],
-    mask: masks.Resolved = None,
-) -> PyTree[Float[Array, "..."], "T"]:
+    direction: FloatTree, params: FloatTree, rho: Float[Array, ""], mask: masks.Resolved = None
+) -> FloatTree:
     """ε_f = ρ ‖θ_f‖₂ g_f / ‖g_f‖₂ for every filter f, the weights of one output feature.
 
     Filters are the slices along the last axis, where Flax keeps output features; an array of
@@ -165,11 +151,8 @@ def _norms(leaf: Float[Array, "..."], axes: tuple[int, ...] | None) -> Float[Arr
 
 
 def adaptive(
-    direction: PyTree[Float[Array, "..."], "T"],
-    params: PyTree[Float[Array, "..."], "T"],
-    rho: Float[Array, ""],
-    mask: masks.Resolved = None,
-) -> PyTree[Float[Array, "..."], "T"]:
+    direction: FloatTree, params: FloatTree, rho: Float[Array, ""], mask: masks.Resolved = None
+) -> FloatTree:
     """ε = ρ T²g / ‖T g‖₂ with T = |θ| elementwise, so that ‖ε/θ‖₂ = ρ (ASAM without its η).
 
     The norm is over the relative changes of all weights together: for the same mean relative
@@ -188,11 +171,8 @@ def adaptive(
 
 
 def adaptive_layerwise(
-    direction: PyTree[Float[Array, "..."], "T"],
-    params: PyTree[Float[Array, "..."], "T"],
-    rho: Float[Array, ""],
-    mask: masks.Resolved = None,
-) -> PyTree[Float[Array, "..."], "T"]:
+    direction: FloatTree, params: FloatTree, rho: Float[Array, ""], mask: masks.Resolved = None
+) -> FloatTree:
     """ε_l = ρ ‖θ_l‖₂ T_l g_l / ‖T_l g_l‖₂ for every array l on its own, T = |θ| elementwise.
 
         T_i = |θ_i|,   but ‖θ_l‖₂ / √n_l where a kept weight is exactly 0, n_l the kept weights of l
@@ -243,22 +223,15 @@ def asam(eta: float = 0.01) -> Rule:
         return jnp.ones_like(theta) if is_bias else jnp.abs(theta) + eta
 
     def rule(
-        direction: PyTree[Float[Array, "..."], "T"],
-        params: PyTree[Float[Array, "..."], "T"],
-        rho: Float[Array, ""],
-        mask: masks.Resolved = None,
-    ) -> PyTree[Float[Array, "..."], "T"]:
+        direction: FloatTree, params: FloatTree, rho: Float[Array, ""], mask: masks.Resolved = None
+    ) -> FloatTree:
         del mask
         return _scaled_by(jax.tree_util.tree_map_with_path(scale, params), direction, rho)
 
     return rule
 
 
-def _scaled_by(
-    scales: PyTree[Float[Array, "..."], "T"],
-    direction: PyTree[Float[Array, "..."], "T"],
-    rho: Float[Array, ""],
-) -> PyTree[Float[Array, "..."], "T"]:
+def _scaled_by(scales: FloatTree, direction: FloatTree, rho: Float[Array, ""]) -> FloatTree:
     """ρ T²g / ‖T g‖₂."""
     scaled = jax.tree.map(lambda t, g: t.astype(g.dtype) * g, scales, direction)
     factor = trees.ratio(rho, trees.norm(scaled))
@@ -335,10 +308,7 @@ def calibrated(
         return Calibration(jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32))
 
     def measured(
-        objective: Objective,
-        params: PyTree[Float[Array, "..."], "T"],
-        epsilon: PyTree[Float[Array, "..."], "T"],
-        factor: Float[Array, ""],
+        objective: Objective, params: FloatTree, epsilon: FloatTree, factor: Float[Array, ""]
     ) -> Float[Array, ""]:
         part = objective.on_fraction(fraction)
         losses = probes.along(part.probe, params, epsilon, (1.0, -1.0, 0.0), "unroll")
@@ -352,10 +322,7 @@ def calibrated(
         return jnp.clip(moved, low, high).astype(jnp.float32)
 
     def observe(
-        state: Calibration,
-        objective: Objective,
-        params: PyTree[Float[Array, "..."]],
-        epsilon: PyTree[Float[Array, "..."]] | None,
+        state: Calibration, objective: Objective, params: FloatTree, epsilon: FloatTree | None
     ) -> Calibration:
         if epsilon is None:
             return state
@@ -385,11 +352,11 @@ def get(radius: RadiusLike) -> Radius:
 
 def perturbation(
     rule: Rule,
-    direction: PyTree[Float[Array, "..."], "T"],
-    params: PyTree[Float[Array, "..."], "T"],
+    direction: FloatTree,
+    params: FloatTree,
     rho: Float[Array, ""],
     mask: masks.Resolved = None,
-) -> PyTree[Float[Array, "..."], "T"]:
+) -> FloatTree:
     """ε by `rule`, with every guard in one place: masked, and zero where it would mean nothing.
 
     A ρ that is below zero or not finite, a direction of norm zero, or one that holds a NaN or an

@@ -16,7 +16,7 @@ from zosam_jax.ascent.base import Ascent
 from zosam_jax.binding import Call
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, Key, PyTree, T
+from zosam_jax.trees import Array, Float, FloatTree, Key, PyTree
 
 
 class Spread(NamedTuple):
@@ -235,7 +235,7 @@ def _measure(
     theta, merge = trees.split_floating(params)
     objective = Objective(Call(loss_fn, (batch,)), name="loss_fn", merge=merge)
 
-    def epsilon(direction: PyTree[Float[Array, "..."], "T"]) -> PyTree[Float[Array, "..."], "T"]:
+    def epsilon(direction: FloatTree) -> FloatTree:
         return radii.perturbation(rule, direction, theta, jnp.asarray(rho), kept)
 
     clean = objective.value_and_grad(theta)

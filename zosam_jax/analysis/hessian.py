@@ -27,7 +27,7 @@ from zosam_jax.binding import Call
 from zosam_jax.errors import check_count
 from zosam_jax.keys import as_key
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, Int, Key, PyTree, T
+from zosam_jax.trees import Array, Float, FloatTree, Int, Key, PyTree
 
 
 class Spectrum(NamedTuple):
@@ -48,7 +48,7 @@ class Spectrum(NamedTuple):
     """
 
     eigenvalues: Float[np.ndarray, " k"]
-    eigenvectors: tuple[PyTree[Float[Array, "..."]], ...]
+    eigenvectors: tuple[FloatTree, ...]
     residuals: Float[np.ndarray, " k"]
     smallest: float
     smallest_residual: float
@@ -96,7 +96,7 @@ class Density(NamedTuple):
 
 def vector_product(
     loss_fn: LossFn, params: PyTree, batches: Iterable[Batch], *, mask: PyTree = None
-) -> Callable[[PyTree[Float[Array, "..."]]], PyTree[Float[Array, "..."]]]:
+) -> Callable[[FloatTree], FloatTree]:
     """v ↦ P H P v, H = ∇²L(θ) averaged over all batches, P the projection on the kept weights.
 
     Args:
@@ -278,7 +278,7 @@ class Point(NamedTuple):
       on_batch: batch → the loss on it, of a tree like `params`.
     """
 
-    params: PyTree[Float[Array, "..."]]
+    params: FloatTree
     mask: masks.Resolved
     on_batch: Callable[[Batch], Objective]
 
@@ -309,14 +309,12 @@ class _Hessian(NamedTuple):
     """
 
     point: Point
-    times: Callable[[PyTree[Float[Array, "..."]]], PyTree[Float[Array, "..."]]]
+    times: Callable[[FloatTree], FloatTree]
     dimension: int
-    take: Callable[[PyTree[Float[Array, "..."]]], Float[Array, " d"]]
-    put: Callable[[Float[Array, " d"]], PyTree[Float[Array, "..."]]]
+    take: Callable[[FloatTree], Float[Array, " d"]]
+    put: Callable[[Float[Array, " d"]], FloatTree]
 
-    def draw(
-        self, distribution: directions.Distribution, key: Key[Array, ""]
-    ) -> PyTree[Float[Array, "..."]]:
+    def draw(self, distribution: directions.Distribution, key: Key[Array, ""]) -> FloatTree:
         """A random direction on the kept weights."""
         return distribution(key, self.point.params, self.point.mask)
 
@@ -334,11 +332,8 @@ def _hessian(loss_fn: LossFn, params: PyTree, batches: Iterable[Batch], mask: Py
 
     @jax.jit
     def on_batch(
-        theta: PyTree[Float[Array, "..."], "T"],
-        kept: masks.Resolved,
-        batch: Batch,
-        vector: PyTree[Float[Array, "..."], "T"],
-    ) -> PyTree[Float[Array, "..."], "T"]:
+        theta: FloatTree, kept: masks.Resolved, batch: Batch, vector: FloatTree
+    ) -> FloatTree:
         loss = point.on_batch(batch)
         vector = jax.tree.map(lambda p, v: jnp.asarray(v, p.dtype), theta, vector)
         _, product = jax.jvp(
@@ -349,14 +344,14 @@ def _hessian(loss_fn: LossFn, params: PyTree, batches: Iterable[Batch], mask: Py
         return masks.restrict(product, kept)
 
     @jax.jit
-    def take(indices: Int[Array, " d"], tree: PyTree[Float[Array, "..."]]) -> Float[Array, " d"]:
+    def take(indices: Int[Array, " d"], tree: FloatTree) -> Float[Array, " d"]:
         return ravel_pytree(tree)[0][indices]
 
     @jax.jit
-    def put(indices: Int[Array, " d"], vector: Float[Array, " d"]) -> PyTree[Float[Array, "..."]]:
+    def put(indices: Int[Array, " d"], vector: Float[Array, " d"]) -> FloatTree:
         return unravel(jnp.zeros(size, dtype).at[indices].set(vector))
 
-    def times(vector: PyTree[Float[Array, "..."], "T"]) -> PyTree[Float[Array, "..."], "T"]:
+    def times(vector: FloatTree) -> FloatTree:
         return means.mean(lambda b: on_batch(point.params, point.mask, b, vector), batches)
 
     return _Hessian(

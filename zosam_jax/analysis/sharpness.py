@@ -19,7 +19,7 @@ from zosam_jax.analysis.batches import Batch, LossFn
 from zosam_jax.analysis.hessian import MonteCarloEstimate, around, monte_carlo_estimate
 from zosam_jax.errors import check_count, check_number, check_one_of, choose
 from zosam_jax.keys import as_key
-from zosam_jax.trees import Array, Float, Key, PyTree, T
+from zosam_jax.trees import Array, Float, FloatTree, Key, PyTree
 
 
 class WorstRise(NamedTuple):
@@ -34,7 +34,7 @@ class WorstRise(NamedTuple):
     """
 
     rise: float
-    epsilon: PyTree[Float[Array, "..."]]
+    epsilon: FloatTree
     rises: Float[np.ndarray, " steps"]
 
 
@@ -77,20 +77,14 @@ def average_rise(
     point = around(loss_fn, params, mask)
 
     @jax.jit
-    def perturb(
-        key: Key[Array, ""], theta: PyTree[Float[Array, "..."], "T"], kept: masks.Resolved
-    ) -> PyTree[Float[Array, "..."], "T"]:
+    def perturb(key: Key[Array, ""], theta: FloatTree, kept: masks.Resolved) -> FloatTree:
         return radii.perturbation(rule, draw(key, theta, kept), theta, jnp.asarray(rho), kept)
 
     @jax.jit
-    def loss(
-        theta: PyTree[Float[Array, "..."], "T"],
-        epsilon: PyTree[Float[Array, "..."], "T"],
-        batch: Batch,
-    ) -> Float[Array, ""]:
+    def loss(theta: FloatTree, epsilon: FloatTree, batch: Batch) -> Float[Array, ""]:
         return point.on_batch(batch).probe(trees.displace(theta, epsilon))
 
-    def loss_at(epsilon: PyTree[Float[Array, "..."]]) -> float:
+    def loss_at(epsilon: FloatTree) -> float:
         return float(means.mean(lambda batch: loss(point.params, epsilon, batch), batches))
 
     here = loss_at(jax.tree.map(jnp.zeros_like, point.params))
@@ -196,25 +190,23 @@ def worst_rise(
 class _Point(NamedTuple):
     """A point in the ball, its loss, and the unit direction of steepest ascent there."""
 
-    z: PyTree[Float[Array, "..."]]
+    z: FloatTree
     loss: float
-    unit_gradient: PyTree[Float[Array, "..."]]
+    unit_gradient: FloatTree
 
 
 class _Ball(NamedTuple):
     """ε = T z with ‖z‖₂ ≤ ρ, over all arrays together or `each` on its own."""
 
-    scales: PyTree[Float[Array, "..."]]
+    scales: FloatTree
     each: Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]
 
-    def unit(self, z: PyTree[Float[Array, "..."], "T"]) -> PyTree[Float[Array, "..."], "T"]:
+    def unit(self, z: FloatTree) -> FloatTree:
         """Scaled to the length 1; zero stays zero."""
         one = jnp.ones(())
         return self.each(lambda part: trees.scale(part, trees.ratio(one, trees.norm(part))), z)
 
-    def project(
-        self, z: PyTree[Float[Array, "..."], "T"], rho: float
-    ) -> PyTree[Float[Array, "..."], "T"]:
+    def project(self, z: FloatTree, rho: float) -> FloatTree:
         """The nearest point of the ball."""
         return self.each(
             lambda part: trees.scale(part, rho / jnp.maximum(trees.norm(part), rho)), z

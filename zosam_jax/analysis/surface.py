@@ -21,12 +21,10 @@ from zosam_jax.analysis import batches as means
 from zosam_jax.analysis.batches import Batch, LossFn
 from zosam_jax.binding import Call
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, PyTree, T
+from zosam_jax.trees import Array, Float, FloatTree, PyTree
 
 
-def filter_normalised(
-    direction: Any, params: PyTree, *, mask: PyTree = None
-) -> PyTree[Float[Array, "..."]]:
+def filter_normalised(direction: Any, params: PyTree, *, mask: PyTree = None) -> FloatTree:
     """u_f ‖θ_f‖₂ / ‖u_f‖₂ for every filter f, and 0 for arrays of fewer than two axes.
 
     A distance of 1 along it moves every filter by as much as its weights are long, so that the
@@ -59,7 +57,7 @@ def filter_normalised(
 
 def random_plane(
     params: PyTree, key: int | Array = 0, *, mask: PyTree = None, orthogonal: bool = False
-) -> tuple[PyTree[Float[Array, "..."], "T"], PyTree[Float[Array, "..."], "T"]]:
+) -> tuple[FloatTree, FloatTree]:
     """Two random filter-normalised directions (u, v), drawn independently.
 
     Among d weights their cosine is of the size 1/√d, so that they are all but orthogonal.
@@ -150,17 +148,14 @@ def _losses(
     loss_fn: LossFn,
     params: PyTree,
     batches: Iterable[Batch],
-    along: tuple[PyTree[Float[Array, "..."]], ...],
+    along: tuple[FloatTree, ...],
     points: Float[np.ndarray, "n k"],
 ) -> Float[Array, " n"]:
     """The mean losses at points of shape [n, k], coordinates along k directions."""
 
     @jax.jit
     def at(
-        params: PyTree,
-        batch: Batch,
-        along: tuple[PyTree[Float[Array, "..."]], ...],
-        point: Float[Array, " k"],
+        params: PyTree, batch: Batch, along: tuple[FloatTree, ...], point: Float[Array, " k"]
     ) -> Float[Array, ""]:
         floating, merge = trees.split_floating(params)
         # Summed first, so that parameters of a narrow dtype are rounded once.
@@ -184,7 +179,7 @@ def _is_key(value: Any) -> bool:
     return dtype is not None and (dtype == jnp.uint32 or jnp.issubdtype(dtype, jax.dtypes.prng_key))
 
 
-def _fitting(argument: str, direction: PyTree, params: PyTree) -> PyTree[Float[Array, "..."]]:
+def _fitting(argument: str, direction: PyTree, params: PyTree) -> FloatTree:
     """The direction's floating-point leaves in float32 or wider, one for each of `params`.
 
     Raises:

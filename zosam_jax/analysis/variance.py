@@ -11,7 +11,7 @@ from zosam_jax import masks, trees
 from zosam_jax.analysis.batches import Batch, LossFn
 from zosam_jax.binding import Call
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, PyTree, T
+from zosam_jax.trees import Array, Float, FloatTree, PyTree
 
 
 class GradientVariance(NamedTuple):
@@ -101,7 +101,7 @@ def gradient_variance(
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "perturbation"))
 def _include(
-    mean: PyTree[Float[Array, "..."], "T"],
+    mean: FloatTree,
     count: Float[Array, ""],
     *,
     loss_fn: LossFn,
@@ -109,7 +109,7 @@ def _include(
     params: PyTree,
     batch: Batch,
     kept: masks.Resolved,
-) -> tuple[PyTree[Float[Array, "..."], "T"], Float[Array, ""]]:
+) -> tuple[FloatTree, Float[Array, ""]]:
     """The mean with one gradient more, and by how much Σ‖g_b − ḡ‖² grows."""
     g = _gradient(loss_fn, perturbation, params, batch, kept)
     deviation = trees.displace(g, mean, -1.0)
@@ -123,7 +123,7 @@ def _gradient(
     params: PyTree,
     batch: Batch,
     kept: masks.Resolved,
-) -> PyTree[Float[Array, "..."]]:
+) -> FloatTree:
     """∇L_b(θ + ε_b) on the kept weights, in float32 or wider."""
     floating, merge = trees.split_floating(params)
     if perturbation is not None:

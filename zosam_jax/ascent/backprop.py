@@ -5,7 +5,7 @@ from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.errors import check_part
 from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, Key, PyTree
+from zosam_jax.trees import Array, FloatTree, Key
 
 
 def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
@@ -34,11 +34,7 @@ def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
     check_part("fraction", fraction)
 
     def direction(
-        objective: Objective,
-        params: PyTree[Float[Array, "..."]],
-        *,
-        key: Key[Array, ""],
-        mask: Resolved,
+        objective: Objective, params: FloatTree, *, key: Key[Array, ""], mask: Resolved
     ) -> AscentResult:
         del key
         part, each = objective.on_fraction(fraction), None

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective, ValueAndGrad
-from zosam_jax.trees import Array, Float, Key, PyTree
+from zosam_jax.trees import Array, Float, FloatTree, Key, PyTree
 
 
 class AscentResult(NamedTuple):
@@ -21,7 +21,7 @@ class AscentResult(NamedTuple):
       slope: the derivative of L at θ along the direction, ⟨∇L(θ), g⟩ / ‖g‖, if it was measured.
     """
 
-    direction: PyTree[Float[Array, "..."]]
+    direction: FloatTree
     clean: ValueAndGrad | None = None
     value: Float[Array, ""] | None = None
     slope: Float[Array, ""] | None = None
@@ -32,13 +32,7 @@ class StatelessDirection(Protocol):
     """A way of finding "up" that remembers nothing; see `Direction`."""
 
     def __call__(
-        self,
-        objective: Objective,
-        params: PyTree[Float[Array, "..."]],
-        /,
-        *,
-        key: Key[Array, ""],
-        mask: Resolved,
+        self, objective: Objective, params: FloatTree, /, *, key: Key[Array, ""], mask: Resolved
     ) -> AscentResult:
         """As `Direction`, without the state."""
 
@@ -49,7 +43,7 @@ class Direction(Protocol):
     def __call__(
         self,
         objective: Objective,
-        params: PyTree[Float[Array, "..."]],
+        params: FloatTree,
         state: PyTree,
         /,
         *,
@@ -93,7 +87,7 @@ def stateless(direction: StatelessDirection) -> Ascent:
 
     def with_state(
         objective: Objective,
-        params: PyTree[Float[Array, "..."]],
+        params: FloatTree,
         state: PyTree,
         *,
         key: Key[Array, ""],

@@ -7,7 +7,7 @@ from zosam_jax.ascent import memory
 from zosam_jax.ascent.base import Ascent, AscentResult
 from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, Key, PyTree
+from zosam_jax.trees import Array, FloatTree, Key, PyTree
 
 
 class PreviousGradientState(NamedTuple):
@@ -17,7 +17,7 @@ class PreviousGradientState(NamedTuple):
       average: m, a pytree like the parameters in float32 or wider; zeros before the first step.
     """
 
-    average: PyTree[Float[Array, "..."]]
+    average: FloatTree
 
 
 def previous_gradient(decay: float = 0.0) -> Ascent:
@@ -54,7 +54,7 @@ def previous_gradient(decay: float = 0.0) -> Ascent:
         return AscentResult(masks.restrict(state.average, mask))
 
     def observe(
-        state: PreviousGradientState, found: AscentResult, gradient: PyTree[Float[Array, "..."]]
+        state: PreviousGradientState, found: AscentResult, gradient: FloatTree
     ) -> PreviousGradientState:
         del found
         return PreviousGradientState(memory.moving_average(state.average, gradient, decay))

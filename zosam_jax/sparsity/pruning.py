@@ -20,7 +20,7 @@ from zosam_jax.sparsity.distributions import SparsityDistribution
 from zosam_jax.sparsity.layers import Layers, Where, is_weight
 from zosam_jax.sparsity.patterns import Pattern, unstructured
 from zosam_jax.sparsity.selection import largest, largest_in_each
-from zosam_jax.trees import Array, Bool, Float, Key, Num, PyTree, T
+from zosam_jax.trees import Array, Bool, Float, FloatTree, Key, Num, PyTree
 
 Loss: TypeAlias = Callable[..., Any]
 Batches: TypeAlias = Sequence[tuple[Any, ...]]
@@ -338,9 +338,7 @@ def _product(
     return weights.astype(wide) * gradient.astype(wide)
 
 
-def _finite(
-    scores: PyTree[Float[Array, "..."], "T"], name: str
-) -> PyTree[Float[Array, "..."], "T"]:
+def _finite(scores: FloatTree, name: str) -> FloatTree:
     for path, score in jax.tree.leaves_with_path(scores):
         if not is_traced(score) and not bool(jnp.isfinite(score).all()):
             raise ValueError(
