@@ -1,8 +1,9 @@
 """Radius rules: from an ascent's direction g and a radius ρ to the perturbation ε.
 
-A radius rule is a function `(direction, params, rho, mask=None) -> epsilon`. It sees directions
-that are zero where the mask is, and returns ε = 0 where there is nothing to scale. A `Radius` is a
-rule with a factor on ρ that it learns from the steps.
+A radius rule is a function `(direction, params, rho, mask=None) -> epsilon` (`Rule`). It sees
+directions that are zero where the mask is, and returns ε = 0 where there is nothing to scale. Norms
+of parameters are those of the kept weights. A `Radius` is a rule with a factor on ρ that it learns
+from the steps.
 """
 
 from collections.abc import Callable
@@ -41,25 +42,6 @@ class Rule(Protocol):
         """
 
 
-class Observe(Protocol):
-    """How a radius learns from a step."""
-
-    def __call__(
-        self, state: PyTree, objective: Objective, params: FloatTree, epsilon: FloatTree | None, /
-    ) -> PyTree:
-        """The state after a step.
-
-        Args:
-          state: the radius's own, arrays only.
-          objective: the step's loss, which may be asked for further passes.
-          params: θ.
-          epsilon: ε, a pytree like `params`; None where ρ is zero for good.
-
-        Returns:
-          The new state, a pytree like `state`.
-        """
-
-
 class Radius(NamedTuple):
     """A rule whose ρ adapts itself.
 
@@ -67,14 +49,14 @@ class Radius(NamedTuple):
       rule: (direction, params, rho, mask) → ε.
       init: () → state (arrays only).
       factor: state → what ρ is multiplied by, a scalar.
-      observe: (state, objective, params, epsilon) → state, in each step; it may ask `objective`,
-        a `zosam_jax.objective.Objective`, for further passes.
+      observe: (state, objective, params, epsilon) → state, after each step; it may ask `objective`,
+        a `zosam_jax.objective.Objective`, for further passes. ε is None where ρ is zero for good.
     """
 
     rule: Rule
     init: Callable[[], PyTree]
     factor: Callable[[PyTree], Float[Array, ""] | float]
-    observe: Observe
+    observe: Callable[[PyTree, Objective, FloatTree, FloatTree | None], PyTree]
 
 
 RadiusLike: TypeAlias = str | Rule | Radius
@@ -84,12 +66,6 @@ def global_(
     direction: FloatTree, params: FloatTree, rho: Float[Array, ""], mask: masks.Resolved = None
 ) -> FloatTree:
     """ε = ρ g / ‖g‖₂ over all leaves together, so that ‖ε‖₂ = ρ (SAM, ZO-SAM).
-
-    Args:
-      direction: g, a pytree of floating-point arrays.
-      params: θ, a pytree like `direction` (unused by this rule).
-      rho: ρ ≥ 0, a scalar in the units of the parameters.
-      mask: unused by this rule; `direction` is already zero where the mask is.
 
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412
     """
@@ -104,12 +80,6 @@ def layerwise(
 
     ρ is relative: 0.1 moves each array by a tenth of its norm, whatever its scale. An array that
     is all zeros (a fresh bias) stays where it is.
-
-    Args:
-      direction: g, a pytree of floating-point arrays.
-      params: θ, a pytree like `direction`.
-      rho: ρ ≥ 0, a scalar without units.
-      mask: where given, ‖θ_l‖₂ counts the kept weights only.
     """
 
     def leaf(g: Array, theta: Array) -> Array:
@@ -126,12 +96,6 @@ def filterwise(
 
     Filters are the slices along the last axis, where Flax keeps output features; an array of
     fewer than two axes moves as a whole, as in `layerwise`. ρ is relative as it is there.
-
-    Args:
-      direction: g, a pytree of floating-point arrays.
-      params: θ, a pytree like `direction`.
-      rho: ρ ≥ 0, a scalar without units.
-      mask: where given, ‖θ_f‖₂ counts the kept weights only.
 
     Reference: for random g, Bisla et al., https://arxiv.org/abs/2201.08025
     """
@@ -158,12 +122,6 @@ def adaptive(
     The norm is over the relative changes of all weights together: for the same mean relative
     change ρ grows with √d, d the number of weights, when g is a random direction.
 
-    Args:
-      direction: g, a pytree of floating-point arrays.
-      params: θ, a pytree like `direction`.
-      rho: ρ ≥ 0, a scalar without units.
-      mask: unused by this rule; `direction` is already zero where the mask is.
-
     Reference: Kwon et al., ASAM, https://arxiv.org/abs/2102.11600
     """
     del mask
@@ -182,12 +140,6 @@ def adaptive_layerwise(
     move like one of root mean square size. With T = 0 they would stand still, and where all kept
     weights of a channel are new, at zero, the gradient at θ+ε would be that of a channel without
     variance, which BatchNorm multiplies by 1/√(its ε), 316 for 1e-5.
-
-    Args:
-      direction: g, a pytree of floating-point arrays.
-      params: θ, a pytree like `direction`.
-      rho: ρ ≥ 0, a scalar without units.
-      mask: where given, ‖θ_l‖₂ and n_l count the kept weights only.
     """
 
     def scaled(g: Array, theta: Array, kept: Array | None) -> Array:

@@ -28,15 +28,6 @@ class AscentResult(NamedTuple):
     losses: Float[Array, " batch"] | None = None
 
 
-class StatelessDirection(Protocol):
-    """A way of finding "up" that remembers nothing; see `Direction`."""
-
-    def __call__(
-        self, objective: Objective, params: FloatTree, /, *, key: Key[Array, ""], mask: Resolved
-    ) -> AscentResult:
-        """As `Direction`, without the state."""
-
-
 class Direction(Protocol):
     """A way of finding "up"."""
 
@@ -69,9 +60,7 @@ class Ascent(NamedTuple):
 
     Attributes:
       init: params → state, whatever the ascent wants to remember between steps (arrays only).
-      direction: (objective, params, state, *, key, mask) → AscentResult. `objective` is a
-        `zosam_jax.objective.Objective`, `key` a fresh random key for this step, `mask` None or
-        a pytree of bool leaves like `params`.
+      direction: (objective, params, state, *, key, mask) → AscentResult (`Direction`).
       observe: (state, found, gradient) → state, called after each step with what `direction`
         found (∇L(θ) in `found.clean`, where the ascent took it on the whole batch) and the
         descent's gradient ∇L(θ+ε). With microbatches both are the mean over them.
@@ -82,7 +71,7 @@ class Ascent(NamedTuple):
     observe: Callable[[PyTree, AscentResult, PyTree], PyTree]
 
 
-def stateless(direction: StatelessDirection) -> Ascent:
+def stateless(direction: Callable[..., AscentResult]) -> Ascent:
     """An ascent that remembers nothing; `direction` is as in Ascent, without the state."""
 
     def with_state(
