@@ -180,56 +180,17 @@ def deit(
     )
 
 
-def deit_tiny(
-    num_classes: int,
-    *,
-    rngs: nnx.Rngs,
-    image_shape: tuple[int, int, int] = (224, 224, 3),
-    patch: int = 16,
-    drop_path_rate: float = 0.0,
-    dtype: DTypeLike = jnp.float32,
-) -> DeiT:
-    """`deit` with 12 blocks of 192 features and 3 heads.
+deit_tiny = functools.partial(deit, dim=192, depth=12, heads=3)
+deit_tiny.__doc__ = """`deit` with 12 blocks of 192 features and 3 heads.
 
-    5,717,416 parameters for 224×224 coloured images and 1,000 classes, 5,647,872 in kernels.
-    """
-    return deit(
-        num_classes,
-        rngs=rngs,
-        dim=192,
-        depth=12,
-        heads=3,
-        image_shape=image_shape,
-        patch=patch,
-        drop_path_rate=drop_path_rate,
-        dtype=dtype,
-    )
+5,717,416 parameters for 224×224 coloured images and 1,000 classes, 5,647,872 in kernels.
+"""
 
+deit_small = functools.partial(deit, dim=384, depth=12, heads=6)
+deit_small.__doc__ = """`deit` with 12 blocks of 384 features and 6 heads.
 
-def deit_small(
-    num_classes: int,
-    *,
-    rngs: nnx.Rngs,
-    image_shape: tuple[int, int, int] = (224, 224, 3),
-    patch: int = 16,
-    drop_path_rate: float = 0.0,
-    dtype: DTypeLike = jnp.float32,
-) -> DeiT:
-    """`deit` with 12 blocks of 384 features and 6 heads.
-
-    22,050,664 parameters for 224×224 coloured images and 1,000 classes, 21,912,576 in kernels.
-    """
-    return deit(
-        num_classes,
-        rngs=rngs,
-        dim=384,
-        depth=12,
-        heads=6,
-        image_shape=image_shape,
-        patch=patch,
-        drop_path_rate=drop_path_rate,
-        dtype=dtype,
-    )
+22,050,664 parameters for 224×224 coloured images and 1,000 classes, 21,912,576 in kernels.
+"""
 
 
 def _check_patches(image_shape: tuple[int, int, int], patch: int) -> None:

@@ -1,5 +1,6 @@
 """Residual networks, of the CIFAR kind and of ImageNet's: blocks that end in x' + f(x) and ReLU."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -175,36 +176,18 @@ def cifar_resnet(
     )
 
 
-def resnet8(
-    num_classes: int,
-    *,
-    rngs: nnx.Rngs,
-    image_shape: tuple[int, int, int] = (28, 28, 1),
-    dtype: DTypeLike = jnp.float32,
-) -> ResNet:
-    """`cifar_resnet` with 8 layers and widths 16, 32, 64, for 8×8 and 28×28 images.
+resnet8 = functools.partial(cifar_resnet, depth=8, image_shape=(28, 28, 1))
+resnet8.__doc__ = """`cifar_resnet` with 8 layers and widths 16, 32, 64.
 
-    77,754 parameters for grey images and 10 classes.
-    """
-    return cifar_resnet(num_classes, rngs=rngs, depth=8, image_shape=image_shape, dtype=dtype)
+For 8×8 and 28×28 images; 77,754 parameters for grey ones and 10 classes.
+"""
 
+resnet32 = functools.partial(cifar_resnet, depth=32, width=32)
+resnet32.__doc__ = """`cifar_resnet` with 32 layers and widths 32, 64, 128.
 
-def resnet32(
-    num_classes: int,
-    *,
-    rngs: nnx.Rngs,
-    image_shape: tuple[int, int, int] = (32, 32, 3),
-    dtype: DTypeLike = jnp.float32,
-) -> ResNet:
-    """`cifar_resnet` with 32 layers and widths 32, 64, 128, twice the usual: that of MEST.
-
-    1,860,522 parameters for coloured images and 10 classes, 1,872,132 for 100.
-
-    Reference: Yuan et al., MEST, https://arxiv.org/abs/2110.14032
-    """
-    return cifar_resnet(
-        num_classes, rngs=rngs, depth=32, width=32, image_shape=image_shape, dtype=dtype
-    )
+Twice the usual: that of MEST (Yuan et al., https://arxiv.org/abs/2110.14032). 1,860,522 parameters
+for coloured images and 10 classes, 1,872,132 for 100.
+"""
 
 
 def resnet50(
