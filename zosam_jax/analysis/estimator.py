@@ -120,23 +120,16 @@ def quality(
     has gradients too where the ascent's state needs them.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss.
-      params: θ.
       batches: of equal size; iterated over once for each draw.
       ascent: how the direction is found (`zosam_jax.ascent`).
       rho: ρ > 0, a number in the units of `radius`.
       radius: the rule that makes ε of it (`zosam_jax.radius`); of one that
         calibrates itself, the rule alone.
-      mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_draws: how often each batch is used, with a random key of its own each time.
       key: a seed or a random key; the same one gives other ascents the same random numbers.
 
     Returns:
       The means over all samples, each with its spread.
-
-    Raises:
-      ValueError, TypeError: for an argument out of range, a mask that does not fit the
-        parameters, no batches, or a loss that is no scalar.
     """
     if not isinstance(ascent, Ascent):
         raise TypeError(
@@ -192,17 +185,12 @@ def quality_of_each(
     and against sparsity, `quality(..., mask=masks)` for the masks of each.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss.
-      params: θ.
       batches: of equal size, re-iterable.
       ascents: label → ascent.
       **options: the keyword arguments of `quality`.
 
     Returns:
       label → Quality, in the order of `ascents`.
-
-    Raises:
-      ValueError, TypeError: as `quality`.
     """
     return {
         label: quality(loss_fn, params, batches, ascent, **options)

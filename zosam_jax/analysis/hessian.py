@@ -99,19 +99,9 @@ def vector_product(
 ) -> Callable[[FloatTree], FloatTree]:
     """v ↦ P H P v, H = ∇²L(θ) averaged over all batches, P the projection on the kept weights.
 
-    Args:
-      loss_fn: (params, batch) → the batch's mean loss, twice differentiable.
-      params: θ.
-      batches: of equal size; iterated over once in each product.
-      mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
-
     Returns:
       A function of a pytree like `params` that returns one, in float32 or wider, with None in
       place of what is not floating point.
-
-    Raises:
-      ValueError, TypeError: for a mask that does not fit the parameters; in a product, for no
-        batches, or a loss that is no scalar.
     """
     return _hessian(loss_fn, params, batches, mask).times
 
@@ -133,20 +123,12 @@ def spectrum(
     eigenvalues converge first, and more steps make all of them smaller.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss, twice differentiable.
-      params: θ.
       batches: of equal size; iterated over once in each step.
-      mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_eigenvalues: k ≥ 1, at most the number of steps.
       num_steps: Hessian-vector products; no more are made than weights are kept.
-      key: a seed or a random key.
 
     Returns:
       A Spectrum.
-
-    Raises:
-      ValueError, TypeError: for an argument out of range, a mask that does not fit the parameters
-        or keeps none, no batches, a loss that is no scalar, or a Hessian that is not finite.
     """
     check_count("num_eigenvalues", num_eigenvalues)
     check_count("num_steps", num_steps)
@@ -186,18 +168,12 @@ def trace(
     One sample has the variance 2 Σ_{i≠j} H²ᵢⱼ: none for a diagonal H.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss, twice differentiable.
-      params: θ.
       batches: of equal size; iterated over once for each sample.
-      mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_samples: Hessian-vector products.
-      key: a seed or a random key.
 
     Returns:
       The trace, with its standard error.
 
-    Raises:
-      ValueError, TypeError: as `spectrum` does, but for a Hessian that is not finite.
 
     Reference: Hutchinson, A Stochastic Estimator of the Trace of the Influence Matrix, 1989.
     """
@@ -227,19 +203,13 @@ def density(
     matrix, weighed by the squares of the first components of their eigenvectors.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss, twice differentiable.
-      params: θ.
       batches: of equal size; iterated over num_samples · num_steps times.
-      mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_samples: n, the number of random starts.
       num_steps: m, Hessian-vector products from each; no more than weights are kept.
-      key: a seed or a random key.
 
     Returns:
       The nodes and weights of num_samples quadratures.
 
-    Raises:
-      ValueError, TypeError: as `spectrum` does.
 
     Reference: Ghorbani et al., https://arxiv.org/abs/1901.10159
     """
@@ -255,14 +225,7 @@ def density(
 
 
 def monte_carlo_estimate(samples: Sequence[float]) -> MonteCarloEstimate:
-    """The mean of independent samples, one or more, with its standard error.
-
-    Args:
-      samples: n numbers.
-
-    Returns:
-      A MonteCarloEstimate; its standard error is NaN for one sample.
-    """
+    """The mean of independent samples, one or more, with its standard error."""
     values = np.asarray(samples, np.float64)
     count = len(values)
     error = float(np.std(values, ddof=1)) / np.sqrt(count) if count > 1 else np.nan
@@ -284,11 +247,7 @@ class Point(NamedTuple):
 
 
 def around(loss_fn: LossFn, params: PyTree, mask: PyTree) -> Point:
-    """The loss around θ, as a function of the weights that can be moved.
-
-    Raises:
-      ValueError, TypeError: for a mask that does not fit the parameters, or complex ones.
-    """
+    """The loss around θ, as a function of the weights that can be moved."""
     floating, merge = trees.split_floating(params)
     return Point(
         params=jax.tree.map(lambda p: jnp.asarray(p, trees.wide_dtype(p)), floating),

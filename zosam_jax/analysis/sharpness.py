@@ -53,22 +53,15 @@ def average_rise(
     """E_u[L(θ + ε(u))] − L(θ), ε(u) the perturbation of a radius along a random direction u.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss.
-      params: θ.
       batches: of equal size; iterated over once for each sample and once for L(θ).
       rho: ρ > 0, in the units of `radius`.
       radius: a rule of `zosam_jax.radius` by name, or one of your own.
-      mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_samples: the number of directions.
       distribution: theirs, of `zosam_jax.directions`, by name or your own.
       key: a seed or a random key; the same one gives other networks the same directions.
 
     Returns:
       The rise, in units of the loss, with its standard error.
-
-    Raises:
-      ValueError, TypeError: for an argument out of range, a mask that does not fit the parameters,
-        no batches, or a loss that is no scalar.
     """
     check_number("rho", rho, above=0.0, inclusive=False)
     check_count("num_samples", num_samples)
@@ -120,21 +113,15 @@ def worst_rise(
     is taken back, and halves α.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss.
-      params: θ.
       batches: of equal size; iterated over once in each step and once for L(θ).
       rho: ρ > 0, in the units of the parameters for "global", else without units.
       radius: "global", "adaptive" or "layerwise".
-      mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_steps: passes with gradients, each over all batches; 1 for SAM's point alone.
       key: a seed or a random key, for the random point.
 
     Returns:
       A WorstRise, in units of the loss.
 
-    Raises:
-      ValueError, TypeError: for an argument out of range, a mask that does not fit the parameters,
-        no batches, or a loss that is no scalar.
 
     Reference: Andriushchenko et al., A Modern Look at the Relationship between Sharpness and
     Generalization, https://arxiv.org/abs/2302.07011

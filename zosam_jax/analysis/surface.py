@@ -40,9 +40,6 @@ def filter_normalised(direction: Any, params: PyTree, *, mask: PyTree = None) ->
 
     Returns:
       A pytree like `params` in float32 or wider, None where those are not floating point.
-
-    Raises:
-      ValueError, TypeError: for a direction or mask that does not fit the parameters.
     """
     floating, _ = trees.split_floating(params)
     kept = masks.resolve(mask, floating)
@@ -63,17 +60,11 @@ def random_plane(
     Among d weights their cosine is of the size 1/√d, so that they are all but orthogonal.
 
     Args:
-      params: θ.
-      key: a seed or a random key.
-      mask: the kept weights; None for all.
       orthogonal: whether to make v ← v − (⟨u, v⟩ / ⟨u, u⟩) u. Its filters are then no longer
         exactly as long as their weights.
 
     Returns:
       Two pytrees as `filter_normalised` returns them.
-
-    Raises:
-      ValueError, TypeError: for a key that is none, or a mask that does not fit the parameters.
     """
     first, second = jax.random.split(keys.as_key(key))
     u = filter_normalised(first, params, mask=mask)
@@ -93,18 +84,12 @@ def line(
     """L(θ + t·u) at every distance t, the mean over all batches.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss.
-      params: θ.
       batches: of equal size; iterated over once.
       direction: u, a pytree like `params`.
       distances: the values of t, of shape [n]; one program is compiled for all.
 
     Returns:
       The losses, of shape [n], in float32 or wider.
-
-    Raises:
-      ValueError, TypeError: for a direction that does not fit the parameters, distances that are
-        not finite numbers, no batches, or a loss that is no scalar.
     """
     along = (_fitting("direction", direction, params),)
     return _losses(loss_fn, params, batches, along, _axis("distances", distances)[:, None])
@@ -122,8 +107,6 @@ def plane(
     """L(θ + x·u + y·v) at every point of a grid, the mean over all batches.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss.
-      params: θ.
       batches: of equal size; iterated over once.
       directions: (u, v), two pytrees like `params`; x goes along the first, y along the second.
       xs: the coordinates along u, of shape [columns].
@@ -132,9 +115,6 @@ def plane(
     Returns:
       The losses, of shape [len(ys), len(xs)], in float32 or wider: losses[i, j] is the one at
       xs[j], ys[i], as matplotlib's contour(xs, ys, losses) takes it.
-
-    Raises:
-      ValueError, TypeError: as `line` does.
     """
     if not isinstance(directions, tuple | list) or len(directions) != 2:
         raise ValueError("directions must be two pytrees like params: (u, v).")

@@ -47,8 +47,6 @@ def gradient_variance(
     whatever the number of batches.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss.
-      params: θ.
       batches: two or more, of equal size; iterated over once.
       mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all. Gradients and
         perturbations are restricted to them.
@@ -61,9 +59,6 @@ def gradient_variance(
     Returns:
       A GradientVariance.
 
-    Raises:
-      ValueError, TypeError: for fewer than two batches, a mask that does not fit the parameters,
-        or a loss that is no scalar.
 
     Reference: Welford, Note on a Method for Calculating Corrected Sums of Squares and Products,
       1962.
