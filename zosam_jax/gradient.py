@@ -339,18 +339,12 @@ class SharpnessAwareGradient:
 
 
 class StepProblem(NamedTuple):
-    """What one step works on: the floating-point leaves of the parameters alone.
+    """What one step works on: the floating-point leaves of the parameters alone."""
 
-    Attributes:
-      params: θ.
-      mask: None, or a pytree of bool leaves like `params`.
-      objective: the minibatch loss.
-      fill: puts zeros into a tree like `params` where the caller's parameters have other leaves.
-    """
-
-    params: FloatTree
-    mask: masks.Resolved
-    objective: Objective
+    params: FloatTree  # θ
+    mask: masks.Resolved  # None, or a pytree of bool leaves like `params`
+    objective: Objective  # the minibatch loss
+    # puts zeros into a tree like `params` where the caller's parameters have other leaves
     fill: Callable[[PyTree], PyTree]
 
     def at(self, epsilon: FloatTree | None, ascent: AscentResult) -> PerturbedPoint:

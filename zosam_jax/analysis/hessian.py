@@ -233,17 +233,11 @@ def monte_carlo_estimate(samples: Sequence[float]) -> MonteCarloEstimate:
 
 
 class Point(NamedTuple):
-    """A loss near given weights.
+    """A loss near given weights."""
 
-    Attributes:
-      params: θ's floating-point leaves in float32 or wider, None for the others.
-      mask: resolved; None for all.
-      on_batch: batch → the loss on it, of a tree like `params`.
-    """
-
-    params: FloatTree
-    mask: masks.Resolved
-    on_batch: Callable[[Batch], Objective]
+    params: FloatTree  # θ's floating-point leaves in float32 or wider, None for the others
+    mask: masks.Resolved  # resolved; None for all
+    on_batch: Callable[[Batch], Objective]  # batch → the loss on it, of a tree like `params`
 
 
 def around(loss_fn: LossFn, params: PyTree, mask: PyTree) -> Point:
@@ -257,21 +251,14 @@ def around(loss_fn: LossFn, params: PyTree, mask: PyTree) -> Point:
 
 
 class _Hessian(NamedTuple):
-    """P H P at a point.
+    """P H P at a point."""
 
-    Attributes:
-      point: θ, the mask and the loss.
-      times: its product with a tree like the point's parameters.
-      dimension: the number of kept weights.
-      take: the kept weights of such a tree, as one vector.
-      put: the tree of such a vector, zero elsewhere.
-    """
-
-    point: Point
-    times: Callable[[FloatTree], FloatTree]
-    dimension: int
+    point: Point  # θ, the mask and the loss
+    times: Callable[[FloatTree], FloatTree]  # its product with a tree like the point's parameters
+    dimension: int  # the number of kept weights
+    # the kept weights of such a tree, as one vector
     take: Callable[[FloatTree], Float[Array, " d"]]
-    put: Callable[[Float[Array, " d"]], FloatTree]
+    put: Callable[[Float[Array, " d"]], FloatTree]  # the tree of such a vector, zero elsewhere
 
     def draw(self, distribution: directions.Distribution, key: Key[Array, ""]) -> FloatTree:
         """A random direction on the kept weights."""
@@ -323,17 +310,11 @@ def _hessian(loss_fn: LossFn, params: PyTree, batches: Iterable[Batch], mask: Py
 
 
 class _Krylov(NamedTuple):
-    """H Q = Q T + r eᵀ, e the last unit vector, Q of m orthonormal columns.
+    """H Q = Q T + r eᵀ, e the last unit vector, Q of m orthonormal columns."""
 
-    Attributes:
-      basis: Qᵀ, [m, d].
-      matrix: T, float64[m, m], tridiagonal.
-      coupling: ‖r‖₂.
-    """
-
-    basis: Float[np.ndarray, "m d"]
-    matrix: Float[np.ndarray, "m m"]
-    coupling: float
+    basis: Float[np.ndarray, "m d"]  # Qᵀ, [m, d]
+    matrix: Float[np.ndarray, "m m"]  # T, float64[m, m], tridiagonal
+    coupling: float  # ‖r‖₂
 
 
 def _lanczos(hessian: _Hessian, num_steps: int, key: Key[Array, ""]) -> _Krylov:

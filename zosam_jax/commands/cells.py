@@ -25,18 +25,12 @@ _TUNED = "tuned"
 
 
 class Cell(NamedTuple):
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-      own: those of its options that not all runs share; they name its folder.
-      options: of `zosam train`, as the file has them.
-      config: what they come to.
-      grid: option → the values that tuning chooses from, rising; empty if nothing is tuned.
-    """
-
-    own: Options
-    options: Options
-    config: TrainConfig
+    own: Options  # those of its options that not all runs share; they name its folder
+    options: Options  # of `zosam train`, as the file has them
+    config: TrainConfig  # what they come to
+    # option → the values that tuning chooses from, rising; empty if nothing is tuned
     grid: Mapping[str, Sequence[Any]] = {}
 
     def command(self, output: Path) -> list[str]:
@@ -56,17 +50,12 @@ class Cell(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """How options are tuned.
+    """How options are tuned."""
 
-    Attributes:
-      grid: option → its candidates, for all runs; empty for the grid of each optimizer's ρ.
-      seeds: how many seeds each candidate is trained from.
-      fraction: of the training images that are held out, where the runs hold none out.
-    """
-
+    # option → its candidates, for all runs; empty for the grid of each optimizer's ρ
     grid: Mapping[str, Sequence[Any]] = {}
-    seeds: int = 2
-    fraction: float = 0.2
+    seeds: int = 2  # how many seeds each candidate is trained from
+    fraction: float = 0.2  # of the training images that are held out, where the runs hold none out
 
 
 def _name(own: Options) -> str:
@@ -108,19 +97,12 @@ def _words(name: str, value: Any) -> list[str]:
 
 
 class Tables(NamedTuple):
-    """What a sweep's file says.
+    """What a sweep's file says."""
 
-    Attributes:
-      train: options of all runs, where they have an effect.
-      grid: option → values of which all combinations are run.
-      cases: sets of options that go together.
-      tuning: None to tune nothing.
-    """
-
-    train: Options
-    grid: Mapping[str, Sequence[Any]]
-    cases: Sequence[Options]
-    tuning: Tuning | None
+    train: Options  # options of all runs, where they have an effect
+    grid: Mapping[str, Sequence[Any]]  # option → values of which all combinations are run
+    cases: Sequence[Options]  # sets of options that go together
+    tuning: Tuning | None  # None to tune nothing
 
     def cells(self) -> list[Cell]:
         """All runs, in order; seeds vary slowest, so that a part of it is balanced too.

@@ -16,31 +16,21 @@ _FIRST_SEED = 100
 
 
 class Trial(NamedTuple):
-    """A candidate of a method.
+    """A candidate of a method."""
 
-    Attributes:
-      values: option → what is tried.
-      runs: one for each seed, on images without those held out.
-    """
-
-    values: Mapping[str, Any]
-    runs: Sequence[Cell]
+    values: Mapping[str, Any]  # option → what is tried
+    runs: Sequence[Cell]  # one for each seed, on images without those held out
 
 
 class Choice(NamedTuple):
-    """What tuning came to for one method, as tuning.json has it.
+    """What tuning came to for one method, as tuning.json has it."""
 
-    Attributes:
-      method: the name of its runs, without the seed.
-      candidates: the values of each and its `validation_accuracies`, fractions, one for each seed.
-      chosen: option → the value with the best mean.
-      at_the_end: the options whose best value is the first or the last of their grid: another one
-        beyond it may be better.
-    """
-
-    method: str
+    method: str  # the name of its runs, without the seed
+    # the values of each and its `validation_accuracies`, fractions, one for each seed
     candidates: Sequence[Mapping[str, Any]]
-    chosen: Mapping[str, Any]
+    chosen: Mapping[str, Any]  # option → the value with the best mean
+    # the options whose best value is the first or the last of their grid: another one beyond it may
+    # be better
     at_the_end: Sequence[str]
 
 

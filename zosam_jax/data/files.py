@@ -106,15 +106,10 @@ class Bounded:
 
 
 class Member(NamedTuple):
-    """One entry of a tar archive.
+    """One entry of a tar archive."""
 
-    Attributes:
-      name: the last part of its path, which is never used as one.
-      regular: whether it is a file, rather than a link, a device or an extended header.
-    """
-
-    name: bytes
-    regular: bool
+    name: bytes  # the last part of its path, which is never used as one
+    regular: bool  # whether it is a file, rather than a link, a device or an extended header
     content: bytes
 
 

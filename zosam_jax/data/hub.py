@@ -122,18 +122,14 @@ def in_memory(train: Records, test: Records, *, image_size: int | None = None) -
 
 @dataclass
 class _Rows:
-    """Records over a table with the columns "image" ({bytes, path}) and "label".
-
-    Attributes:
-      name: what messages call it.
-      folders: images that are given by a path lie below one of them; None where the paths have
-        been listed here, so that links in class folders may lead anywhere.
-    """
+    """Records over a table with the columns "image" ({bytes, path}) and "label"."""
 
     rows: datasets.Dataset
-    name: str
+    name: str  # what messages call it
     num_classes: int
     mode: str
+    # images that are given by a path lie below one of them; None where the paths have been listed
+    # here, so that links in class folders may lead anywhere
     folders: tuple[Path, ...] | None
 
     def __str__(self) -> str:

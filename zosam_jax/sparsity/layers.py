@@ -24,17 +24,11 @@ def is_weight(path: str, leaf: Array) -> bool:
 
 
 class Layers(NamedTuple):
-    """The masked arrays among the leaves of a tree.
+    """The masked arrays among the leaves of a tree."""
 
-    Attributes:
-      structure: the parameters' tree structure.
-      indices: which of its leaves are masked.
-      paths: their names, as in "['Dense_0']['kernel']".
-    """
-
-    structure: Any
-    indices: tuple[int, ...]
-    paths: tuple[str, ...]
+    structure: Any  # the parameters' tree structure
+    indices: tuple[int, ...]  # which of its leaves are masked
+    paths: tuple[str, ...]  # their names, as in "['Dense_0']['kernel']"
 
     def take(self, tree: PyTree) -> list[Any]:
         """The masked leaves of a tree with the parameters' structure; of any where none are."""

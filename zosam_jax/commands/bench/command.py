@@ -124,44 +124,35 @@ class BenchConfig(ModelConfig, SparseConfig, AscentConfig):
 
 
 class StepCost(NamedTuple):
-    """One line of the table; None where there is nothing to tell.
+    """One line of the table; None where there is nothing to tell."""
 
-    Attributes:
-      optimizer: its name.
-      time_ratio: the time of a step relative to SGD's, the median over rounds of the ratio within
-        each round.
-      memory_ratio: temporary memory of the compiled step, as XLA accounts for it, relative to
-        SGD's; parameters and optimizer states are not in it.
-      compile_ratio: time to trace and compile the step, from nothing, relative to SGD's.
-      flops_ratio: XLA's count of a step's floating-point operations relative to SGD's; it counts
-        the body of a loop once.
-      forward_passes, backward_passes: of one step, in batches (`training.passes.count`).
-      cosine: mean cos(ε, ∇L(θ)) on the kept weights.
-      ascent_gain_ratio: the mean of L(θ+ε) − L(θ), with every ε scaled to the same global norm,
-        relative to SAM's on the same batches at the same weights.
-      ascent_gain_per_cost_ratio: that gain for each unit of time beyond SGD's step, relative to
-        SAM's; None without SAM, or where a quarter of the rounds show no such time.
-      time_ratio_quartiles: the lower and the upper one, over rounds.
-      milliseconds: the median time of a step.
-      temp_bytes, compile_seconds, flops: what the ratios are made of.
-      model, batch_size, device: what was timed, and where.
-    """
-
-    optimizer: str
+    optimizer: str  # its name
+    # the time of a step relative to SGD's, the median over rounds of the ratio within each round
     time_ratio: float
+    # temporary memory of the compiled step, as XLA accounts for it, relative to SGD's; parameters
+    # and optimizer states are not in it
     memory_ratio: float
-    compile_ratio: float
+    compile_ratio: float  # time to trace and compile the step, from nothing, relative to SGD's
+    # XLA's count of a step's floating-point operations relative to SGD's; it counts the body of a
+    # loop once
     flops_ratio: float | None
+    # forward_passes, backward_passes: of one step, in batches (`training.passes.count`)
     forward_passes: float
     backward_passes: float
-    cosine: float | None
+    cosine: float | None  # mean cos(ε, ∇L(θ)) on the kept weights
+    # the mean of L(θ+ε) − L(θ), with every ε scaled to the same global norm, relative to SAM's on
+    # the same batches at the same weights
     ascent_gain_ratio: float | None
+    # that gain for each unit of time beyond SGD's step, relative to SAM's; None without SAM, or
+    # where a quarter of the rounds show no such time
     ascent_gain_per_cost_ratio: float | None
-    time_ratio_quartiles: tuple[float, float]
-    milliseconds: float
+    time_ratio_quartiles: tuple[float, float]  # the lower and the upper one, over rounds
+    milliseconds: float  # the median time of a step
+    # temp_bytes, compile_seconds, flops: what the ratios are made of
     temp_bytes: int
     compile_seconds: float
     flops: float | None
+    # model, batch_size, device: what was timed, and where
     model: str
     batch_size: int
     device: str
