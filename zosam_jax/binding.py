@@ -23,12 +23,16 @@ _RESERVED = frozenset(
 
 
 class Call(NamedTuple):
-    """A function of the parameters with its further arguments."""
+    """A function of the parameters with its further arguments.
 
-    function: Callable[..., Any]  # (θ, *args, **kwargs) → anything
-    # args, kwargs: the further arguments. Where only a part of the batch is evaluated, the first
-    # array among them tells its size, and all arrays with as long a first axis are the batch;
-    # others (weights of classes, random keys) are passed whole.
+    Attributes:
+      function: (θ, *args, **kwargs) → anything.
+      args, kwargs: the further arguments. Where only a part of the batch is evaluated, the first
+        array among them tells its size, and all arrays with as long a first axis are the batch;
+        others (weights of classes, random keys) are passed whole.
+    """
+
+    function: Callable[..., Any]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = MappingProxyType({})
 

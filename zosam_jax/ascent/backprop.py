@@ -16,17 +16,12 @@ def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
     at θ, not from the descent pass at θ+ε.
 
     Args:
-      fraction: how much of the batch the ascent sees, in (0, 1]. The batch is then the loss's
-        array arguments, examples along their first axes.
+      fraction: how much of the batch the ascent sees.
       losses: whether to keep the losses of the examples for a descent that asks for them; the
         pass is then that of their mean (`Objective.losses_and_grad`). On a part of the batch
         they are not kept.
 
-    Returns:
-      An Ascent.
 
-    Raises:
-      ValueError, TypeError: at construction, for a fraction out of range.
 
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412; on a
       part of the batch, Bahri et al., https://arxiv.org/abs/2110.08529

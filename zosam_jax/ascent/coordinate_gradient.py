@@ -22,11 +22,6 @@ def coordinate_gradient_estimate(delta: float = 1e-3, chunk_size: int = 1) -> As
       chunk_size: how many coordinates to evaluate at once (vmapped), each with its own copy of
         the parameters.
 
-    Returns:
-      An Ascent.
-
-    Raises:
-      ValueError, TypeError: at construction, for an argument out of range.
     """
     check_delta("delta", delta)
     check_count("chunk_size", chunk_size)

@@ -30,13 +30,8 @@ def forward_gradient(
 
     Args:
       num_directions: q ≥ 1.
-      distribution: "normal", "rademacher", "sphere", or a function (`zosam_jax.directions`).
-      batching: "auto", "unroll", "vmap" or "map" (`zosam_jax.probes`).
-      fraction: how much of the batch is seen, in (0, 1], at that part of the price. The batch is
-        then the loss's array arguments, examples along their first axes.
+      distribution, batching, fraction: as of `random_gradient_estimate`.
 
-    Returns:
-      An Ascent.
 
     Raises:
       ValueError, TypeError: at construction, for an argument out of range; TypeError from JAX

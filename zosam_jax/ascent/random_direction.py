@@ -13,11 +13,6 @@ def random_direction(distribution: str | directions.Distribution = "normal") -> 
     Args:
       distribution: "normal", "rademacher", "sphere", or a function (`zosam_jax.directions`).
 
-    Returns:
-      An Ascent.
-
-    Raises:
-      ValueError: for an unknown distribution.
     """
     draw = directions.get(distribution)
 

@@ -44,14 +44,9 @@ def random_gradient_estimate(
       batching: "auto", "unroll", "vmap" or "map" (`zosam_jax.probes`).
       difference: "central" as above, or "forward", [L(θ+δuᵢ) − L(θ)] / δ: m + 1 forward passes,
         an error of O(δ) instead of O(δ²), and L(θ) itself to log.
-      fraction: how much of the batch the probes see, in (0, 1]; they cost that part of their
-        price. The batch is then the loss's array arguments, examples along their first axes.
+      fraction: how much of the batch the probes see.
 
-    Returns:
-      An Ascent.
 
-    Raises:
-      ValueError, TypeError: at construction, for an argument out of range.
 
     Reference: Ji et al., ZO-SAM, https://arxiv.org/abs/2603.13115; for the variance
       Nesterov & Spokoiny, Random Gradient-Free Minimization of Convex Functions, 2017.

@@ -28,14 +28,21 @@ Table = dict[Method, tuple[float, float, float]]
 
 
 class Recipe(NamedTuple):
-    """One cell of a table."""
+    """One cell of a table.
 
-    name: str  # as --recipe takes it
-    config: TrainConfig  # what it stands for
-    # test accuracy in percent that was published for it; None if none is known
+    Attributes:
+      name: as --recipe takes it.
+      config: what it stands for.
+      expected: test accuracy in percent that was published for it; None if none is known.
+      source: where that comes from.
+      run_on: what this recipe was run on.
+    """
+
+    name: str
+    config: TrainConfig
     expected: float | None = None
-    source: str = ""  # where that comes from
-    run_on: str = "not run"  # what this recipe was run on
+    source: str = ""
+    run_on: str = "not run"
 
 
 def cells() -> Iterator[tuple[Method, float, OptimizerName]]:

@@ -160,9 +160,6 @@ def threshold(fraction: float, initial: float, tolerance: float = 0.1) -> Budget
 
     Returns:
       A Budget whose state is H.
-
-    Raises:
-      ValueError, TypeError: for an argument out of range.
     """
     check_fraction("fraction", fraction)
     check_number("initial", initial, above=0.0, inclusive=False)

@@ -107,11 +107,6 @@ def block(rows: int, columns: int) -> Pattern:
       rows: along the input features.
       columns: along the output features.
 
-    Returns:
-      A Pattern.
-
-    Raises:
-      ValueError, TypeError: for counts below 1.
     """
     check_count("rows", rows)
     check_count("columns", columns)

@@ -1,4 +1,7 @@
-"""When masks change, and how much of them: functions of the step, on whole runs of known length."""
+"""When masks change, and how much of them: functions of the step, on whole runs of known length.
+
+Arguments out of range raise ValueError or TypeError, here as in budgets and patterns.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -39,11 +42,6 @@ def periodic(
       start: the first step that may be due.
       stop: the first step that no longer is; None for never.
 
-    Returns:
-      A Schedule.
-
-    Raises:
-      ValueError, TypeError: for an argument out of range.
     """
     check_count("every", every)
     check_number("start", start, above=0, inclusive=True)
@@ -100,9 +98,6 @@ def cosine(
 
     Returns:
       step → α, a float32 scalar.
-
-    Raises:
-      ValueError, TypeError: for a fraction out of range.
     """
     check_fraction("fraction", fraction)
     check_fraction("final", final)
