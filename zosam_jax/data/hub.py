@@ -101,17 +101,8 @@ def records(source: str | Path, *, label: str | None = None) -> tuple[Records, R
 def in_memory(train: Records, test: Records, *, image_size: int | None = None) -> Dataset:
     """Decodes two splits into arrays.
 
-    Args:
-      train: the training split.
-      test: the test split.
-      image_size: scale the shorter side to so many pixels (bicubic) and cut out the central
-        square; without it, all images must be of one size.
-
-    Returns:
-      The data set, its pixels scaled by its training images.
-
-    Raises:
-      ValueError: if an image cannot be decoded, or two differ in size.
+    With `image_size` the shorter side is scaled to so many pixels (bicubic) and the central square
+    cut out; without it, all images must be of one size.
     """
     if image_size is not None:
         check_image_size(image_size)

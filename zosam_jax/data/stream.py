@@ -72,8 +72,7 @@ class Stream:
         """Reads nothing yet.
 
         Args:
-          train: the training images.
-          test: the test images.
+          train, test: the images.
           image_size: height and width of the images in a batch, in pixels.
           randaugment: whether training images also undergo RandAugment.
           repeats: how often an image comes in a row, each time augmented anew (DeiT's repeated
@@ -121,8 +120,7 @@ class Stream:
         """One epoch of training batches; the last one is left out if it is incomplete.
 
         Args:
-          seed: of the whole run.
-          epoch: from 0.
+          seed, epoch: of the whole run; from 0.
           batch_size: b, of all shards together.
           start: the first batch to give, so that a run can go on where it stopped.
           shard: (index, count): this host reads the part of each batch from index·b/count up to
@@ -151,15 +149,7 @@ class Stream:
     def test(self, *, batch_size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """All test images in order; the last batch is filled up with black images of label −1.
 
-        Args:
-          batch_size: b, of all shards together.
-          shard: as for `epoch`.
-
-        Returns:
-          Images (b/count, image_size, image_size, 3) in uint8 and labels (b/count,) in int32.
-
-        Raises:
-          ValueError: if an argument is out of range; while reading, what the records raise.
+        Arguments, batches and errors are as of `epoch`.
         """
         _check_batch(batch_size, shard)
         batches = self._test(batch_size, shard)
@@ -364,14 +354,6 @@ def random_resized_crop(
     Its area is uniform over 8–100 % of the image's, its width/height log-uniform over 3/4–4/3, its
     place uniform. If ten draws in a row do not fit, it is the largest centred part of an aspect
     ratio within that range.
-
-    Args:
-      image: of any size and mode.
-      size: in pixels.
-      generator: the only source of chance.
-
-    Returns:
-      An image of size × size pixels.
 
     Reference: Szegedy et al., Going Deeper with Convolutions, https://arxiv.org/abs/1409.4842
     """
