@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -117,7 +117,8 @@ def quality(
     θ stays the same. An ascent with a state is given the batches one after another, and after
     each the gradient at θ+ε, as in training; its first sample, from the initial state, counts
     too. A sample costs what the ascent does, a pass with gradients and two without, one of which
-    has gradients too where the ascent's state needs them.
+    has gradients too where the ascent's state needs them. Calls with the same batches and key give
+    several ascents the same random numbers.
 
     Args:
       batches: of equal size; iterated over once for each draw.
@@ -166,36 +167,6 @@ def quality(
         dimension=int(masks.count_kept(floating, kept)),
         num_samples=len(found),
     )
-
-
-def quality_of_each(
-    loss_fn: LossFn,
-    params: PyTree,
-    batches: Iterable[Batch],
-    ascents: Mapping[Any, Ascent],
-    **options: Any,
-) -> dict[Any, Quality]:
-    """`quality` of several ascents on the same batches and from the same keys.
-
-    For the estimate against the number of directions m (or δ likewise):
-
-        quality_of_each(loss_fn, params, batches,
-                        {m: random_gradient_estimate(m) for m in (1, 4, 16)}, rho=0.05)
-
-    and against sparsity, `quality(..., mask=masks)` for the masks of each.
-
-    Args:
-      batches: of equal size, re-iterable.
-      ascents: label → ascent.
-      **options: the keyword arguments of `quality`.
-
-    Returns:
-      label → Quality, in the order of `ascents`.
-    """
-    return {
-        label: quality(loss_fn, params, batches, ascent, **options)
-        for label, ascent in ascents.items()
-    }
 
 
 class _Sample(NamedTuple):

@@ -7,9 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.trees import Array, Bool, Float, Int
@@ -125,9 +123,3 @@ def check_total_steps(total_steps: int | None) -> int:
         )
     check_count("total_steps", total_steps)
     return int(total_steps)
-
-
-def steps_of(schedule: Schedule, total_steps: int) -> list[int]:
-    """The steps at which masks are due to change in a run of this length."""
-    due = jax.vmap(schedule.is_due)(jnp.arange(total_steps))
-    return [int(step) for step in np.flatnonzero(np.asarray(due))]
