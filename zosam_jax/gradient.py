@@ -218,18 +218,8 @@ class SharpnessAwareGradient:
     ) -> "StepProblem":
         """What one step works on.
 
-        Args:
-          params: the parameters, of any dtypes.
-          mask: resolved (`zosam_jax.masks.resolve`).
-          calls: the loss, its stand-in at probes and the losses of the examples, in this order,
-            under the names that error messages should use; None where there is none.
-          has_aux: whether the loss returns auxiliary output.
-
-        Returns:
-          The floating-point part of the problem, and how to fill in the rest.
-
-        Raises:
-          TypeError: for complex parameters.
+        `calls` has the loss, its stand-in at probes and the losses of the examples, in this order,
+        under the names that error messages should use; None where there is none.
         """
         floating, merge = trees.split_floating(params)
         if mask is not None:

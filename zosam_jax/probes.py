@@ -41,9 +41,6 @@ def choose_batching(batching: str, loss: Loss, params: PyTree, evaluations: int 
     """Settles "auto" for this loss and this number of evaluations.
 
     A number of evaluations that is traced (a tuned hyperparameter, say) leaves only the loop.
-
-    Returns:
-      "unroll", "vmap" or "map".
     """
     if is_traced(evaluations):
         return "map"
@@ -109,18 +106,7 @@ def along(
     steps: Sequence[float | Float[Array, ""]],
     batching: str,
 ) -> Float[Array, " steps"]:
-    """L(θ + t·u) for each step t.
-
-    Args:
-      loss: a function of the parameters alone, returning a scalar.
-      params: θ.
-      direction: u, a pytree like `params`.
-      steps: the values of t.
-      batching: "unroll", "vmap" or "map".
-
-    Returns:
-      The losses, one for each step, in float32 or wider.
-    """
+    """L(θ + t·u) for each step t, in float32 or wider; `batching` is settled."""
 
     def at(step: Float[Array, ""]) -> Float[Array, ""]:
         return loss(trees.displace(params, direction, step))
@@ -139,15 +125,9 @@ def along(
 def mean(
     term: Callable[[Int[Array, ""]], FloatTree], count: int | Array, batching: str
 ) -> FloatTree:
-    """(1/count) Σᵢ term(i) for i = 0, …, count − 1, without keeping the terms.
+    """(1/count) Σᵢ term(i) for i = 0, …, count − 1; "vmap" alone keeps the terms.
 
-    Args:
-      term: a function of the index that returns a pytree of floating-point arrays.
-      count: the number of terms; traced only where `batching` is "map".
-      batching: "unroll", "vmap" (which does keep the terms) or "map".
-
-    Returns:
-      A pytree like one term.
+    `count` is traced only where `batching` is "map".
     """
     if batching == "vmap":
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.vmap(term)(jnp.arange(count)))

@@ -71,11 +71,7 @@ def choose(
 ) -> Choice:
     """The best mean validation accuracy after the last epoch; of equals the first.
 
-    Args:
-      method: the name of its cells, without the seed.
-      grid: what is tuned (`Cell.grid`).
-      tried: its candidates, as `trials` orders them.
-      accuracy: run → its validation accuracy, a fraction; NaN, which counts as 0, if it diverged.
+    `accuracy` gives a run's, a fraction; NaN, which counts as 0, if it diverged.
     """
     accuracies = [[_or_zero(accuracy(run)) for run in trial.runs] for trial in tried]
     best = max(range(len(tried)), key=lambda i: statistics.fmean(accuracies[i]))

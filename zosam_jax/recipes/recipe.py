@@ -53,15 +53,7 @@ def cells() -> Iterator[tuple[Method, float, OptimizerName]]:
 def cell(
     prefix: str, sparse: Method, sparsity: float, optimizer: OptimizerName, **options: Any
 ) -> Recipe:
-    """The recipe of a cell.
-
-    Args:
-      prefix: data set and model, as the name begins.
-      sparse: how weights are pruned.
-      sparsity: how many of them.
-      optimizer: what they are trained with.
-      **options: of the configuration.
-    """
+    """The recipe of a cell; `prefix` is data set and model, as the name begins."""
     name = f"{prefix}-{sparse}-{round(100 * sparsity)}-{optimizer}"
     method: SparseName = "mest" if sparse.startswith("mest") else cast(SparseName, sparse)
     if has_rho(optimizer):

@@ -186,15 +186,7 @@ def share(
 ) -> Int[Array, " layers"]:
     """Splits an integer in proportion to weights, by largest remainders, within each one's room.
 
-    What does not fit is split again among those with room left.
-
-    Args:
-      total: the integer; at most Σ room.
-      weights: int32[L], not negative.
-      room: int32[L], the most that each may get.
-
-    Returns:
-      int32[L], which add up to `total`.
+    What does not fit is split again among those with room left; `total` is at most Σ room.
     """
 
     def goes_on(given: Int[Array, " layers"]) -> Bool[Array, ""]:
