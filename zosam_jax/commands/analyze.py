@@ -150,11 +150,6 @@ def analyze(config: AnalyzeConfig, console: Console) -> None:
 
     Parts of an earlier analysis that are not asked for stay, if they are of the same checkpoint and
     options.
-
-    Raises:
-      FileNotFoundError: for a path without a run.
-      ValueError: if some runs cannot be analysed so or are damaged, naming them; the others are
-        done.
     """
     left_out = []
     say = functools.partial(console.print, markup=False)
@@ -173,11 +168,7 @@ def analyze(config: AnalyzeConfig, console: Console) -> None:
 
 
 def _fitted(config: AnalyzeConfig, saved: SavedRun) -> AnalyzeConfig:
-    """The options with defaults that suit the run's data.
-
-    Raises:
-      ValueError: for given values that do not.
-    """
+    """The options with defaults that suit the run's data."""
     there, own = saved.run.problem.feed.train_images, saved.config.batch_size
     parts = config.parts
     if parts is None:

@@ -65,11 +65,7 @@ def _name(own: Options) -> str:
 
 
 def make_cell(own: Options, options: Options, grid: Mapping[str, Sequence[Any]] = {}) -> Cell:
-    """A run with these options (see `Cell`).
-
-    Raises:
-      ValueError: if `zosam train` would refuse them, or the name is too long for a folder.
-    """
+    """A run with these options (see `Cell`)."""
     name = _name(own)
     if len(name.encode()) > _LONGEST_NAME:
         raise ValueError(f"{name} is too long for a folder: put what all runs share in [train].")
@@ -109,10 +105,6 @@ class Tables(NamedTuple):
 
         An option of `train` or `grid` is left out of a run where it would do nothing; runs that
         are the same without it are one.
-
-        Raises:
-          ValueError: for options that `zosam train` would refuse, that no run takes, or that make
-            two runs the same; or if runs would be tuned on different numbers of candidates.
         """
         found: dict[str, Cell] = {}
         taken: set[str] = set()
@@ -183,11 +175,7 @@ def _check_same_numbers(cells: Iterable[Cell]) -> None:
 
 
 def read_tables(file: Path) -> Tables:
-    """The tables of a file.
-
-    Raises:
-      ValueError: if the file cannot be read, or has other tables than a sweep's.
-    """
+    """The tables of a file."""
     tables = _toml(file)
     for name, table in tables.items():
         rows = table if name == "case" and isinstance(table, list) and table else [table]

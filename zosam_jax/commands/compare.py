@@ -131,10 +131,6 @@ def compare(config: CompareConfig, console: Console) -> list[OptimizerResult] | 
 
     Returns:
       A row for each optimizer, the base optimizer's first; None if runs are not finished.
-
-    Raises:
-      ValueError, OSError: as `sweep.sweep`.
-      RefusedError: if a run was refused.
     """
     is_resumed = config.output is not None and (config.output / run_folder.SWEEP).is_dir()
     folder = RunFolder(config.output, "compare", may_hold_results=is_resumed)

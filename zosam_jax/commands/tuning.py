@@ -35,11 +35,7 @@ class Choice(NamedTuple):
 
 
 def trials(cells: Iterable[Cell], tuning: Tuning) -> dict[str, list[Trial]]:
-    """Method → its candidates, small values first; each method counts once, whatever its seeds.
-
-    Raises:
-      ValueError: for candidates that `zosam train` would refuse.
-    """
+    """Method → its candidates, small values first; each method counts once, whatever its seeds."""
     methods = {cell.method: cell for cell in cells if cell.grid}
     return {name: _trials(cell, tuning) for name, cell in methods.items()}
 
