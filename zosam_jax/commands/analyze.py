@@ -28,7 +28,7 @@ from zosam_jax.training import contents, devices, run_folder, step
 from zosam_jax.training.problem import Examples
 from zosam_jax.training.run_folder import UnreadableRunError
 from zosam_jax.training.saved_run import SavedRun, complete_runs, opener
-from zosam_jax.training.step import TrainState
+from zosam_jax.training.step import RunState
 from zosam_jax.trees import Array, PyTree
 
 Part: TypeAlias = Literal["variance", "hessian", "sharpness", "surface", "features"]
@@ -425,7 +425,7 @@ class _Analysis:
 class _StepInput(NamedTuple):
     """What a step takes: the state, a batch, and a random key of its own."""
 
-    state: TrainState
+    state: RunState
     examples: Examples
     key: Array
 

@@ -27,7 +27,7 @@ try:
     from PIL import Image, ImageOps
 
     from zosam_jax.data.images import check_image_size, convert, open_image
-    from zosam_jax.data.records import Record, Records
+    from zosam_jax.data.records import LabelledImage, Records
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
         f"reading images takes {missing.name}, which comes with: pip install 'zosam_jax[data]'"
@@ -129,7 +129,7 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> LabelledImage:
         if index >= len(self):
             raise IndexError(index)  # By which iteration ends.
         path = None
@@ -137,7 +137,7 @@ class _Rows:
             row = self.rows[index]
             path = (row["image"] or {}).get("path")
             with self._open(row["image"]) as image:
-                return Record(convert(image, self.mode), row["label"])
+                return LabelledImage(convert(image, self.mode), row["label"])
         except Exception as error:  # Pillow's many decoders raise errors of any kind.
             shown = f" ({path if path.isprintable() else repr(path):.200})" if path else ""
             raise ValueError(

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 from PIL import Image
 
 
-class Record(NamedTuple):
+class LabelledImage(NamedTuple):
     """One labelled image, decoded."""
 
     image: Image.Image  # in mode "RGB" or "L"
@@ -20,7 +20,7 @@ class Records(Protocol):
     def __len__(self) -> int:
         """The number of images."""
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> LabelledImage:
         """Decodes one image.
 
         Raises:

@@ -23,7 +23,7 @@ from PIL import Image
 from zosam_jax.data.dataset import Images, Labels
 from zosam_jax.data.images import MOST_PIXELS, check_image_size
 from zosam_jax.data.randaugment import randaugment as apply_randaugment
-from zosam_jax.data.records import Record, Records
+from zosam_jax.data.records import LabelledImage, Records
 from zosam_jax.errors import check_count
 from zosam_jax.trees import Int
 
@@ -293,7 +293,7 @@ class _Batches:
             labels[place] = label
         return images, labels
 
-    def samples(self, epoch: int, positions: range) -> Iterable[Record]:
+    def samples(self, epoch: int, positions: range) -> Iterable[LabelledImage]:
         """The finished images at these positions of an epoch; fewer where it ends."""
         raise NotImplementedError
 
@@ -308,7 +308,7 @@ class _TrainBatches(_Batches):
     def per_epoch(self) -> int:
         return len(self.records) // self.batch_size
 
-    def samples(self, epoch: int, positions: range) -> Iterable[Record]:
+    def samples(self, epoch: int, positions: range) -> Iterable[LabelledImage]:
         order = _order(self.seed, epoch, len(self.records))
         for position in positions:
             generator = np.random.default_rng((self.seed, epoch, position, _SAMPLE_STREAM))
@@ -318,7 +318,7 @@ class _TrainBatches(_Batches):
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             if self.randaugment:
                 image = apply_randaugment(image, generator)
-            yield Record(image, label)
+            yield LabelledImage(image, label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,7 +329,7 @@ class _TestBatches(_Batches):
     def per_epoch(self) -> int:
         return -(-len(self.records) // self.batch_size)
 
-    def samples(self, epoch: int, positions: range) -> Iterable[Record]:
+    def samples(self, epoch: int, positions: range) -> Iterable[LabelledImage]:
         del epoch
         for position in range(positions.start, min(positions.stop, len(self.records))):
             image, label = self.records[position]
@@ -337,7 +337,7 @@ class _TestBatches(_Batches):
                 crop = centre_crop(image.convert("RGB"), self.image_size, self.crop_ratio)
             except ValueError as error:
                 raise ValueError(f"image {position} of {self.records}: {error}") from error
-            yield Record(crop, label)
+            yield LabelledImage(crop, label)
 
 
 @functools.lru_cache(maxsize=2)
@@ -411,7 +411,7 @@ class _GuardedRecords:
     def __str__(self) -> str:
         return str(self._records)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> LabelledImage:
         self._check()
         return self._records[index]
 

@@ -34,7 +34,7 @@ from zosam_jax.training.config import (
 )
 from zosam_jax.training.feed import Batch
 from zosam_jax.training.run_folder import RunFolder
-from zosam_jax.training.step import TrainState
+from zosam_jax.training.step import RunState
 from zosam_jax.training.trainer import Run
 from zosam_jax.trees import PyTree
 
@@ -242,7 +242,7 @@ def _measure_ascents(
     return {name: found for name, found in ascents.items() if any(a.norm for a in found)}
 
 
-_Perturbation: TypeAlias = Callable[[TrainState, Batch, PyTree], PyTree]
+_Perturbation: TypeAlias = Callable[[RunState, Batch, PyTree], PyTree]
 
 
 def _perturbations(
@@ -260,7 +260,7 @@ def _perturbations(
 
 
 def _perturbation(
-    problem: BenchProblem, sam_tx: optax.GradientTransformationExtraArgs, state: TrainState
+    problem: BenchProblem, sam_tx: optax.GradientTransformationExtraArgs, state: RunState
 ) -> _Perturbation:
     """The ε that the next step would take.
 
@@ -269,7 +269,7 @@ def _perturbation(
     """
 
     @jax.jit
-    def perturbation(state: TrainState, batch: Batch, arrays: PyTree) -> PyTree:
+    def perturbation(state: RunState, batch: Batch, arrays: PyTree) -> PyTree:
         examples = problem.examples_of(state, batch, arrays)
         return step.perturbation(problem, sam_tx, state, examples)
 
@@ -279,13 +279,13 @@ def _perturbation(
 
 def _measure(
     problem: BenchProblem, rho: float
-) -> Callable[[TrainState, PyTree], PerturbationQuality]:
+) -> Callable[[RunState, PyTree], PerturbationQuality]:
     """(state, ε) → the quality of ρ ε/‖ε‖."""
     batch, arrays = problem.batch, problem.feed.arrays
 
     @jax.jit
     def measure(
-        state: TrainState, epsilon: PyTree, batch: Batch, arrays: PyTree
+        state: RunState, epsilon: PyTree, batch: Batch, arrays: PyTree
     ) -> PerturbationQuality:
         examples = problem.examples_of(state, batch, arrays)
         loss = step.value_fn(problem, state)
@@ -295,7 +295,7 @@ def _measure(
     return lambda state, epsilon: jax.device_get(measure(state, epsilon, batch, arrays))
 
 
-def _moved(state: TrainState, to: TrainState) -> TrainState:
+def _moved(state: RunState, to: RunState) -> RunState:
     """A state at another's weights, statistics and step; copies, since a step donates its own."""
     fields = ("params", "model_state", "step")
     return state._replace(**{name: jax.tree.map(jnp.copy, getattr(to, name)) for name in fields})
