@@ -84,7 +84,6 @@ def zo_sam(
     more, ĝ is close to a random direction: the radius that serves it is 25 to 50 times SAM's. For
     the arguments see `zosam_jax.optimizers`.
 
-
     Reference: Ji et al., ZO-SAM, CVPR 2026, https://arxiv.org/abs/2603.13115
     """
     estimate = ascent.random_gradient_estimate(
@@ -161,7 +160,6 @@ def random_weight_perturbation(
 
     One forward and one backward pass a step. What ZO-SAM gains over this it owes to its probes. For
     the arguments see `zosam_jax.optimizers`.
-
 
     Reference: with layer- or filter-wise radii, Bisla et al., https://arxiv.org/abs/2201.08025,
       and Li et al., https://arxiv.org/abs/2404.00357
@@ -479,7 +477,6 @@ def mezo(
     times ‖∇L‖ for d weights: it takes learning rates as much smaller. With fraction < 1 a forward
     pass more gives the value. For the arguments see `zosam_jax.optimizers`.
 
-
     Reference: Malladi et al., Fine-Tuning Language Models with Just Forward Passes,
       https://arxiv.org/abs/2305.17333
     """
@@ -511,7 +508,6 @@ def forward_gradient(
     m forward passes a step that carry a derivative along, each with the arithmetic of a gradient,
     and no stored activations. ‖ĝ‖ is about √(d/m) times ‖∇L‖ for d weights. With fraction < 1 a
     forward pass more gives the value. For the arguments see `zosam_jax.optimizers`.
-
 
     Reference: Baydin et al., Gradients without Backpropagation, https://arxiv.org/abs/2202.08587
     """

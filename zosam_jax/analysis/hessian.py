@@ -174,7 +174,6 @@ def trace(
     Returns:
       The trace, with its standard error.
 
-
     Reference: Hutchinson, A Stochastic Estimator of the Trace of the Influence Matrix, 1989.
     """
     check_count("num_samples", num_samples)
@@ -209,7 +208,6 @@ def density(
 
     Returns:
       The nodes and weights of num_samples quadratures.
-
 
     Reference: Ghorbani et al., https://arxiv.org/abs/1901.10159
     """

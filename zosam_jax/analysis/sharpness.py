@@ -122,7 +122,6 @@ def worst_rise(
     Returns:
       A WorstRise, in units of the loss.
 
-
     Reference: Andriushchenko et al., A Modern Look at the Relationship between Sharpness and
     Generalization, https://arxiv.org/abs/2302.07011
     """

@@ -59,7 +59,6 @@ def gradient_variance(
     Returns:
       A GradientVariance.
 
-
     Reference: Welford, Note on a Method for Calculating Corrected Sums of Squares and Products,
       1962.
     """

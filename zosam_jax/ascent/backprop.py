@@ -21,8 +21,6 @@ def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
         pass is then that of their mean (`Objective.losses_and_grad`). On a part of the batch
         they are not kept.
 
-
-
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412; on a
       part of the batch, Bahri et al., https://arxiv.org/abs/2110.08529
     """

@@ -32,7 +32,6 @@ def forward_gradient(
       num_directions: q ≥ 1.
       distribution, batching, fraction: as of `random_gradient_estimate`.
 
-
     Raises:
       ValueError, TypeError: at construction, for an argument out of range; TypeError from JAX
         while tracing, for a loss with a custom reverse-mode rule only (jax.custom_vjp).

@@ -34,7 +34,6 @@ def previous_gradient(decay: float = 0.0) -> Ascent:
     Returns:
       An Ascent, whose state is one buffer of the parameters' size.
 
-
     Reference: Ji et al., A Single-Step, Sharpness-Aware Minimization is All You Need to Achieve
       Efficient and Accurate Sparse Training, NeurIPS 2024 (S2-SAM, decay 0).
     """

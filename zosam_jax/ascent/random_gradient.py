@@ -46,8 +46,6 @@ def random_gradient_estimate(
         an error of O(δ) instead of O(δ²), and L(θ) itself to log.
       fraction: how much of the batch the probes see.
 
-
-
     Reference: Ji et al., ZO-SAM, https://arxiv.org/abs/2603.13115; for the variance
       Nesterov & Spokoiny, Random Gradient-Free Minimization of Convex Functions, 2017.
     """

@@ -6,7 +6,6 @@ from zosam_jax.descent.base import Descent, DescentResult, PerturbedPoint, pertu
 def at_perturbed() -> Descent:
     """∇L(θ+ε), one forward and one backward pass.
 
-
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412
     """
 

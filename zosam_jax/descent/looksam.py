@@ -63,7 +63,6 @@ def looksam(interval: int = 5, alpha: float = 0.7, per_array: bool = False) -> D
       alpha: α ≥ 0, how much of the bend to reuse.
       per_array: whether angles and lengths are those of each parameter array on its own.
 
-
       TypeError: while tracing, with an ascent that does not take ∇L(θ).
 
     Reference: Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization,
