@@ -149,7 +149,7 @@ def _unpack(archive: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     try:
         with files.open_maybe_gzip(archive) as file:
             bounded: Any = files.Bounded(file, _MOST_BYTES)
-            with tarfile.open(fileobj=bounded, mode="r|") as tar:
+            with tarfile.open(fileobj=bounded, mode="r|", bufsize=_BLOCK) as tar:
                 for number, member in enumerate(tar):
                     if number == _MOST_MEMBERS:
                         raise ValueError(f"it has more than {_MOST_MEMBERS} members")
