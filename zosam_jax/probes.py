@@ -14,7 +14,7 @@ Three ways to run the same evaluations, equal in their numbers up to rounding:
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -57,14 +57,19 @@ def contains_convolution(loss: Loss, params: PyTree) -> bool:
 
 
 def _has_primitive(jaxpr: Any, name: str) -> bool:
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == name:
-            return True
-        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns") and _has_primitive(inner, name):
-                return True
-    return False
+    return any(
+        equation.primitive.name == name
+        or any(_has_primitive(inner, name) for inner in programs_of(equation))
+        for equation in jaxpr.eqns
+    )
+
+
+def programs_of(equation: Any) -> Iterator[Any]:
+    """The programs that an equation runs: a loop's body, a cond's branches, a call's function."""
+    for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
+        program = getattr(value, "jaxpr", value)
+        if hasattr(program, "eqns"):
+            yield program
 
 
 def in_precision(

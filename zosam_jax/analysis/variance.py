@@ -105,24 +105,13 @@ def _include(
     kept: masks.Resolved,
 ) -> tuple[FloatTree, Float[Array, ""]]:
     """The mean with one gradient more, and by how much Σ‖g_b − ḡ‖² grows."""
-    g = _gradient(loss_fn, perturbation, params, batch, kept)
-    deviation = trees.displace(g, mean, -1.0)
-    after = trees.displace(mean, deviation, 1.0 / count)
-    return after, trees.inner(deviation, trees.displace(g, after, -1.0))
-
-
-def _gradient(
-    loss_fn: LossFn,
-    perturbation: Callable[[PyTree, Batch], PyTree] | None,
-    params: PyTree,
-    batch: Batch,
-    kept: masks.Resolved,
-) -> FloatTree:
-    """∇L_b(θ + ε_b) on the kept weights, in float32 or wider."""
     floating, merge = trees.split_floating(params)
     if perturbation is not None:
         epsilon, _ = trees.split_floating(perturbation(params, batch))
         floating = trees.displace(floating, masks.restrict(epsilon, kept))
     loss = Objective(Call(loss_fn, (batch,)), name="loss_fn", merge=merge)
     gradient = masks.restrict(loss.value_and_grad(floating).gradient, kept)
-    return jax.tree.map(lambda g: g.astype(trees.wide_dtype(g)), gradient)
+    g = jax.tree.map(lambda x: x.astype(trees.wide_dtype(x)), gradient)
+    deviation = trees.displace(g, mean, -1.0)
+    after = trees.displace(mean, deviation, 1.0 / count)
+    return after, trees.inner(deviation, trees.displace(g, after, -1.0))
