@@ -140,21 +140,13 @@ def deit(
     ±1/√(fan in); LayerNorm has ε = 1e-6.
 
     Args:
-      num_classes: the number of logits.
       rngs: for the initial weights, and for drop-path if there is any.
       dim: the features of a token.
       depth: the number of blocks.
       heads: of attention; a divisor of dim.
-      image_shape: (height, width, channels); patch must divide height and width.
-      patch: the height and width of a patch in pixels.
+      patch: the height and width of a patch in pixels, which divides those of the image.
       drop_path_rate: the probability, for each example, of leaving out a branch of the last block;
         it rises linearly from 0 in the first (stochastic depth). model.eval() leaves none out.
-      dtype: what the blocks compute in; parameters, the statistics of LayerNorm, softmax and
-        logits are float32 in any case.
-
-    Raises:
-      ValueError: if the patches do not tile the image, the heads do not divide dim, drop_path_rate
-        is outside [0, 1), or dtype is not a floating-point type.
 
     Reference: Touvron et al., Training data-efficient image transformers,
     https://arxiv.org/abs/2012.12877

@@ -100,7 +100,6 @@ class ResNet(nnx.Module):
         """See `cifar_resnet` and `resnet50`.
 
         Args:
-          num_classes: the number of logits.
           layers: makes the convolutions and normalisations.
           block: what the stages are made of.
           stages: the number of blocks in each stage; each but the first halves height and width.
@@ -149,16 +148,8 @@ def cifar_resnet(
     are projections (1×1 convolution and BatchNorm) where the shape changes, else the identity.
 
     Args:
-      num_classes: the number of logits.
-      rngs: for the initial weights.
       depth: 6n + 2: 8, 14, 20, 32, …
       width: w, the features of the first stage.
-      image_shape: (height, width, channels); any height and width will do.
-      dtype: what the blocks compute in; parameters, the statistics of BatchNorm and logits are
-        float32 in any case.
-
-    Raises:
-      ValueError: if depth is not 6n + 2, or dtype not a floating-point type.
 
     Reference: He et al., Deep Residual Learning, https://arxiv.org/abs/1512.03385
     """
@@ -207,15 +198,8 @@ def resnet50(
     CIFAR's and 10 and 100.
 
     Args:
-      num_classes: the number of logits.
-      rngs: for the initial weights.
       stem: "imagenet", 7×7 in steps of 2 and maxima over 3×3 in steps of 2; or "cifar", 3×3 in
         steps of 1, for small images.
-      image_shape: (height, width, channels); any height and width will do.
-      dtype: what the blocks compute in (see `cifar_resnet`).
-
-    Raises:
-      ValueError: for an unknown stem, or if dtype is not a floating-point type.
 
     Reference: He et al., Deep Residual Learning, https://arxiv.org/abs/1512.03385
     """

@@ -87,16 +87,8 @@ def wide_resnet(
     with biases of zero.
 
     Args:
-      num_classes: the number of logits.
-      rngs: for the initial weights.
       depth: d = 6n + 4: 10, 16, 22, 28, …
       widen: k.
-      image_shape: (height, width, channels); any height and width will do.
-      dtype: what the blocks compute in; parameters, the statistics of BatchNorm and logits are
-        float32 in any case.
-
-    Raises:
-      ValueError: if depth is not 6n + 4, widen not positive, or dtype not a floating-point type.
 
     Reference: Zagoruyko & Komodakis, Wide Residual Networks, https://arxiv.org/abs/1605.07146
     """
