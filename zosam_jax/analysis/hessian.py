@@ -126,9 +126,6 @@ def spectrum(
       batches: of equal size; iterated over once in each step.
       num_eigenvalues: k ≥ 1, at most the number of steps.
       num_steps: Hessian-vector products; no more are made than weights are kept.
-
-    Returns:
-      A Spectrum.
     """
     check_count("num_eigenvalues", num_eigenvalues)
     check_count("num_steps", num_steps)

@@ -56,9 +56,6 @@ def gradient_variance(
         state it is `lambda params, batch: grad.perturbation(params, state, batch)`; random
         directions are then the same for all batches, unless each brings a state of its own.
 
-    Returns:
-      A GradientVariance.
-
     Reference: Welford, Note on a Method for Calculating Corrected Sums of Squares and Products,
       1962.
     """

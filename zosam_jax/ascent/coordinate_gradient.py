@@ -21,7 +21,6 @@ def coordinate_gradient_estimate(delta: float = 1e-3, chunk_size: int = 1) -> As
       delta: δ > 0, in the units of a parameter.
       chunk_size: how many coordinates to evaluate at once (vmapped), each with its own copy of
         the parameters.
-
     """
     check_delta("delta", delta)
     check_count("chunk_size", chunk_size)

@@ -31,9 +31,6 @@ def moving_average(average: FloatTree, gradient: FloatTree, decay: float | Array
       average: a buffer.
       gradient: g, a pytree like it in any floating-point dtype.
       decay: in [0, 1).
-
-    Returns:
-      A buffer.
     """
 
     def leaf(old: Array, g: Array) -> Array:

@@ -12,7 +12,6 @@ def random_direction(distribution: str | directions.Distribution = "normal") -> 
 
     Args:
       distribution: "normal", "rademacher", "sphere", or a function (`zosam_jax.directions`).
-
     """
     draw = directions.get(distribution)
 

@@ -103,7 +103,6 @@ def block(rows: int, columns: int) -> Pattern:
     Args:
       rows: along the input features.
       columns: along the output features.
-
     """
     check_count("rows", rows)
     check_count("columns", columns)

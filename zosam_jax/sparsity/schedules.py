@@ -39,7 +39,6 @@ def periodic(
       fraction: α in [0, 1], or a function of the step (`cosine`).
       start: the first step that may be due.
       stop: the first step that no longer is; None for never.
-
     """
     check_count("every", every)
     check_number("start", start, above=0, inclusive=True)
