@@ -1,4 +1,4 @@
-"""Draws docs/_static/accuracy_and_cost.svg from the committed results.
+"""Draws docs/_static/accuracy_and_cost.svg from the committed results, and its twin for dark pages.
 
     python benchmarks/figures.py
 
@@ -17,10 +17,13 @@ from typing import Any, NamedTuple
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from zosam_jax.report.figures import PALETTE
+
 HERE = Path(__file__).parent
 STUDY = HERE / "results" / "family_study"
 STEP_TIMES = HERE / "results" / "bench_resnet32_rademacher.json"
 OUTPUT = HERE.parent / "docs" / "_static" / "accuracy_and_cost.svg"
+DARK_OUTPUT = OUTPUT.with_stem(f"{OUTPUT.stem}_dark")
 
 PROBLEMS = {
     "mlp-clean-90": "MLP, 90% sparse, clean labels",
@@ -30,6 +33,8 @@ PROBLEMS = {
     "vit-noise-0": "Transformer, dense, noisy labels",
 }
 INK, RULE = "#24292f", "#dfe3e8"
+# Colour on a light page → on a dark one.
+DARK = {INK: "#e6edf3", RULE: "#3d444d", **dict(PALETTE)}
 
 
 class Method(NamedTuple):
@@ -87,8 +92,8 @@ def _tested(problem: str, method: str) -> dict[int, float]:
 
 
 def draw() -> str:
-    """The picture as SVG on a white card: a panel for each problem, all with the same axes."""
-    figure = Figure(figsize=(5.2, 6.6), layout="constrained", facecolor="white")
+    """The picture as SVG without a background: a panel for each problem, on the same axes."""
+    figure = Figure(figsize=(5.2, 6.6), layout="constrained", facecolor="none")
     panels = figure.subplots(3, 2, sharex=True, sharey=True)
     for axes, (problem, title) in zip(panels.flat, PROBLEMS.items(), strict=False):
         _panel(axes, title, points(problem))
@@ -123,6 +128,7 @@ def _panel(axes: Any, title: str, drawn: list[Point]) -> None:
     axes.grid(color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
+    axes.patch.set_visible(False)
 
 
 def _legend(axes: Any) -> None:
@@ -138,5 +144,11 @@ def _legend(axes: Any) -> None:
     axes.text(0.0, 0.3, note, color=INK, fontsize=9.5, va="top", transform=axes.transAxes)
 
 
+def in_dark(picture: str) -> str:
+    """The picture in the colours for dark pages."""
+    return re.sub("|".join(DARK), lambda found: DARK[found[0]], picture)
+
+
 if __name__ == "__main__":
     OUTPUT.write_text(draw())
+    DARK_OUTPUT.write_text(in_dark(OUTPUT.read_text()))

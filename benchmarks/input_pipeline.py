@@ -27,7 +27,7 @@ import tyro
 from PIL import Image
 
 from zosam_jax.data.augmentation import crop_and_flip
-from zosam_jax.data.records import Record
+from zosam_jax.data.records import LabelledImage
 from zosam_jax.data.stream import Stream
 
 
@@ -63,9 +63,9 @@ class Folder:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> LabelledImage:
         with Image.open(self.paths[index % len(self.paths)]) as image:
-            return Record(image.convert("RGB"), index % self.num_classes)
+            return LabelledImage(image.convert("RGB"), index % self.num_classes)
 
 
 def write_jpegs(folder: Path, count: int) -> float:

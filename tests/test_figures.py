@@ -48,3 +48,11 @@ def test_the_committed_picture_has_a_marker_for_every_gain(figures):
         gains = [5 * (float(y) - zero) / (five - zero) for y in markers]
         expected = [point.gain for point in figures.points(problem)]
         assert gains == pytest.approx(expected, abs=0.01)
+
+
+def test_the_picture_has_no_background_and_a_twin_for_dark_pages(figures):
+    light, dark = figures.OUTPUT.read_text(), figures.DARK_OUTPUT.read_text()
+    assert dark == figures.in_dark(light)
+    assert "#ffffff" not in light + dark
+    assert figures.INK in light
+    assert figures.INK not in dark

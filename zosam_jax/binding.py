@@ -42,13 +42,8 @@ def bind(
 ) -> dict[str, Call | None]:
     """Finds the arguments of some functions of the parameters among an update's extra arguments.
 
-    Args:
-      extra_args: the update's extra arguments; those that no function takes are left alone.
-      **functions: by what the caller calls them; None stays None. Their arguments after the first
-        are looked up by name; one with **kwargs gets every extra argument that is not reserved.
-
-    Returns:
-      The functions by the same names, each with the arguments that are its own.
+    Their arguments after the first are looked up by name; one with **kwargs gets every extra
+    argument that is not reserved. Those that no function takes are left alone, and None stays None.
 
     Raises:
       TypeError: if one is not a function, or one of its required arguments was not given.

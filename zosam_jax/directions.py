@@ -1,8 +1,7 @@
 """Random directions in parameter space, drawn on the weights that a mask keeps.
 
-A distribution is a function `(key, params, mask=None) -> direction`: a pytree like `params`, in
-float32 or wider, whose coordinates have mean 0 and variance 1 where the mask is 1 and are exactly
-0 where it is 0. Scaling them to a radius is the business of `zosam_jax.radius`.
+A distribution is a function `(key, params, mask=None) -> direction` (`Distribution`). Scaling
+directions to a radius is the business of `zosam_jax.radius`.
 
 Large arrays are drawn one by one, so that no draw is larger than the largest array; all small ones
 (biases, scales, narrow kernels) are cut from one draw, since each takes time to compile. The mask
@@ -22,24 +21,25 @@ import jax.numpy as jnp
 from zosam_jax import masks, shardings, trees
 from zosam_jax.errors import choose
 from zosam_jax.masks import Resolved
-from zosam_jax.trees import Array, Float, Key, PyTree, T, UInt32
+from zosam_jax.trees import Array, Float, FloatTree, Key, UInt32
 
 
 class Distribution(Protocol):
     """A way to draw a random direction."""
 
     def __call__(
-        self, key: Key[Array, ""], params: PyTree[Float[Array, "..."]], mask: Resolved = None, /
-    ) -> PyTree[Float[Array, "..."]]:
+        self, key: Key[Array, ""], params: FloatTree, mask: Resolved = None, /
+    ) -> FloatTree:
         """Draws a direction.
 
         Args:
           key: a random key.
           params: θ; gives the shapes.
-          mask: resolved (`zosam_jax.masks.resolve`); the direction is 0 where it is.
+          mask: resolved (`zosam_jax.masks.resolve`); None for all coordinates.
 
         Returns:
-          u, a pytree like `params` in float32 or wider, of mean 0 and variance 1 a coordinate.
+          u, a pytree like `params` in float32 or wider, whose coordinates have mean 0 and variance
+          1 where the mask is 1, and are exactly 0 where it is 0.
         """
 
 
@@ -49,19 +49,8 @@ _BITS_PER_WORD = 32
 _LARGE = 32_768
 
 
-def normal(
-    key: Key[Array, ""], params: PyTree[Float[Array, "..."], "T"], mask: Resolved = None
-) -> PyTree[Float[Array, "..."], "T"]:
-    """u ~ N(0, I) on the kept coordinates.
-
-    Args:
-      key: a random key.
-      params: a pytree of floating-point arrays; gives the shapes.
-      mask: a pytree of 1/0 or bool leaves like `params`, or None for all coordinates.
-
-    Returns:
-      A pytree like `params`, in float32 or wider.
-    """
+def normal(key: Key[Array, ""], params: FloatTree, mask: Resolved = None) -> FloatTree:
+    """u ~ N(0, I) on the kept coordinates."""
     leaves, structure = jax.tree.flatten(params)
     small_key, large_key = jax.random.split(key)
     small = sum(leaf.size for leaf in leaves if leaf.size < _LARGE)
@@ -81,10 +70,8 @@ def normal(
     return masks.restrict(jax.tree.unflatten(structure, drawn), mask)
 
 
-def rademacher(
-    key: Key[Array, ""], params: PyTree[Float[Array, "..."], "T"], mask: Resolved = None
-) -> PyTree[Float[Array, "..."], "T"]:
-    """Independent signs, u ∈ {−1, +1}ᵈ on the kept coordinates; arguments as in `normal`.
+def rademacher(key: Key[Array, ""], params: FloatTree, mask: Resolved = None) -> FloatTree:
+    """Independent signs, u ∈ {−1, +1}ᵈ on the kept coordinates.
 
     Each random word gives 32 signs, an order of magnitude cheaper than `jax.random.rademacher`,
     which spends a word on each.
@@ -98,10 +85,8 @@ def rademacher(
     return masks.restrict(jax.tree.unflatten(structure, drawn), mask)
 
 
-def sphere(
-    key: Key[Array, ""], params: PyTree[Float[Array, "..."], "T"], mask: Resolved = None
-) -> PyTree[Float[Array, "..."], "T"]:
-    """Uniform on the sphere of radius √d, d the number of kept coordinates; as in `normal`."""
+def sphere(key: Key[Array, ""], params: FloatTree, mask: Resolved = None) -> FloatTree:
+    """Uniform on the sphere of radius √d, d the number of kept coordinates."""
     direction = normal(key, params, mask)
     length = trees.norm(direction)
     dimension = jnp.asarray(masks.count_kept(params, mask), length.dtype)

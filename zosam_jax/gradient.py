@@ -18,7 +18,7 @@ from zosam_jax.binding import Call
 from zosam_jax.descent import Descent, DescentResult, PerturbedPoint
 from zosam_jax.errors import check_count, check_number, check_static
 from zosam_jax.objective import AxisName, Objective, ValueAndGrad
-from zosam_jax.trees import Array, Float, Int, Key, PyTree, UInt32
+from zosam_jax.trees import Array, Float, FloatTree, Int, Key, PyTree, UInt32
 
 Rho: TypeAlias = float | Array | Callable[[Array], jax.typing.ArrayLike]
 Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree] | None
@@ -71,7 +71,7 @@ class SharpnessAwareState(NamedTuple):
     radius: PyTree
     diagnostics: Diagnostics
     aux: Any = None
-    gradient: PyTree[Float[Array, "..."]] | None = None
+    gradient: FloatTree | None = None
 
 
 class SharpnessAwareGradient:
@@ -218,18 +218,8 @@ class SharpnessAwareGradient:
     ) -> "StepProblem":
         """What one step works on.
 
-        Args:
-          params: the parameters, of any dtypes.
-          mask: resolved (`zosam_jax.masks.resolve`).
-          calls: the loss, its stand-in at probes and the losses of the examples, in this order,
-            under the names that error messages should use; None where there is none.
-          has_aux: whether the loss returns auxiliary output.
-
-        Returns:
-          The floating-point part of the problem, and how to fill in the rest.
-
-        Raises:
-          TypeError: for complex parameters.
+        `calls` has the loss, its stand-in at probes and the losses of the examples, in this order,
+        under the names that error messages should use; None where there is none.
         """
         floating, merge = trees.split_floating(params)
         if mask is not None:
@@ -323,7 +313,7 @@ class SharpnessAwareGradient:
 
     def _perturb(
         self, problem: "StepProblem", state: SharpnessAwareState, key: Key[Array, ""]
-    ) -> tuple[PyTree[Float[Array, "..."]] | None, AscentResult, Float[Array, ""]]:
+    ) -> tuple[FloatTree | None, AscentResult, Float[Array, ""]]:
         """ε, what the ascent found, and ρ; ε is None for a radius that is zero for good."""
         if isinstance(self._rho, int | float) and self._rho == 0:
             return None, AscentResult(None), jnp.zeros(())
@@ -339,23 +329,15 @@ class SharpnessAwareGradient:
 
 
 class StepProblem(NamedTuple):
-    """What one step works on: the floating-point leaves of the parameters alone.
+    """What one step works on: the floating-point leaves of the parameters alone."""
 
-    Attributes:
-      params: θ.
-      mask: None, or a pytree of bool leaves like `params`.
-      objective: the minibatch loss.
-      fill: puts zeros into a tree like `params` where the caller's parameters have other leaves.
-    """
-
-    params: PyTree[Float[Array, "..."]]
-    mask: masks.Resolved
-    objective: Objective
+    params: FloatTree  # θ
+    mask: masks.Resolved  # None, or a pytree of bool leaves like `params`
+    objective: Objective  # the minibatch loss
+    # puts zeros into a tree like `params` where the caller's parameters have other leaves
     fill: Callable[[PyTree], PyTree]
 
-    def at(
-        self, epsilon: PyTree[Float[Array, "..."]] | None, ascent: AscentResult
-    ) -> PerturbedPoint:
+    def at(self, epsilon: FloatTree | None, ascent: AscentResult) -> PerturbedPoint:
         """The point that a descent starts from."""
         return PerturbedPoint(self.objective, self.params, epsilon, ascent, self.mask)
 
@@ -398,7 +380,7 @@ def _on_floating(function: Callable[..., Array], tree: PyTree, *others: PyTree) 
 
 def _diagnostics(
     rho: Float[Array, ""],
-    epsilon: PyTree[Float[Array, "..."]] | None,
+    epsilon: FloatTree | None,
     ascent: AscentResult,
     result: DescentResult,
     *,
@@ -502,7 +484,7 @@ def value_and_grad(
     )
 
 
-def _fill(tree: PyTree[Float[Array, "..."]], params: PyTree) -> PyTree:
+def _fill(tree: FloatTree, params: PyTree) -> PyTree:
     """Puts zeros where `params` has leaves that are not floating point."""
     values = iter(jax.tree.leaves(tree))
     return jax.tree.map(

@@ -11,7 +11,7 @@ import numpy as np
 
 from zosam_jax import shardings, trees
 from zosam_jax.binding import Call
-from zosam_jax.trees import Array, Float, PyTree, Shaped, T
+from zosam_jax.trees import Array, Float, FloatTree, PyTree, Shaped, T
 
 AxisName: TypeAlias = str | tuple[str, ...]
 
@@ -27,7 +27,7 @@ class ValueAndGrad(NamedTuple):
 
     value: Float[Array, ""]
     aux: Any
-    gradient: PyTree[Float[Array, "..."]]
+    gradient: FloatTree
 
 
 class Objective:
@@ -62,7 +62,7 @@ class Objective:
         self._axis_name = axis_name
         self._merge = merge
 
-    def value_and_grad(self, params: PyTree[Float[Array, "..."]]) -> ValueAndGrad:
+    def value_and_grad(self, params: FloatTree) -> ValueAndGrad:
         """L(θ), its auxiliary output and ∇L(θ), averaged over the device axis: one forward and one
         backward pass.
 
@@ -93,7 +93,7 @@ class Objective:
             return self.value_and_aux(params)[0]
         return self._scalar(self._evaluate(self._probe, params), "probe_fn", params)
 
-    def losses(self, params: PyTree[Float[Array, "..."]]) -> Float[Array, " batch"]:
+    def losses(self, params: FloatTree) -> Float[Array, " batch"]:
         """The losses of the examples, of shape [batch]: one forward pass.
 
         Without a `losses` of the caller's each example is a batch of its own, which suits losses
@@ -111,7 +111,7 @@ class Objective:
             _check_replicated(found, params, "losses_fn")
         return found.astype(trees.wide_dtype(found))
 
-    def _losses_one_by_one(self, params: PyTree[Float[Array, "..."]]) -> Float[Array, " batch"]:
+    def _losses_one_by_one(self, params: FloatTree) -> Float[Array, " batch"]:
         batch: list[Array] = []
         self._with_batch(lambda x: batch.append(jnp.asarray(x)))
         # vmap wants all of them in the same pieces.
@@ -124,9 +124,7 @@ class Objective:
 
         return jax.vmap(loss)(batch)
 
-    def losses_and_grad(
-        self, params: PyTree[Float[Array, "..."]]
-    ) -> tuple[Float[Array, " batch"], ValueAndGrad]:
+    def losses_and_grad(self, params: FloatTree) -> tuple[Float[Array, " batch"], ValueAndGrad]:
         """The losses of the examples, of shape [batch], and the pass of their mean: one forward
         and one backward pass, and a forward pass of the loss itself for its auxiliary output.
         """
@@ -142,9 +140,7 @@ class Objective:
         aux = self.value_and_aux(params)[1] if self.has_aux else None
         return losses, ValueAndGrad(value, aux, gradient)
 
-    def value_and_grad_of_worse(
-        self, one: PyTree[Float[Array, "..."], "T"], other: PyTree[Float[Array, "..."], "T"]
-    ) -> ValueAndGrad:
+    def value_and_grad_of_worse(self, one: FloatTree, other: FloatTree) -> ValueAndGrad:
         """The pass at the point of two that has the larger loss, `one` in a tie: a forward pass at
         both and one backward pass.
 
@@ -279,9 +275,7 @@ def _part(select: Callable[[Array], Array], x: Shaped[Array, "..."]) -> Shaped[A
     return select(x if divides else shardings.split_batch(x, None))
 
 
-def _as_varying(
-    params: PyTree[Float[Array, "..."], "T"], axis_name: AxisName
-) -> PyTree[Float[Array, "..."], "T"]:
+def _as_varying(params: FloatTree, axis_name: AxisName) -> FloatTree:
     """Marks replicated parameters as each device's own.
 
     A checked shard_map sums gradients with respect to replicated values over the devices by

@@ -1,8 +1,24 @@
 """The ready-made transformations: short compositions of an ascent, a radius and a descent.
 
-Each is the first transformation of an optax.chain and documents its rule; the arguments they share
-are explained at `zosam_jax.sharpness_aware`. `RECORDS`, at the end, is the one list of them: the
-command line, the benchmark, the documentation and the tests are derived from it.
+Each is the first transformation of an optax.chain, and documents its rule, what a step costs and
+the arguments of its own. Those that several take mean the same in all of them:
+
+- rho: ρ ≥ 0 or an optax schedule of the step count, in the units of `radius`;
+- radius: "global" (‖ε‖ = ρ, as in most papers), "layerwise", "filterwise", "adaptive",
+  "adaptive_layerwise" or "calibrated" (`zosam_jax.radius`);
+- num_directions: m ≥ 1, the random directions;
+- delta: δ > 0, the step of the differences, per coordinate; 1e-3 suits float32, 3e-3 to 1e-2
+  bfloat16;
+- distribution: "normal", "rademacher" or "sphere" (`zosam_jax.directions`);
+- batching: how to run the probes, "auto", "unroll", "vmap" or "map" (`zosam_jax.probes`);
+- difference: "central", or "forward", whose m + 1 probes are cheaper and coarser;
+- fraction: how much of the batch the ascent sees, in (0, 1]; None for all of it;
+- mask: which weights to perturb, or to estimate: the gradient of the others is then zero;
+- axis_name: the device axis of the batch inside shard_map or pmap;
+- key: a seed or a random key.
+
+`RECORDS`, at the end, is the one list of the transformations: the command line, the benchmark, the
+documentation and the tests are derived from it.
 """
 
 import inspect
@@ -65,22 +81,8 @@ def zo_sam(
         ĝ = (1/m) Σᵢ [L(θ+δuᵢ) − L(θ−δuᵢ)] / (2δ) · uᵢ,   ε = ρ ĝ / ‖ĝ‖,   emits ∇L(θ+ε)
 
     2m + 1 forward passes and one backward pass a step. With one direction among 10⁴ weights or
-    more, ĝ is close to a random direction: the radius that serves it is 25 to 50 times SAM's.
-
-    Args:
-      rho: ρ ≥ 0 or an optax schedule, in the units of `radius`.
-      num_directions: m ≥ 1, the random directions.
-      delta: δ > 0, the step of the central differences, per coordinate; 1e-3 suits float32,
-        3e-3 to 1e-2 bfloat16.
-      distribution: "normal", "rademacher" or "sphere" (`zosam_jax.directions`).
-      radius: "global" (the paper: ‖ε‖ = ρ), "layerwise", "filterwise" or "adaptive"
-        (`zosam_jax.radius`).
-      batching: how to run the probes, "auto", "unroll", "vmap" or "map" (`zosam_jax.probes`).
-      difference: "central", or "forward", whose m + 1 probes are cheaper and coarser.
-      fraction: how much of the batch the probes see, in (0, 1]; None for all of it.
-      mask: which weights to perturb.
-      axis_name: the device axis of the batch inside shard_map or pmap.
-      key: a seed or a random key.
+    more, ĝ is close to a random direction: the radius that serves it is 25 to 50 times SAM's. For
+    the arguments see `zosam_jax.optimizers`.
 
     Reference: Ji et al., ZO-SAM, CVPR 2026, https://arxiv.org/abs/2603.13115
     """
@@ -107,14 +109,8 @@ def sam(
 
         g = ∇L(θ),   ε = ρ g / ‖g‖,   emits ∇L(θ+ε)
 
-    Two forward and two backward passes a step. `asam` has ASAM's radius.
-
-    Args:
-      rho: ρ ≥ 0 or an optax schedule; 0.05 is the paper's for CIFAR.
-      radius: "global", "layerwise", "filterwise" or "adaptive" (`zosam_jax.radius`).
-      fraction: how much of the batch the ascent sees, in (0, 1]; None for all of it.
-      mask: which weights to perturb.
-      axis_name: the device axis of the batch inside shard_map or pmap.
+    Two forward and two backward passes a step. `asam` has ASAM's radius. For the arguments see
+    `zosam_jax.optimizers`; the paper's ρ for CIFAR is 0.05.
 
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412
     """
@@ -141,9 +137,7 @@ def subbatch_sam(
     Args:
       rho: ρ ≥ 0 or an optax schedule; 0.06 moves each array by 6% of its norm.
       fraction: f in (0, 1]; None for an eighth.
-      radius: "adaptive_layerwise", or another of `zosam_jax.radius`.
-      mask: which weights to perturb.
-      axis_name: the device axis of the batch inside shard_map or pmap.
+      others: as in `zosam_jax.optimizers`.
 
     Reference: for an ascent on a part of the batch, Bahri et al., https://arxiv.org/abs/2110.08529
     """
@@ -164,15 +158,8 @@ def random_weight_perturbation(
 
         u random,   ε = ρ u / ‖u‖,   emits ∇L(θ+ε)
 
-    One forward and one backward pass a step. What ZO-SAM gains over this it owes to its probes.
-
-    Args:
-      rho: ρ ≥ 0 or an optax schedule, in the units of `radius`.
-      distribution: "normal", "rademacher" or "sphere" (`zosam_jax.directions`).
-      radius: "global", "layerwise", "filterwise" or "adaptive" (`zosam_jax.radius`).
-      mask: which weights to perturb.
-      axis_name: the device axis of the batch inside shard_map or pmap.
-      key: a seed or a random key.
+    One forward and one backward pass a step. What ZO-SAM gains over this it owes to its probes. For
+    the arguments see `zosam_jax.optimizers`.
 
     Reference: with layer- or filter-wise radii, Bisla et al., https://arxiv.org/abs/2201.08025,
       and Li et al., https://arxiv.org/abs/2404.00357
@@ -197,8 +184,7 @@ def asam(
     Args:
       rho: ρ ≥ 0 or an optax schedule, without units; the paper's are 0.5 and 1.
       eta: η ≥ 0, in the units of the parameters.
-      mask: which weights to perturb.
-      axis_name: the device axis of the batch inside shard_map or pmap.
+      others: as in `zosam_jax.optimizers`.
 
     Reference: Kwon et al., ASAM, https://arxiv.org/abs/2102.11600
     """
@@ -224,9 +210,7 @@ def gsam(
     Args:
       rho: ρ ≥ 0 or an optax schedule; the paper's falls with the learning rate (`gsam_rho`).
       alpha: α ≥ 0; the paper takes 0.01 for ResNet-50, 0.4 for ViT-S/32, 1 for ViT-S/16.
-      radius: "global", "layerwise", "filterwise" or "adaptive" (`zosam_jax.radius`).
-      mask: which weights to perturb.
-      axis_name: the device axis of the batch inside shard_map or pmap.
+      others: as in `zosam_jax.optimizers`.
 
     Reference: Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training,
       https://arxiv.org/abs/2203.08065
@@ -295,13 +279,10 @@ def look_sam(
     CPU, losses with convolutions cost as much as SAM (`descent.looksam`). interval=1 is SAM.
 
     Args:
-      rho: ρ ≥ 0 or an optax schedule.
       interval: k ≥ 1.
       alpha: α ≥ 0, how much of the bend to reuse.
       per_array: whether angles and lengths are those of each parameter array on its own.
-      radius: "global", "layerwise", "filterwise" or "adaptive" (`zosam_jax.radius`).
-      mask: which weights to perturb.
-      axis_name: the device axis of the batch inside shard_map or pmap.
+      others: as in `zosam_jax.optimizers`.
 
     Reference: Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization,
       https://arxiv.org/abs/2203.02714
@@ -338,13 +319,9 @@ def esam(
     for the loss at θ, or from the loss on each example alone (no BatchNorm).
 
     Args:
-      rho: ρ ≥ 0 or an optax schedule.
       beta: β in (0, 1], the part of the arrays that a step perturbs.
       gamma: γ in (0, 1], the part of the batch that the descent sees.
-      radius: "global", "layerwise", "filterwise" or "adaptive" (`zosam_jax.radius`).
-      mask: which weights to perturb.
-      axis_name: the device axis of the batch inside shard_map or pmap.
-      key: a seed or a random key.
+      others: as in `zosam_jax.optimizers`.
 
     Reference: Du et al., Efficient Sharpness-aware Minimization,
       https://arxiv.org/abs/2110.03141
@@ -381,11 +358,8 @@ def s2_sam(
     first step is not perturbed.
 
     Args:
-      rho: ρ ≥ 0 or an optax schedule, in the units of `radius`.
       decay: in [0, 1); above 0 a moving average of the past gradients takes the last one's place.
-      radius: "global", "layerwise", "filterwise" or "adaptive" (`zosam_jax.radius`).
-      mask: which weights to perturb.
-      axis_name: the device axis of the batch inside shard_map or pmap.
+      others: as in `zosam_jax.optimizers`.
 
     Reference: Ji et al., A Single-Step, Sharpness-Aware Minimization is All You Need to Achieve
       Efficient and Accurate Sparse Training, NeurIPS 2024
@@ -412,12 +386,9 @@ def friendly_sam(
     first step's d is g, and so is the first m.
 
     Args:
-      rho: ρ ≥ 0 or an optax schedule, in the units of `radius`.
       sigma: σ ≥ 0; 0 is SAM.
       decay: λ in [0, 1).
-      radius: "global", "layerwise", "filterwise" or "adaptive" (`zosam_jax.radius`).
-      mask: which weights to perturb.
-      axis_name: the device axis of the batch inside shard_map or pmap.
+      others: as in `zosam_jax.optimizers`.
 
     Reference: Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024,
       https://arxiv.org/abs/2403.12350
@@ -443,11 +414,8 @@ def msam(
     depend on the number of devices.
 
     Args:
-      rho: ρ ≥ 0 or an optax schedule.
       microbatches: M ≥ 1, which must divide the batch; 1 is SAM.
-      radius: "global", "layerwise", "filterwise" or "adaptive" (`zosam_jax.radius`).
-      mask: which weights to perturb.
-      axis_name: the device axis of the batch inside shard_map or pmap.
+      others: as in `zosam_jax.optimizers`.
 
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412
     """
@@ -475,15 +443,8 @@ def antithetic_sam(
         u random,   ε = ± ρ u / ‖u‖ with the sign of the larger L(θ+ε),   emits ∇L(θ+ε)
 
     Two forward passes and one backward pass a step, and up to twice the memory for activations
-    (`descent.worst_side`): ZO-SAM of one direction, probed at the perturbation's own distance.
-
-    Args:
-      rho: ρ ≥ 0 or an optax schedule, in the units of `radius`.
-      distribution: "normal", "rademacher" or "sphere" (`zosam_jax.directions`).
-      radius: "global", "layerwise", "filterwise" or "adaptive" (`zosam_jax.radius`).
-      mask: which weights to perturb.
-      axis_name: the device axis of the batch inside shard_map or pmap.
-      key: a seed or a random key.
+    (`descent.worst_side`): ZO-SAM of one direction, probed at the perturbation's own distance. For
+    the arguments see `zosam_jax.optimizers`.
     """
     return sharpness_aware(
         ascent.random_direction(distribution),
@@ -513,19 +474,8 @@ def mezo(
         emits ĝ = (1/m) Σᵢ [L(θ+δuᵢ) − L(θ−δuᵢ)] / (2δ) · uᵢ
 
     2m forward passes a step and no backward pass, in the memory of inference. ‖ĝ‖ is about √(d/m)
-    times ‖∇L‖ for d weights: it takes learning rates as much smaller.
-
-    Args:
-      num_directions: m ≥ 1, the random directions.
-      delta: δ > 0, the step of the central differences, per coordinate, as in `zo_sam`.
-      distribution: "normal", "rademacher" or "sphere" (`zosam_jax.directions`).
-      batching: how to run the probes, "auto", "unroll", "vmap" or "map" (`zosam_jax.probes`).
-      difference: "central", or "forward", whose m + 1 probes are cheaper and coarser.
-      fraction: how much of the batch the probes see, in (0, 1]; None for all of it. On a part, a
-        forward pass more gives the value.
-      mask: which weights to estimate; the gradient of the others is zero.
-      axis_name: the device axis of the batch inside shard_map or pmap.
-      key: a seed or a random key.
+    times ‖∇L‖ for d weights: it takes learning rates as much smaller. With fraction < 1 a forward
+    pass more gives the value. For the arguments see `zosam_jax.optimizers`.
 
     Reference: Malladi et al., Fine-Tuning Language Models with Just Forward Passes,
       https://arxiv.org/abs/2305.17333
@@ -556,17 +506,8 @@ def forward_gradient(
         emits ĝ = (1/m) Σᵢ ⟨∇L(θ), uᵢ⟩ uᵢ
 
     m forward passes a step that carry a derivative along, each with the arithmetic of a gradient,
-    and no stored activations. ‖ĝ‖ is about √(d/m) times ‖∇L‖ for d weights.
-
-    Args:
-      num_directions: m ≥ 1, the random directions.
-      distribution: "normal", "rademacher" or "sphere" (`zosam_jax.directions`).
-      batching: how to run the passes, "auto", "unroll", "vmap" or "map" (`zosam_jax.probes`).
-      fraction: how much of the batch the slopes see, in (0, 1]; None for all of it. On a part, a
-        forward pass more gives the value.
-      mask: which weights to estimate; the gradient of the others is zero.
-      axis_name: the device axis of the batch inside shard_map or pmap.
-      key: a seed or a random key.
+    and no stored activations. ‖ĝ‖ is about √(d/m) times ‖∇L‖ for d weights. With fraction < 1 a
+    forward pass more gives the value. For the arguments see `zosam_jax.optimizers`.
 
     Reference: Baydin et al., Gradients without Backpropagation, https://arxiv.org/abs/2202.08587
     """

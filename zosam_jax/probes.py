@@ -14,7 +14,7 @@ Three ways to run the same evaluations, equal in their numbers up to rounding:
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from zosam_jax import trees
 from zosam_jax.errors import check_one_of, is_traced
-from zosam_jax.trees import Array, Float, Int, PyTree, T
+from zosam_jax.trees import Array, Float, FloatTree, Int, PyTree
 
 BATCHING = ("auto", "unroll", "vmap", "map")
 
@@ -41,9 +41,6 @@ def choose_batching(batching: str, loss: Loss, params: PyTree, evaluations: int 
     """Settles "auto" for this loss and this number of evaluations.
 
     A number of evaluations that is traced (a tuned hyperparameter, say) leaves only the loop.
-
-    Returns:
-      "unroll", "vmap" or "map".
     """
     if is_traced(evaluations):
         return "map"
@@ -60,14 +57,19 @@ def contains_convolution(loss: Loss, params: PyTree) -> bool:
 
 
 def _has_primitive(jaxpr: Any, name: str) -> bool:
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == name:
-            return True
-        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns") and _has_primitive(inner, name):
-                return True
-    return False
+    return any(
+        equation.primitive.name == name
+        or any(_has_primitive(inner, name) for inner in programs_of(equation))
+        for equation in jaxpr.eqns
+    )
+
+
+def programs_of(equation: Any) -> Iterator[Any]:
+    """The programs that an equation runs: a loop's body, a cond's branches, a call's function."""
+    for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
+        program = getattr(value, "jaxpr", value)
+        if hasattr(program, "eqns"):
+            yield program
 
 
 def in_precision(
@@ -104,23 +106,12 @@ def in_precision(
 
 def along(
     loss: Loss,
-    params: PyTree[Float[Array, "..."], "T"],
-    direction: PyTree[Float[Array, "..."], "T"],
+    params: FloatTree,
+    direction: FloatTree,
     steps: Sequence[float | Float[Array, ""]],
     batching: str,
 ) -> Float[Array, " steps"]:
-    """L(θ + t·u) for each step t.
-
-    Args:
-      loss: a function of the parameters alone, returning a scalar.
-      params: θ.
-      direction: u, a pytree like `params`.
-      steps: the values of t.
-      batching: "unroll", "vmap" or "map".
-
-    Returns:
-      The losses, one for each step, in float32 or wider.
-    """
+    """L(θ + t·u) for each step t, in float32 or wider; `batching` is settled."""
 
     def at(step: Float[Array, ""]) -> Float[Array, ""]:
         return loss(trees.displace(params, direction, step))
@@ -137,17 +128,11 @@ def along(
 
 
 def mean(
-    term: Callable[[Int[Array, ""]], PyTree[Float[Array, "..."]]], count: int | Array, batching: str
-) -> PyTree[Float[Array, "..."]]:
-    """(1/count) Σᵢ term(i) for i = 0, …, count − 1, without keeping the terms.
+    term: Callable[[Int[Array, ""]], FloatTree], count: int | Array, batching: str
+) -> FloatTree:
+    """(1/count) Σᵢ term(i) for i = 0, …, count − 1; "vmap" alone keeps the terms.
 
-    Args:
-      term: a function of the index that returns a pytree of floating-point arrays.
-      count: the number of terms; traced only where `batching` is "map".
-      batching: "unroll", "vmap" (which does keep the terms) or "map".
-
-    Returns:
-      A pytree like one term.
+    `count` is traced only where `batching` is "map".
     """
     if batching == "vmap":
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.vmap(term)(jnp.arange(count)))
@@ -164,7 +149,7 @@ def mean(
     return trees.scale(total, 1.0 / count)
 
 
-def after(tree: PyTree[Float[Array, "..."]], index: Int[Array, ""]) -> Int[Array, ""]:
+def after(tree: FloatTree, index: Int[Array, ""]) -> Int[Array, ""]:
     """The index, as a value that cannot be known before all of `tree` is.
 
     Terms would otherwise be free to start together and all be alive at once, since XLA drops its
@@ -175,7 +160,5 @@ def after(tree: PyTree[Float[Array, "..."]], index: Int[Array, ""]) -> Int[Array
     return index + jnp.isnan(everything).astype(index.dtype)
 
 
-def _add(
-    a: PyTree[Float[Array, "..."], "T"], b: PyTree[Float[Array, "..."], "T"]
-) -> PyTree[Float[Array, "..."], "T"]:
+def _add(a: FloatTree, b: FloatTree) -> FloatTree:
     return jax.tree.map(jnp.add, a, b)

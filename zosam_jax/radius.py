@@ -1,8 +1,9 @@
 """Radius rules: from an ascent's direction g and a radius ρ to the perturbation ε.
 
-A radius rule is a function `(direction, params, rho, mask=None) -> epsilon`. It sees directions
-that are zero where the mask is, and returns ε = 0 where there is nothing to scale. A `Radius` is a
-rule with a factor on ρ that it learns from the steps.
+A radius rule is a function `(direction, params, rho, mask=None) -> epsilon` (`Rule`). It sees
+directions that are zero where the mask is, and returns ε = 0 where there is nothing to scale. Norms
+of parameters are those of the kept weights. A `Radius` is a rule with a factor on ρ that it learns
+from the steps.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from zosam_jax import masks, probes, trees
 from zosam_jax.errors import check_count, check_number, check_part, check_positive_fraction, choose
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, Int, PyTree, T
+from zosam_jax.trees import Array, Float, FloatTree, Int, PyTree
 
 
 class Rule(Protocol):
@@ -22,12 +23,12 @@ class Rule(Protocol):
 
     def __call__(
         self,
-        direction: PyTree[Float[Array, "..."]],
-        params: PyTree[Float[Array, "..."]],
+        direction: FloatTree,
+        params: FloatTree,
         rho: Float[Array, ""],
         mask: masks.Resolved = None,
         /,
-    ) -> PyTree[Float[Array, "..."]]:
+    ) -> FloatTree:
         """Scales a direction to the radius.
 
         Args:
@@ -41,30 +42,6 @@ class Rule(Protocol):
         """
 
 
-class Observe(Protocol):
-    """How a radius learns from a step."""
-
-    def __call__(
-        self,
-        state: PyTree,
-        objective: Objective,
-        params: PyTree[Float[Array, "..."]],
-        epsilon: PyTree[Float[Array, "..."]] | None,
-        /,
-    ) -> PyTree:
-        """The state after a step.
-
-        Args:
-          state: the radius's own, arrays only.
-          objective: the step's loss, which may be asked for further passes.
-          params: θ.
-          epsilon: ε, a pytree like `params`; None where ρ is zero for good.
-
-        Returns:
-          The new state, a pytree like `state`.
-        """
-
-
 class Radius(NamedTuple):
     """A rule whose ρ adapts itself.
 
@@ -72,32 +49,23 @@ class Radius(NamedTuple):
       rule: (direction, params, rho, mask) → ε.
       init: () → state (arrays only).
       factor: state → what ρ is multiplied by, a scalar.
-      observe: (state, objective, params, epsilon) → state, in each step; it may ask `objective`,
-        a `zosam_jax.objective.Objective`, for further passes.
+      observe: (state, objective, params, epsilon) → state, after each step; it may ask `objective`,
+        a `zosam_jax.objective.Objective`, for further passes. ε is None where ρ is zero for good.
     """
 
     rule: Rule
     init: Callable[[], PyTree]
     factor: Callable[[PyTree], Float[Array, ""] | float]
-    observe: Observe
+    observe: Callable[[PyTree, Objective, FloatTree, FloatTree | None], PyTree]
 
 
 RadiusLike: TypeAlias = str | Rule | Radius
 
 
 def global_(
-    direction: PyTree[Float[Array, "..."], "T"],
-    params: PyTree[Float[Array, "..."], "T"],
-    rho: Float[Array, ""],
-    mask: masks.Resolved = None,
-) -> PyTree[Float[Array, "..."], "T"]:
+    direction: FloatTree, params: FloatTree, rho: Float[Array, ""], mask: masks.Resolved = None
+) -> FloatTree:
     """ε = ρ g / ‖g‖₂ over all leaves together, so that ‖ε‖₂ = ρ (SAM, ZO-SAM).
-
-    Args:
-      direction: g, a pytree of floating-point arrays.
-      params: θ, a pytree like `direction` (unused by this rule).
-      rho: ρ ≥ 0, a scalar in the units of the parameters.
-      mask: unused by this rule; `direction` is already zero where the mask is.
 
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412
     """
@@ -106,21 +74,12 @@ def global_(
 
 
 def layerwise(
-    direction: PyTree[Float[Array, "..."], "T"],
-    params: PyTree[Float[Array, "..."], "T"],
-    rho: Float[Array, ""],
-    mask: masks.Resolved = None,
-) -> PyTree[Float[Array, "..."], "T"]:
+    direction: FloatTree, params: FloatTree, rho: Float[Array, ""], mask: masks.Resolved = None
+) -> FloatTree:
     """ε_l = ρ ‖θ_l‖₂ g_l / ‖g_l‖₂ for every array l of the parameters on its own.
 
     ρ is relative: 0.1 moves each array by a tenth of its norm, whatever its scale. An array that
     is all zeros (a fresh bias) stays where it is.
-
-    Args:
-      direction: g, a pytree of floating-point arrays.
-      params: θ, a pytree like `direction`.
-      rho: ρ ≥ 0, a scalar without units.
-      mask: where given, ‖θ_l‖₂ counts the kept weights only.
     """
 
     def leaf(g: Array, theta: Array) -> Array:
@@ -131,21 +90,12 @@ def layerwise(
 
 
 def filterwise(
-    direction: PyTree[Float[Array, "..."], "T"],
-    params: PyTree[Float[Array, "..."], "T"],
-    rho: Float[Array, ""],
-    mask: masks.Resolved = None,
-) -> PyTree[Float[Array, "..."], "T"]:
+    direction: FloatTree, params: FloatTree, rho: Float[Array, ""], mask: masks.Resolved = None
+) -> FloatTree:
     """ε_f = ρ ‖θ_f‖₂ g_f / ‖g_f‖₂ for every filter f, the weights of one output feature.
 
     Filters are the slices along the last axis, where Flax keeps output features; an array of
     fewer than two axes moves as a whole, as in `layerwise`. ρ is relative as it is there.
-
-    Args:
-      direction: g, a pytree of floating-point arrays.
-      params: θ, a pytree like `direction`.
-      rho: ρ ≥ 0, a scalar without units.
-      mask: where given, ‖θ_f‖₂ counts the kept weights only.
 
     Reference: for random g, Bisla et al., https://arxiv.org/abs/2201.08025
     """
@@ -165,21 +115,12 @@ def _norms(leaf: Float[Array, "..."], axes: tuple[int, ...] | None) -> Float[Arr
 
 
 def adaptive(
-    direction: PyTree[Float[Array, "..."], "T"],
-    params: PyTree[Float[Array, "..."], "T"],
-    rho: Float[Array, ""],
-    mask: masks.Resolved = None,
-) -> PyTree[Float[Array, "..."], "T"]:
+    direction: FloatTree, params: FloatTree, rho: Float[Array, ""], mask: masks.Resolved = None
+) -> FloatTree:
     """ε = ρ T²g / ‖T g‖₂ with T = |θ| elementwise, so that ‖ε/θ‖₂ = ρ (ASAM without its η).
 
     The norm is over the relative changes of all weights together: for the same mean relative
     change ρ grows with √d, d the number of weights, when g is a random direction.
-
-    Args:
-      direction: g, a pytree of floating-point arrays.
-      params: θ, a pytree like `direction`.
-      rho: ρ ≥ 0, a scalar without units.
-      mask: unused by this rule; `direction` is already zero where the mask is.
 
     Reference: Kwon et al., ASAM, https://arxiv.org/abs/2102.11600
     """
@@ -188,11 +129,8 @@ def adaptive(
 
 
 def adaptive_layerwise(
-    direction: PyTree[Float[Array, "..."], "T"],
-    params: PyTree[Float[Array, "..."], "T"],
-    rho: Float[Array, ""],
-    mask: masks.Resolved = None,
-) -> PyTree[Float[Array, "..."], "T"]:
+    direction: FloatTree, params: FloatTree, rho: Float[Array, ""], mask: masks.Resolved = None
+) -> FloatTree:
     """ε_l = ρ ‖θ_l‖₂ T_l g_l / ‖T_l g_l‖₂ for every array l on its own, T = |θ| elementwise.
 
         T_i = |θ_i|,   but ‖θ_l‖₂ / √n_l where a kept weight is exactly 0, n_l the kept weights of l
@@ -202,12 +140,6 @@ def adaptive_layerwise(
     move like one of root mean square size. With T = 0 they would stand still, and where all kept
     weights of a channel are new, at zero, the gradient at θ+ε would be that of a channel without
     variance, which BatchNorm multiplies by 1/√(its ε), 316 for 1e-5.
-
-    Args:
-      direction: g, a pytree of floating-point arrays.
-      params: θ, a pytree like `direction`.
-      rho: ρ ≥ 0, a scalar without units.
-      mask: where given, ‖θ_l‖₂ and n_l count the kept weights only.
     """
 
     def scaled(g: Array, theta: Array, kept: Array | None) -> Array:
@@ -243,22 +175,15 @@ def asam(eta: float = 0.01) -> Rule:
         return jnp.ones_like(theta) if is_bias else jnp.abs(theta) + eta
 
     def rule(
-        direction: PyTree[Float[Array, "..."], "T"],
-        params: PyTree[Float[Array, "..."], "T"],
-        rho: Float[Array, ""],
-        mask: masks.Resolved = None,
-    ) -> PyTree[Float[Array, "..."], "T"]:
+        direction: FloatTree, params: FloatTree, rho: Float[Array, ""], mask: masks.Resolved = None
+    ) -> FloatTree:
         del mask
         return _scaled_by(jax.tree_util.tree_map_with_path(scale, params), direction, rho)
 
     return rule
 
 
-def _scaled_by(
-    scales: PyTree[Float[Array, "..."], "T"],
-    direction: PyTree[Float[Array, "..."], "T"],
-    rho: Float[Array, ""],
-) -> PyTree[Float[Array, "..."], "T"]:
+def _scaled_by(scales: FloatTree, direction: FloatTree, rho: Float[Array, ""]) -> FloatTree:
     """ρ T²g / ‖T g‖₂."""
     scaled = jax.tree.map(lambda t, g: t.astype(g.dtype) * g, scales, direction)
     factor = trees.ratio(rho, trees.norm(scaled))
@@ -335,10 +260,7 @@ def calibrated(
         return Calibration(jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32))
 
     def measured(
-        objective: Objective,
-        params: PyTree[Float[Array, "..."], "T"],
-        epsilon: PyTree[Float[Array, "..."], "T"],
-        factor: Float[Array, ""],
+        objective: Objective, params: FloatTree, epsilon: FloatTree, factor: Float[Array, ""]
     ) -> Float[Array, ""]:
         part = objective.on_fraction(fraction)
         losses = probes.along(part.probe, params, epsilon, (1.0, -1.0, 0.0), "unroll")
@@ -352,10 +274,7 @@ def calibrated(
         return jnp.clip(moved, low, high).astype(jnp.float32)
 
     def observe(
-        state: Calibration,
-        objective: Objective,
-        params: PyTree[Float[Array, "..."]],
-        epsilon: PyTree[Float[Array, "..."]] | None,
+        state: Calibration, objective: Objective, params: FloatTree, epsilon: FloatTree | None
     ) -> Calibration:
         if epsilon is None:
             return state
@@ -385,11 +304,11 @@ def get(radius: RadiusLike) -> Radius:
 
 def perturbation(
     rule: Rule,
-    direction: PyTree[Float[Array, "..."], "T"],
-    params: PyTree[Float[Array, "..."], "T"],
+    direction: FloatTree,
+    params: FloatTree,
     rho: Float[Array, ""],
     mask: masks.Resolved = None,
-) -> PyTree[Float[Array, "..."], "T"]:
+) -> FloatTree:
     """ε by `rule`, with every guard in one place: masked, and zero where it would mean nothing.
 
     A ρ that is below zero or not finite, a direction of norm zero, or one that holds a NaN or an

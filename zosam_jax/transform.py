@@ -63,17 +63,7 @@ def sharpness_aware(
       keep_gradient: True to emit the gradient of the weights that `mask` keeps and leave the whole
         one in the state, where `pop_gradient` finds it; for wrappers that grow masks by it.
 
-    Args:
-      ascent: how to find the direction of ε (`zosam_jax.ascent`).
-      rho: ρ ≥ 0, or an optax schedule of the step count. In the units of `radius`. While a
-        schedule is below zero or not finite, ε = 0 (`Diagnostics.plain_step`).
-      radius: "global", "layerwise", "adaptive", "calibrated", or one of your own
-        (`zosam_jax.radius`).
-      descent: what is done at θ+ε (`zosam_jax.descent`); by default the gradient is taken there.
-      microbatches: M for m-sharpness (see `value_and_grad`).
-      mask: which weights to perturb; restricts ε, not the gradient (see `value_and_grad`).
-      axis_name: the device axis of the batch inside shard_map or pmap (see `value_and_grad`).
-      key: a seed or a random key for the directions.
+    The arguments are those of `value_and_grad`, and a seed or a random key for the directions.
 
     Returns:
       An optax.GradientTransformationExtraArgs whose state is a SharpnessAwareState.

@@ -12,8 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+Array: TypeAlias = jax.Array
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Integer, Key, Num, PyTree, Shaped, UInt8, UInt32
+
+    FloatTree: TypeAlias = PyTree[Float[Array, "..."]]
 else:
     try:
         from jaxtyping import Bool, Float, Int, Integer, Key, Num, PyTree, Shaped, UInt8, UInt32
@@ -27,11 +31,14 @@ else:
                 return Any
 
         Float = Int = Integer = Key = Num = PyTree = Shaped = UInt8 = UInt32 = Bool
+    #: Floating-point arrays; twice in a signature it says that the two trees are alike.
+    FloatTree = PyTree[Float[Array, "..."], "T"]
 
 __all__ = [
     "Array",
     "Bool",
     "Float",
+    "FloatTree",
     "Int",
     "Integer",
     "Key",
@@ -51,8 +58,6 @@ __all__ = [
     "split_floating",
     "wide_dtype",
 ]
-
-Array: TypeAlias = jax.Array
 
 #: The structure of a tree: PyTree[..., "T"] twice in a signature says that the two have the same.
 T = TypeVar("T")

@@ -142,7 +142,7 @@ def changed(**entries):
 BROKEN = {
     "is damaged, truncated or no batch of cifar-10-batches-py": lambda good: good[:-100],
     "batch of cifar-10-batches-py (UnpicklingError: it ends too early": lambda good: b"",
-    "(UnpicklingError: byte 0 is no instruction": lambda good: b"\x1f\x8b" + good,
+    r"(UnpicklingError: b'\x1f' is no instruction": lambda good: b"\x1f\x8b" + good,
     "(UnpicklingError: 3 bytes follow its end": lambda good: good + b"abc",
     "batch of cifar-10-batches-py (TypeError": lambda good: python3_dumps([1, 2]),
     "(KeyError: b'labels')": lambda good: python3_dumps({b"data": np.zeros((1, 3072), np.uint8)}),

@@ -108,15 +108,6 @@ def test_a_stream_gives_so_many_bytes_and_no_more(tmp_path):
         files.read(path, 9)
 
 
-def test_tar_members_are_those_of_tarfile():
-    content = hostile.archive(b"a" * 1000, "w", (hostile.member("x/link", b"2", "y"),))
-    stream = files.Bounded(hostile.io.BytesIO(content))
-    members = list(files.tar_members(stream))
-    assert [member.name for member in members][:2] == [b"link", b"data_batch_1"]
-    assert [member.regular for member in members] == [False] + [True] * 6
-    assert members[3].content == b"a" * 1000
-
-
 def campaign(*arguments: str) -> dict:
     script = Path(hostile.__file__)
     done = subprocess.run(

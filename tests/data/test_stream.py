@@ -11,7 +11,7 @@ import pytest
 from jax._src import xla_bridge
 from PIL import Image
 
-from zosam_jax.data.records import Record
+from zosam_jax.data.records import LabelledImage
 from zosam_jax.data.stream import Stream, centre_crop, random_resized_crop
 
 SIZE = 8
@@ -40,7 +40,7 @@ class Jpegs:
             raise ValueError(f"folder/{index}.jpg is not an image.")
         image = Image.open(io.BytesIO(self.contents[index]))
         image.load()
-        return Record(image, index)
+        return LabelledImage(image, index)
 
 
 TRAIN, TEST = Jpegs(23), Jpegs(10)
@@ -284,7 +284,7 @@ def test_half_the_images_are_flipped():
 
         def __getitem__(self, index):
             ramp = np.broadcast_to(np.arange(40, dtype=np.uint8), (40, 40))
-            return Record(Image.fromarray(np.ascontiguousarray(ramp)), 0)
+            return LabelledImage(Image.fromarray(np.ascontiguousarray(ramp)), 0)
 
     [(images, _)] = stream(train=Ramps(), test=Ramps()).epoch(0, 0, batch_size=600)
     falling = images[:, 4, 0, 0].astype(int) > images[:, 4, -1, 0]

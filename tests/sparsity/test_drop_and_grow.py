@@ -471,11 +471,14 @@ def test_noise_differs_from_update_to_update_and_by_key():
 
 
 def test_schedules():
+    def due(schedule, steps):
+        return [step for step in range(steps) if schedule.is_due(jnp.int32(step))]
+
     periodic = schedules.periodic(4, 0.3, start=1, stop=13)
-    assert schedules.steps_of(periodic, 20) == [4, 8, 12]
-    assert schedules.steps_of(schedules.periodic(4, 0.3), 10) == [0, 4, 8]
+    assert due(periodic, 20) == [4, 8, 12]
+    assert due(schedules.periodic(4, 0.3), 10) == [0, 4, 8]
     staged = schedules.staged((2, 4), (0, 8), stop=17)
-    assert schedules.steps_of(staged, 20) == [2, 4, 6, 8, 12, 16]
+    assert due(staged, 20) == [2, 4, 6, 8, 12, 16]
     cosine = schedules.cosine(0.5, 100, final=0.005)
     values = [float(cosine(jnp.int32(t))) for t in (0, 50, 100, 150)]
     np.testing.assert_allclose(values, [0.5, 0.2525, 0.005, 0.005], rtol=1e-5)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from zosam_jax.ascent.base import Ascent
 from zosam_jax.binding import Call
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, Key, PyTree, T
+from zosam_jax.trees import Array, Float, FloatTree, Key, PyTree
 
 
 class Spread(NamedTuple):
@@ -117,26 +117,20 @@ def quality(
     θ stays the same. An ascent with a state is given the batches one after another, and after
     each the gradient at θ+ε, as in training; its first sample, from the initial state, counts
     too. A sample costs what the ascent does, a pass with gradients and two without, one of which
-    has gradients too where the ascent's state needs them.
+    has gradients too where the ascent's state needs them. Calls with the same batches and key give
+    several ascents the same random numbers.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss.
-      params: θ.
       batches: of equal size; iterated over once for each draw.
       ascent: how the direction is found (`zosam_jax.ascent`).
       rho: ρ > 0, a number in the units of `radius`.
       radius: the rule that makes ε of it (`zosam_jax.radius`); of one that
         calibrates itself, the rule alone.
-      mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_draws: how often each batch is used, with a random key of its own each time.
       key: a seed or a random key; the same one gives other ascents the same random numbers.
 
     Returns:
       The means over all samples, each with its spread.
-
-    Raises:
-      ValueError, TypeError: for an argument out of range, a mask that does not fit the
-        parameters, no batches, or a loss that is no scalar.
     """
     if not isinstance(ascent, Ascent):
         raise TypeError(
@@ -175,41 +169,6 @@ def quality(
     )
 
 
-def quality_of_each(
-    loss_fn: LossFn,
-    params: PyTree,
-    batches: Iterable[Batch],
-    ascents: Mapping[Any, Ascent],
-    **options: Any,
-) -> dict[Any, Quality]:
-    """`quality` of several ascents on the same batches and from the same keys.
-
-    For the estimate against the number of directions m (or δ likewise):
-
-        quality_of_each(loss_fn, params, batches,
-                        {m: random_gradient_estimate(m) for m in (1, 4, 16)}, rho=0.05)
-
-    and against sparsity, `quality(..., mask=masks)` for the masks of each.
-
-    Args:
-      loss_fn: (params, batch) → the batch's mean loss.
-      params: θ.
-      batches: of equal size, re-iterable.
-      ascents: label → ascent.
-      **options: the keyword arguments of `quality`.
-
-    Returns:
-      label → Quality, in the order of `ascents`.
-
-    Raises:
-      ValueError, TypeError: as `quality`.
-    """
-    return {
-        label: quality(loss_fn, params, batches, ascent, **options)
-        for label, ascent in ascents.items()
-    }
-
-
 class _Sample(NamedTuple):
     """One sample, as in Quality: scalars, or a column of them."""
 
@@ -235,7 +194,7 @@ def _measure(
     theta, merge = trees.split_floating(params)
     objective = Objective(Call(loss_fn, (batch,)), name="loss_fn", merge=merge)
 
-    def epsilon(direction: PyTree[Float[Array, "..."], "T"]) -> PyTree[Float[Array, "..."], "T"]:
+    def epsilon(direction: FloatTree) -> FloatTree:
         return radii.perturbation(rule, direction, theta, jnp.asarray(rho), kept)
 
     clean = objective.value_and_grad(theta)

@@ -27,7 +27,7 @@ from zosam_jax.binding import Call
 from zosam_jax.errors import check_count
 from zosam_jax.keys import as_key
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, Int, Key, PyTree, T
+from zosam_jax.trees import Array, Float, FloatTree, Int, Key, PyTree
 
 
 class Spectrum(NamedTuple):
@@ -48,7 +48,7 @@ class Spectrum(NamedTuple):
     """
 
     eigenvalues: Float[np.ndarray, " k"]
-    eigenvectors: tuple[PyTree[Float[Array, "..."]], ...]
+    eigenvectors: tuple[FloatTree, ...]
     residuals: Float[np.ndarray, " k"]
     smallest: float
     smallest_residual: float
@@ -96,22 +96,12 @@ class Density(NamedTuple):
 
 def vector_product(
     loss_fn: LossFn, params: PyTree, batches: Iterable[Batch], *, mask: PyTree = None
-) -> Callable[[PyTree[Float[Array, "..."]]], PyTree[Float[Array, "..."]]]:
+) -> Callable[[FloatTree], FloatTree]:
     """v ↦ P H P v, H = ∇²L(θ) averaged over all batches, P the projection on the kept weights.
-
-    Args:
-      loss_fn: (params, batch) → the batch's mean loss, twice differentiable.
-      params: θ.
-      batches: of equal size; iterated over once in each product.
-      mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
 
     Returns:
       A function of a pytree like `params` that returns one, in float32 or wider, with None in
       place of what is not floating point.
-
-    Raises:
-      ValueError, TypeError: for a mask that does not fit the parameters; in a product, for no
-        batches, or a loss that is no scalar.
     """
     return _hessian(loss_fn, params, batches, mask).times
 
@@ -133,20 +123,9 @@ def spectrum(
     eigenvalues converge first, and more steps make all of them smaller.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss, twice differentiable.
-      params: θ.
       batches: of equal size; iterated over once in each step.
-      mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_eigenvalues: k ≥ 1, at most the number of steps.
       num_steps: Hessian-vector products; no more are made than weights are kept.
-      key: a seed or a random key.
-
-    Returns:
-      A Spectrum.
-
-    Raises:
-      ValueError, TypeError: for an argument out of range, a mask that does not fit the parameters
-        or keeps none, no batches, a loss that is no scalar, or a Hessian that is not finite.
     """
     check_count("num_eigenvalues", num_eigenvalues)
     check_count("num_steps", num_steps)
@@ -186,18 +165,11 @@ def trace(
     One sample has the variance 2 Σ_{i≠j} H²ᵢⱼ: none for a diagonal H.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss, twice differentiable.
-      params: θ.
       batches: of equal size; iterated over once for each sample.
-      mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_samples: Hessian-vector products.
-      key: a seed or a random key.
 
     Returns:
       The trace, with its standard error.
-
-    Raises:
-      ValueError, TypeError: as `spectrum` does, but for a Hessian that is not finite.
 
     Reference: Hutchinson, A Stochastic Estimator of the Trace of the Influence Matrix, 1989.
     """
@@ -227,19 +199,12 @@ def density(
     matrix, weighed by the squares of the first components of their eigenvectors.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss, twice differentiable.
-      params: θ.
       batches: of equal size; iterated over num_samples · num_steps times.
-      mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_samples: n, the number of random starts.
       num_steps: m, Hessian-vector products from each; no more than weights are kept.
-      key: a seed or a random key.
 
     Returns:
       The nodes and weights of num_samples quadratures.
-
-    Raises:
-      ValueError, TypeError: as `spectrum` does.
 
     Reference: Ghorbani et al., https://arxiv.org/abs/1901.10159
     """
@@ -255,14 +220,7 @@ def density(
 
 
 def monte_carlo_estimate(samples: Sequence[float]) -> MonteCarloEstimate:
-    """The mean of independent samples, one or more, with its standard error.
-
-    Args:
-      samples: n numbers.
-
-    Returns:
-      A MonteCarloEstimate; its standard error is NaN for one sample.
-    """
+    """The mean of independent samples, one or more, with its standard error."""
     values = np.asarray(samples, np.float64)
     count = len(values)
     error = float(np.std(values, ddof=1)) / np.sqrt(count) if count > 1 else np.nan
@@ -270,25 +228,15 @@ def monte_carlo_estimate(samples: Sequence[float]) -> MonteCarloEstimate:
 
 
 class Point(NamedTuple):
-    """A loss near given weights.
+    """A loss near given weights."""
 
-    Attributes:
-      params: θ's floating-point leaves in float32 or wider, None for the others.
-      mask: resolved; None for all.
-      on_batch: batch → the loss on it, of a tree like `params`.
-    """
-
-    params: PyTree[Float[Array, "..."]]
-    mask: masks.Resolved
-    on_batch: Callable[[Batch], Objective]
+    params: FloatTree  # θ's floating-point leaves in float32 or wider, None for the others
+    mask: masks.Resolved  # resolved; None for all
+    on_batch: Callable[[Batch], Objective]  # batch → the loss on it, of a tree like `params`
 
 
 def around(loss_fn: LossFn, params: PyTree, mask: PyTree) -> Point:
-    """The loss around θ, as a function of the weights that can be moved.
-
-    Raises:
-      ValueError, TypeError: for a mask that does not fit the parameters, or complex ones.
-    """
+    """The loss around θ, as a function of the weights that can be moved."""
     floating, merge = trees.split_floating(params)
     return Point(
         params=jax.tree.map(lambda p: jnp.asarray(p, trees.wide_dtype(p)), floating),
@@ -298,25 +246,16 @@ def around(loss_fn: LossFn, params: PyTree, mask: PyTree) -> Point:
 
 
 class _Hessian(NamedTuple):
-    """P H P at a point.
+    """P H P at a point."""
 
-    Attributes:
-      point: θ, the mask and the loss.
-      times: its product with a tree like the point's parameters.
-      dimension: the number of kept weights.
-      take: the kept weights of such a tree, as one vector.
-      put: the tree of such a vector, zero elsewhere.
-    """
+    point: Point  # θ, the mask and the loss
+    times: Callable[[FloatTree], FloatTree]  # its product with a tree like the point's parameters
+    dimension: int  # the number of kept weights
+    # the kept weights of such a tree, as one vector
+    take: Callable[[FloatTree], Float[Array, " d"]]
+    put: Callable[[Float[Array, " d"]], FloatTree]  # the tree of such a vector, zero elsewhere
 
-    point: Point
-    times: Callable[[PyTree[Float[Array, "..."]]], PyTree[Float[Array, "..."]]]
-    dimension: int
-    take: Callable[[PyTree[Float[Array, "..."]]], Float[Array, " d"]]
-    put: Callable[[Float[Array, " d"]], PyTree[Float[Array, "..."]]]
-
-    def draw(
-        self, distribution: directions.Distribution, key: Key[Array, ""]
-    ) -> PyTree[Float[Array, "..."]]:
+    def draw(self, distribution: directions.Distribution, key: Key[Array, ""]) -> FloatTree:
         """A random direction on the kept weights."""
         return distribution(key, self.point.params, self.point.mask)
 
@@ -334,11 +273,8 @@ def _hessian(loss_fn: LossFn, params: PyTree, batches: Iterable[Batch], mask: Py
 
     @jax.jit
     def on_batch(
-        theta: PyTree[Float[Array, "..."], "T"],
-        kept: masks.Resolved,
-        batch: Batch,
-        vector: PyTree[Float[Array, "..."], "T"],
-    ) -> PyTree[Float[Array, "..."], "T"]:
+        theta: FloatTree, kept: masks.Resolved, batch: Batch, vector: FloatTree
+    ) -> FloatTree:
         loss = point.on_batch(batch)
         vector = jax.tree.map(lambda p, v: jnp.asarray(v, p.dtype), theta, vector)
         _, product = jax.jvp(
@@ -349,14 +285,14 @@ def _hessian(loss_fn: LossFn, params: PyTree, batches: Iterable[Batch], mask: Py
         return masks.restrict(product, kept)
 
     @jax.jit
-    def take(indices: Int[Array, " d"], tree: PyTree[Float[Array, "..."]]) -> Float[Array, " d"]:
+    def take(indices: Int[Array, " d"], tree: FloatTree) -> Float[Array, " d"]:
         return ravel_pytree(tree)[0][indices]
 
     @jax.jit
-    def put(indices: Int[Array, " d"], vector: Float[Array, " d"]) -> PyTree[Float[Array, "..."]]:
+    def put(indices: Int[Array, " d"], vector: Float[Array, " d"]) -> FloatTree:
         return unravel(jnp.zeros(size, dtype).at[indices].set(vector))
 
-    def times(vector: PyTree[Float[Array, "..."], "T"]) -> PyTree[Float[Array, "..."], "T"]:
+    def times(vector: FloatTree) -> FloatTree:
         return means.mean(lambda b: on_batch(point.params, point.mask, b, vector), batches)
 
     return _Hessian(
@@ -369,17 +305,11 @@ def _hessian(loss_fn: LossFn, params: PyTree, batches: Iterable[Batch], mask: Py
 
 
 class _Krylov(NamedTuple):
-    """H Q = Q T + r eᵀ, e the last unit vector, Q of m orthonormal columns.
+    """H Q = Q T + r eᵀ, e the last unit vector, Q of m orthonormal columns."""
 
-    Attributes:
-      basis: Qᵀ, [m, d].
-      matrix: T, float64[m, m], tridiagonal.
-      coupling: ‖r‖₂.
-    """
-
-    basis: Float[np.ndarray, "m d"]
-    matrix: Float[np.ndarray, "m m"]
-    coupling: float
+    basis: Float[np.ndarray, "m d"]  # Qᵀ, [m, d]
+    matrix: Float[np.ndarray, "m m"]  # T, float64[m, m], tridiagonal
+    coupling: float  # ‖r‖₂
 
 
 def _lanczos(hessian: _Hessian, num_steps: int, key: Key[Array, ""]) -> _Krylov:

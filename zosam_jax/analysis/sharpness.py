@@ -19,7 +19,7 @@ from zosam_jax.analysis.batches import Batch, LossFn
 from zosam_jax.analysis.hessian import MonteCarloEstimate, around, monte_carlo_estimate
 from zosam_jax.errors import check_count, check_number, check_one_of, choose
 from zosam_jax.keys import as_key
-from zosam_jax.trees import Array, Float, Key, PyTree, T
+from zosam_jax.trees import Array, Float, FloatTree, Key, PyTree
 
 
 class WorstRise(NamedTuple):
@@ -34,7 +34,7 @@ class WorstRise(NamedTuple):
     """
 
     rise: float
-    epsilon: PyTree[Float[Array, "..."]]
+    epsilon: FloatTree
     rises: Float[np.ndarray, " steps"]
 
 
@@ -53,22 +53,15 @@ def average_rise(
     """E_u[L(θ + ε(u))] − L(θ), ε(u) the perturbation of a radius along a random direction u.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss.
-      params: θ.
       batches: of equal size; iterated over once for each sample and once for L(θ).
       rho: ρ > 0, in the units of `radius`.
       radius: a rule of `zosam_jax.radius` by name, or one of your own.
-      mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_samples: the number of directions.
       distribution: theirs, of `zosam_jax.directions`, by name or your own.
       key: a seed or a random key; the same one gives other networks the same directions.
 
     Returns:
       The rise, in units of the loss, with its standard error.
-
-    Raises:
-      ValueError, TypeError: for an argument out of range, a mask that does not fit the parameters,
-        no batches, or a loss that is no scalar.
     """
     check_number("rho", rho, above=0.0, inclusive=False)
     check_count("num_samples", num_samples)
@@ -77,20 +70,14 @@ def average_rise(
     point = around(loss_fn, params, mask)
 
     @jax.jit
-    def perturb(
-        key: Key[Array, ""], theta: PyTree[Float[Array, "..."], "T"], kept: masks.Resolved
-    ) -> PyTree[Float[Array, "..."], "T"]:
+    def perturb(key: Key[Array, ""], theta: FloatTree, kept: masks.Resolved) -> FloatTree:
         return radii.perturbation(rule, draw(key, theta, kept), theta, jnp.asarray(rho), kept)
 
     @jax.jit
-    def loss(
-        theta: PyTree[Float[Array, "..."], "T"],
-        epsilon: PyTree[Float[Array, "..."], "T"],
-        batch: Batch,
-    ) -> Float[Array, ""]:
+    def loss(theta: FloatTree, epsilon: FloatTree, batch: Batch) -> Float[Array, ""]:
         return point.on_batch(batch).probe(trees.displace(theta, epsilon))
 
-    def loss_at(epsilon: PyTree[Float[Array, "..."]]) -> float:
+    def loss_at(epsilon: FloatTree) -> float:
         return float(means.mean(lambda batch: loss(point.params, epsilon, batch), batches))
 
     here = loss_at(jax.tree.map(jnp.zeros_like, point.params))
@@ -126,21 +113,14 @@ def worst_rise(
     is taken back, and halves α.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss.
-      params: θ.
       batches: of equal size; iterated over once in each step and once for L(θ).
       rho: ρ > 0, in the units of the parameters for "global", else without units.
       radius: "global", "adaptive" or "layerwise".
-      mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all.
       num_steps: passes with gradients, each over all batches; 1 for SAM's point alone.
       key: a seed or a random key, for the random point.
 
     Returns:
       A WorstRise, in units of the loss.
-
-    Raises:
-      ValueError, TypeError: for an argument out of range, a mask that does not fit the parameters,
-        no batches, or a loss that is no scalar.
 
     Reference: Andriushchenko et al., A Modern Look at the Relationship between Sharpness and
     Generalization, https://arxiv.org/abs/2302.07011
@@ -196,25 +176,23 @@ def worst_rise(
 class _Point(NamedTuple):
     """A point in the ball, its loss, and the unit direction of steepest ascent there."""
 
-    z: PyTree[Float[Array, "..."]]
+    z: FloatTree
     loss: float
-    unit_gradient: PyTree[Float[Array, "..."]]
+    unit_gradient: FloatTree
 
 
 class _Ball(NamedTuple):
     """ε = T z with ‖z‖₂ ≤ ρ, over all arrays together or `each` on its own."""
 
-    scales: PyTree[Float[Array, "..."]]
+    scales: FloatTree
     each: Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]
 
-    def unit(self, z: PyTree[Float[Array, "..."], "T"]) -> PyTree[Float[Array, "..."], "T"]:
+    def unit(self, z: FloatTree) -> FloatTree:
         """Scaled to the length 1; zero stays zero."""
         one = jnp.ones(())
         return self.each(lambda part: trees.scale(part, trees.ratio(one, trees.norm(part))), z)
 
-    def project(
-        self, z: PyTree[Float[Array, "..."], "T"], rho: float
-    ) -> PyTree[Float[Array, "..."], "T"]:
+    def project(self, z: FloatTree, rho: float) -> FloatTree:
         """The nearest point of the ball."""
         return self.each(
             lambda part: trees.scale(part, rho / jnp.maximum(trees.norm(part), rho)), z

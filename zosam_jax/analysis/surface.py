@@ -21,12 +21,10 @@ from zosam_jax.analysis import batches as means
 from zosam_jax.analysis.batches import Batch, LossFn
 from zosam_jax.binding import Call
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, PyTree, T
+from zosam_jax.trees import Array, Float, FloatTree, PyTree
 
 
-def filter_normalised(
-    direction: Any, params: PyTree, *, mask: PyTree = None
-) -> PyTree[Float[Array, "..."]]:
+def filter_normalised(direction: Any, params: PyTree, *, mask: PyTree = None) -> FloatTree:
     """u_f ‖θ_f‖₂ / ‖u_f‖₂ for every filter f, and 0 for arrays of fewer than two axes.
 
     A distance of 1 along it moves every filter by as much as its weights are long, so that the
@@ -42,9 +40,6 @@ def filter_normalised(
 
     Returns:
       A pytree like `params` in float32 or wider, None where those are not floating point.
-
-    Raises:
-      ValueError, TypeError: for a direction or mask that does not fit the parameters.
     """
     floating, _ = trees.split_floating(params)
     kept = masks.resolve(mask, floating)
@@ -59,23 +54,17 @@ def filter_normalised(
 
 def random_plane(
     params: PyTree, key: int | Array = 0, *, mask: PyTree = None, orthogonal: bool = False
-) -> tuple[PyTree[Float[Array, "..."], "T"], PyTree[Float[Array, "..."], "T"]]:
+) -> tuple[FloatTree, FloatTree]:
     """Two random filter-normalised directions (u, v), drawn independently.
 
     Among d weights their cosine is of the size 1/√d, so that they are all but orthogonal.
 
     Args:
-      params: θ.
-      key: a seed or a random key.
-      mask: the kept weights; None for all.
       orthogonal: whether to make v ← v − (⟨u, v⟩ / ⟨u, u⟩) u. Its filters are then no longer
         exactly as long as their weights.
 
     Returns:
       Two pytrees as `filter_normalised` returns them.
-
-    Raises:
-      ValueError, TypeError: for a key that is none, or a mask that does not fit the parameters.
     """
     first, second = jax.random.split(keys.as_key(key))
     u = filter_normalised(first, params, mask=mask)
@@ -95,18 +84,12 @@ def line(
     """L(θ + t·u) at every distance t, the mean over all batches.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss.
-      params: θ.
       batches: of equal size; iterated over once.
       direction: u, a pytree like `params`.
       distances: the values of t, of shape [n]; one program is compiled for all.
 
     Returns:
       The losses, of shape [n], in float32 or wider.
-
-    Raises:
-      ValueError, TypeError: for a direction that does not fit the parameters, distances that are
-        not finite numbers, no batches, or a loss that is no scalar.
     """
     along = (_fitting("direction", direction, params),)
     return _losses(loss_fn, params, batches, along, _axis("distances", distances)[:, None])
@@ -124,8 +107,6 @@ def plane(
     """L(θ + x·u + y·v) at every point of a grid, the mean over all batches.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss.
-      params: θ.
       batches: of equal size; iterated over once.
       directions: (u, v), two pytrees like `params`; x goes along the first, y along the second.
       xs: the coordinates along u, of shape [columns].
@@ -134,9 +115,6 @@ def plane(
     Returns:
       The losses, of shape [len(ys), len(xs)], in float32 or wider: losses[i, j] is the one at
       xs[j], ys[i], as matplotlib's contour(xs, ys, losses) takes it.
-
-    Raises:
-      ValueError, TypeError: as `line` does.
     """
     if not isinstance(directions, tuple | list) or len(directions) != 2:
         raise ValueError("directions must be two pytrees like params: (u, v).")
@@ -150,17 +128,14 @@ def _losses(
     loss_fn: LossFn,
     params: PyTree,
     batches: Iterable[Batch],
-    along: tuple[PyTree[Float[Array, "..."]], ...],
+    along: tuple[FloatTree, ...],
     points: Float[np.ndarray, "n k"],
 ) -> Float[Array, " n"]:
     """The mean losses at points of shape [n, k], coordinates along k directions."""
 
     @jax.jit
     def at(
-        params: PyTree,
-        batch: Batch,
-        along: tuple[PyTree[Float[Array, "..."]], ...],
-        point: Float[Array, " k"],
+        params: PyTree, batch: Batch, along: tuple[FloatTree, ...], point: Float[Array, " k"]
     ) -> Float[Array, ""]:
         floating, merge = trees.split_floating(params)
         # Summed first, so that parameters of a narrow dtype are rounded once.
@@ -184,7 +159,7 @@ def _is_key(value: Any) -> bool:
     return dtype is not None and (dtype == jnp.uint32 or jnp.issubdtype(dtype, jax.dtypes.prng_key))
 
 
-def _fitting(argument: str, direction: PyTree, params: PyTree) -> PyTree[Float[Array, "..."]]:
+def _fitting(argument: str, direction: PyTree, params: PyTree) -> FloatTree:
     """The direction's floating-point leaves in float32 or wider, one for each of `params`.
 
     Raises:

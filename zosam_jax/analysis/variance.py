@@ -11,7 +11,7 @@ from zosam_jax import masks, trees
 from zosam_jax.analysis.batches import Batch, LossFn
 from zosam_jax.binding import Call
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, PyTree, T
+from zosam_jax.trees import Array, Float, FloatTree, PyTree
 
 
 class GradientVariance(NamedTuple):
@@ -47,8 +47,6 @@ def gradient_variance(
     whatever the number of batches.
 
     Args:
-      loss_fn: (params, batch) → the batch's mean loss.
-      params: θ.
       batches: two or more, of equal size; iterated over once.
       mask: the kept weights (`zosam_jax.sparsity.get_masks`); None for all. Gradients and
         perturbations are restricted to them.
@@ -57,13 +55,6 @@ def gradient_variance(
         through it. None for ε = 0. With `grad = zosam_jax.value_and_grad(loss_fn, ...)` and its
         state it is `lambda params, batch: grad.perturbation(params, state, batch)`; random
         directions are then the same for all batches, unless each brings a state of its own.
-
-    Returns:
-      A GradientVariance.
-
-    Raises:
-      ValueError, TypeError: for fewer than two batches, a mask that does not fit the parameters,
-        or a loss that is no scalar.
 
     Reference: Welford, Note on a Method for Calculating Corrected Sums of Squares and Products,
       1962.
@@ -101,7 +92,7 @@ def gradient_variance(
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "perturbation"))
 def _include(
-    mean: PyTree[Float[Array, "..."], "T"],
+    mean: FloatTree,
     count: Float[Array, ""],
     *,
     loss_fn: LossFn,
@@ -109,26 +100,15 @@ def _include(
     params: PyTree,
     batch: Batch,
     kept: masks.Resolved,
-) -> tuple[PyTree[Float[Array, "..."], "T"], Float[Array, ""]]:
+) -> tuple[FloatTree, Float[Array, ""]]:
     """The mean with one gradient more, and by how much Σ‖g_b − ḡ‖² grows."""
-    g = _gradient(loss_fn, perturbation, params, batch, kept)
-    deviation = trees.displace(g, mean, -1.0)
-    after = trees.displace(mean, deviation, 1.0 / count)
-    return after, trees.inner(deviation, trees.displace(g, after, -1.0))
-
-
-def _gradient(
-    loss_fn: LossFn,
-    perturbation: Callable[[PyTree, Batch], PyTree] | None,
-    params: PyTree,
-    batch: Batch,
-    kept: masks.Resolved,
-) -> PyTree[Float[Array, "..."]]:
-    """∇L_b(θ + ε_b) on the kept weights, in float32 or wider."""
     floating, merge = trees.split_floating(params)
     if perturbation is not None:
         epsilon, _ = trees.split_floating(perturbation(params, batch))
         floating = trees.displace(floating, masks.restrict(epsilon, kept))
     loss = Objective(Call(loss_fn, (batch,)), name="loss_fn", merge=merge)
     gradient = masks.restrict(loss.value_and_grad(floating).gradient, kept)
-    return jax.tree.map(lambda g: g.astype(trees.wide_dtype(g)), gradient)
+    g = jax.tree.map(lambda x: x.astype(trees.wide_dtype(x)), gradient)
+    deviation = trees.displace(g, mean, -1.0)
+    after = trees.displace(mean, deviation, 1.0 / count)
+    return after, trees.inner(deviation, trees.displace(g, after, -1.0))

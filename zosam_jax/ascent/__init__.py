@@ -1,4 +1,9 @@
-"""Which way does the loss rise? One file for each way of finding the direction."""
+"""Which way does the loss rise? One file for each way of finding the direction.
+
+Each is a function that returns an Ascent. At construction it raises ValueError or TypeError for an
+argument out of range. Those that take a `fraction` see that part of the batch, in (0, 1], at that
+part of the price: the batch is then the loss's array arguments, examples along their first axes.
+"""
 
 from zosam_jax.ascent.backprop import backprop
 from zosam_jax.ascent.base import Ascent, AscentResult, stateless

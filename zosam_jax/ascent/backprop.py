@@ -5,7 +5,7 @@ from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.errors import check_part
 from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, Key, PyTree
+from zosam_jax.trees import Array, FloatTree, Key
 
 
 def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
@@ -16,17 +16,10 @@ def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
     at θ, not from the descent pass at θ+ε.
 
     Args:
-      fraction: how much of the batch the ascent sees, in (0, 1]. The batch is then the loss's
-        array arguments, examples along their first axes.
+      fraction: how much of the batch the ascent sees.
       losses: whether to keep the losses of the examples for a descent that asks for them; the
         pass is then that of their mean (`Objective.losses_and_grad`). On a part of the batch
         they are not kept.
-
-    Returns:
-      An Ascent.
-
-    Raises:
-      ValueError, TypeError: at construction, for a fraction out of range.
 
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412; on a
       part of the batch, Bahri et al., https://arxiv.org/abs/2110.08529
@@ -34,11 +27,7 @@ def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
     check_part("fraction", fraction)
 
     def direction(
-        objective: Objective,
-        params: PyTree[Float[Array, "..."]],
-        *,
-        key: Key[Array, ""],
-        mask: Resolved,
+        objective: Objective, params: FloatTree, *, key: Key[Array, ""], mask: Resolved
     ) -> AscentResult:
         del key
         part, each = objective.on_fraction(fraction), None

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective, ValueAndGrad
-from zosam_jax.trees import Array, Float, Key, PyTree
+from zosam_jax.trees import Array, Float, FloatTree, Key, PyTree
 
 
 class AscentResult(NamedTuple):
@@ -21,26 +21,11 @@ class AscentResult(NamedTuple):
       slope: the derivative of L at θ along the direction, ⟨∇L(θ), g⟩ / ‖g‖, if it was measured.
     """
 
-    direction: PyTree[Float[Array, "..."]]
+    direction: FloatTree
     clean: ValueAndGrad | None = None
     value: Float[Array, ""] | None = None
     slope: Float[Array, ""] | None = None
     losses: Float[Array, " batch"] | None = None
-
-
-class StatelessDirection(Protocol):
-    """A way of finding "up" that remembers nothing; see `Direction`."""
-
-    def __call__(
-        self,
-        objective: Objective,
-        params: PyTree[Float[Array, "..."]],
-        /,
-        *,
-        key: Key[Array, ""],
-        mask: Resolved,
-    ) -> AscentResult:
-        """As `Direction`, without the state."""
 
 
 class Direction(Protocol):
@@ -49,7 +34,7 @@ class Direction(Protocol):
     def __call__(
         self,
         objective: Objective,
-        params: PyTree[Float[Array, "..."]],
+        params: FloatTree,
         state: PyTree,
         /,
         *,
@@ -75,9 +60,7 @@ class Ascent(NamedTuple):
 
     Attributes:
       init: params → state, whatever the ascent wants to remember between steps (arrays only).
-      direction: (objective, params, state, *, key, mask) → AscentResult. `objective` is a
-        `zosam_jax.objective.Objective`, `key` a fresh random key for this step, `mask` None or
-        a pytree of bool leaves like `params`.
+      direction: (objective, params, state, *, key, mask) → AscentResult (`Direction`).
       observe: (state, found, gradient) → state, called after each step with what `direction`
         found (∇L(θ) in `found.clean`, where the ascent took it on the whole batch) and the
         descent's gradient ∇L(θ+ε). With microbatches both are the mean over them.
@@ -88,12 +71,12 @@ class Ascent(NamedTuple):
     observe: Callable[[PyTree, AscentResult, PyTree], PyTree]
 
 
-def stateless(direction: StatelessDirection) -> Ascent:
+def stateless(direction: Callable[..., AscentResult]) -> Ascent:
     """An ascent that remembers nothing; `direction` is as in Ascent, without the state."""
 
     def with_state(
         objective: Objective,
-        params: PyTree[Float[Array, "..."]],
+        params: FloatTree,
         state: PyTree,
         *,
         key: Key[Array, ""],

@@ -8,7 +8,7 @@ from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.errors import check_count, check_delta
 from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, Int, Key, PyTree, T, wide_dtype
+from zosam_jax.trees import Array, Float, FloatTree, Int, Key, wide_dtype
 
 
 def coordinate_gradient_estimate(delta: float = 1e-3, chunk_size: int = 1) -> Ascent:
@@ -21,22 +21,12 @@ def coordinate_gradient_estimate(delta: float = 1e-3, chunk_size: int = 1) -> As
       delta: δ > 0, in the units of a parameter.
       chunk_size: how many coordinates to evaluate at once (vmapped), each with its own copy of
         the parameters.
-
-    Returns:
-      An Ascent.
-
-    Raises:
-      ValueError, TypeError: at construction, for an argument out of range.
     """
     check_delta("delta", delta)
     check_count("chunk_size", chunk_size)
 
     def direction(
-        objective: Objective,
-        params: PyTree[Float[Array, "..."]],
-        *,
-        key: Key[Array, ""],
-        mask: Resolved,
+        objective: Objective, params: FloatTree, *, key: Key[Array, ""], mask: Resolved
     ) -> AscentResult:
         del key
         flat, unravel = ravel_pytree(params)
@@ -64,9 +54,7 @@ def coordinate_gradient_estimate(delta: float = 1e-3, chunk_size: int = 1) -> As
     return stateless(direction)
 
 
-def _kept_first(
-    params: PyTree[Float[Array, "..."]], mask: Resolved
-) -> tuple[Int[Array, " d"], int | Int[Array, ""]]:
+def _kept_first(params: FloatTree, mask: Resolved) -> tuple[Int[Array, " d"], int | Int[Array, ""]]:
     """Coordinates of the raveled parameters, kept ones first, and how many are kept."""
     if mask is None:
         flat, _ = ravel_pytree(params)
@@ -77,8 +65,6 @@ def _kept_first(
     return jnp.argsort(~kept, stable=True), jnp.sum(kept)
 
 
-def _unravel_wide(
-    flat: Float[Array, " d"], params: PyTree[Float[Array, "..."], "T"]
-) -> PyTree[Float[Array, "..."], "T"]:
+def _unravel_wide(flat: Float[Array, " d"], params: FloatTree) -> FloatTree:
     wide = jax.tree.map(lambda p: jnp.zeros(p.shape, wide_dtype(p)), params)
     return ravel_pytree(wide)[1](flat)

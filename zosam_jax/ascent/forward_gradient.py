@@ -8,7 +8,7 @@ from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.errors import check_count, check_part
 from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, Int, Key, PyTree
+from zosam_jax.trees import Array, Float, FloatTree, Int, Key
 
 
 def forward_gradient(
@@ -30,13 +30,7 @@ def forward_gradient(
 
     Args:
       num_directions: q ≥ 1.
-      distribution: "normal", "rademacher", "sphere", or a function (`zosam_jax.directions`).
-      batching: "auto", "unroll", "vmap" or "map" (`zosam_jax.probes`).
-      fraction: how much of the batch is seen, in (0, 1], at that part of the price. The batch is
-        then the loss's array arguments, examples along their first axes.
-
-    Returns:
-      An Ascent.
+      distribution, batching, fraction: as of `random_gradient_estimate`.
 
     Raises:
       ValueError, TypeError: at construction, for an argument out of range; TypeError from JAX
@@ -50,18 +44,14 @@ def forward_gradient(
     draw = directions.get(distribution)
 
     def direction(
-        objective: Objective,
-        params: PyTree[Float[Array, "..."]],
-        *,
-        key: Key[Array, ""],
-        mask: Resolved,
+        objective: Objective, params: FloatTree, *, key: Key[Array, ""], mask: Resolved
     ) -> AscentResult:
         part = objective.on_fraction(fraction)
         mode = probes.choose_batching(batching, part.probe, params, num_directions)
 
         def term(
             index: Int[Array, ""],
-        ) -> tuple[PyTree[Float[Array, "..."]], Float[Array, ""], Float[Array, ""]]:
+        ) -> tuple[FloatTree, Float[Array, ""], Float[Array, ""]]:
             u = draw(jax.random.fold_in(key, index), params, mask)
             tangent = jax.tree.map(lambda x, p: x.astype(p.dtype), u, params)
             value, slope = objective.across_devices(jax.jvp(part.probe, (params,), (tangent,)))

@@ -42,9 +42,6 @@ def friendly(sigma: float = 1.0, decay: float = 0.9) -> Ascent:
     Returns:
       An Ascent with a FriendlyState; `clean` of what it finds is the pass at θ.
 
-    Raises:
-      ValueError, TypeError: at construction, for an argument out of range.
-
     Reference: Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024,
       https://arxiv.org/abs/2403.12350
     """

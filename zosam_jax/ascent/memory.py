@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from zosam_jax import trees
 from zosam_jax.errors import check_number, is_traced
-from zosam_jax.trees import Array, Float, PyTree, T
+from zosam_jax.trees import Array, FloatTree
 
 
 def check_decay(decay: float | Array) -> None:
@@ -19,25 +19,18 @@ def check_decay(decay: float | Array) -> None:
         raise ValueError(f"decay={decay!r} must be below 1: at 1 nothing new is remembered.")
 
 
-def blank(params: PyTree[Float[Array, "..."], "T"]) -> PyTree[Float[Array, "..."], "T"]:
+def blank(params: FloatTree) -> FloatTree:
     """A buffer of zeros."""
     return jax.tree.map(lambda p: jnp.zeros_like(p, trees.wide_dtype(p)), params)
 
 
-def moving_average(
-    average: PyTree[Float[Array, "..."], "T"],
-    gradient: PyTree[Float[Array, "..."], "T"],
-    decay: float | Array,
-) -> PyTree[Float[Array, "..."], "T"]:
+def moving_average(average: FloatTree, gradient: FloatTree, decay: float | Array) -> FloatTree:
     """decay·average + (1 − decay)·gradient, elementwise; a bad gradient changes nothing.
 
     Args:
       average: a buffer.
       gradient: g, a pytree like it in any floating-point dtype.
       decay: in [0, 1).
-
-    Returns:
-      A buffer.
     """
 
     def leaf(old: Array, g: Array) -> Array:
@@ -47,11 +40,7 @@ def moving_average(
     return unless_bad(gradient, jax.tree.map(leaf, average, gradient), average)
 
 
-def unless_bad(
-    judged: PyTree[Float[Array, "..."]],
-    new: PyTree[Float[Array, "..."], "T"],
-    old: PyTree[Float[Array, "..."], "T"],
-) -> PyTree[Float[Array, "..."], "T"]:
+def unless_bad(judged: FloatTree, new: FloatTree, old: FloatTree) -> FloatTree:
     """`new`, or `old` where `judged` holds a NaN or an infinity."""
     fine = jnp.isfinite(trees.norm(judged))
     return jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)

@@ -7,7 +7,7 @@ from zosam_jax.ascent import memory
 from zosam_jax.ascent.base import Ascent, AscentResult
 from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, Key, PyTree
+from zosam_jax.trees import Array, FloatTree, Key, PyTree
 
 
 class PreviousGradientState(NamedTuple):
@@ -17,7 +17,7 @@ class PreviousGradientState(NamedTuple):
       average: m, a pytree like the parameters in float32 or wider; zeros before the first step.
     """
 
-    average: PyTree[Float[Array, "..."]]
+    average: FloatTree
 
 
 def previous_gradient(decay: float = 0.0) -> Ascent:
@@ -33,9 +33,6 @@ def previous_gradient(decay: float = 0.0) -> Ascent:
 
     Returns:
       An Ascent, whose state is one buffer of the parameters' size.
-
-    Raises:
-      ValueError, TypeError: at construction, for a decay out of range.
 
     Reference: Ji et al., A Single-Step, Sharpness-Aware Minimization is All You Need to Achieve
       Efficient and Accurate Sparse Training, NeurIPS 2024 (S2-SAM, decay 0).
@@ -54,7 +51,7 @@ def previous_gradient(decay: float = 0.0) -> Ascent:
         return AscentResult(masks.restrict(state.average, mask))
 
     def observe(
-        state: PreviousGradientState, found: AscentResult, gradient: PyTree[Float[Array, "..."]]
+        state: PreviousGradientState, found: AscentResult, gradient: FloatTree
     ) -> PreviousGradientState:
         del found
         return PreviousGradientState(memory.moving_average(state.average, gradient, decay))

@@ -4,7 +4,7 @@ from zosam_jax import directions
 from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, Key, PyTree
+from zosam_jax.trees import Array, FloatTree, Key
 
 
 def random_direction(distribution: str | directions.Distribution = "normal") -> Ascent:
@@ -12,21 +12,11 @@ def random_direction(distribution: str | directions.Distribution = "normal") -> 
 
     Args:
       distribution: "normal", "rademacher", "sphere", or a function (`zosam_jax.directions`).
-
-    Returns:
-      An Ascent.
-
-    Raises:
-      ValueError: for an unknown distribution.
     """
     draw = directions.get(distribution)
 
     def direction(
-        objective: Objective,
-        params: PyTree[Float[Array, "..."]],
-        *,
-        key: Key[Array, ""],
-        mask: Resolved,
+        objective: Objective, params: FloatTree, *, key: Key[Array, ""], mask: Resolved
     ) -> AscentResult:
         del objective
         return AscentResult(draw(key, params, mask))

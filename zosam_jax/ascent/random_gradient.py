@@ -16,7 +16,7 @@ from zosam_jax.errors import (
 )
 from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Float, Int, Key, PyTree
+from zosam_jax.trees import Array, Float, FloatTree, Int, Key
 
 DIFFERENCES = ("central", "forward")
 
@@ -44,14 +44,7 @@ def random_gradient_estimate(
       batching: "auto", "unroll", "vmap" or "map" (`zosam_jax.probes`).
       difference: "central" as above, or "forward", [L(θ+δuᵢ) − L(θ)] / δ: m + 1 forward passes,
         an error of O(δ) instead of O(δ²), and L(θ) itself to log.
-      fraction: how much of the batch the probes see, in (0, 1]; they cost that part of their
-        price. The batch is then the loss's array arguments, examples along their first axes.
-
-    Returns:
-      An Ascent.
-
-    Raises:
-      ValueError, TypeError: at construction, for an argument out of range.
+      fraction: how much of the batch the probes see.
 
     Reference: Ji et al., ZO-SAM, https://arxiv.org/abs/2603.13115; for the variance
       Nesterov & Spokoiny, Random Gradient-Free Minimization of Convex Functions, 2017.
@@ -64,11 +57,7 @@ def random_gradient_estimate(
     draw = directions.get(distribution)
 
     def direction(
-        objective: Objective,
-        params: PyTree[Float[Array, "..."]],
-        *,
-        key: Key[Array, ""],
-        mask: Resolved,
+        objective: Objective, params: FloatTree, *, key: Key[Array, ""], mask: Resolved
     ) -> AscentResult:
         if is_traced(num_directions):
             warnings.warn(
@@ -81,9 +70,7 @@ def random_gradient_estimate(
         mode = probes.choose_batching(batching, part.probe, params, num_directions)
         start = part.probe(params) if difference == "forward" else None
 
-        def slope_and_value(
-            u: PyTree[Float[Array, "..."]],
-        ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        def slope_and_value(u: FloatTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
             if start is not None:
                 (above,) = probes.along(part.probe, params, u, (delta,), mode)
                 return (above - start) / delta, start
@@ -92,7 +79,7 @@ def random_gradient_estimate(
 
         def term(
             index: Int[Array, ""],
-        ) -> tuple[PyTree[Float[Array, "..."]], Float[Array, ""], Float[Array, ""]]:
+        ) -> tuple[FloatTree, Float[Array, ""], Float[Array, ""]]:
             u = draw(jax.random.fold_in(key, index), params, mask)
             slope, value = objective.across_devices(slope_and_value(u))
             return trees.scale(u, slope), jnp.square(slope), value

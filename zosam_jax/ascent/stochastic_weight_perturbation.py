@@ -24,9 +24,6 @@ def stochastic_weight_perturbation(ascent: Ascent, keep: float) -> Ascent:
       ascent: how to find the direction.
       keep: β in (0, 1].
 
-    Returns:
-      An Ascent.
-
     Raises:
       ValueError, TypeError: at construction, for β out of range.
 

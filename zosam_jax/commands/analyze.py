@@ -28,7 +28,7 @@ from zosam_jax.training import contents, devices, run_folder, step
 from zosam_jax.training.problem import Examples
 from zosam_jax.training.run_folder import UnreadableRunError
 from zosam_jax.training.saved_run import SavedRun, complete_runs, opener
-from zosam_jax.training.step import TrainState
+from zosam_jax.training.step import RunState
 from zosam_jax.trees import Array, PyTree
 
 Part: TypeAlias = Literal["variance", "hessian", "sharpness", "surface", "features"]
@@ -150,11 +150,6 @@ def analyze(config: AnalyzeConfig, console: Console) -> None:
 
     Parts of an earlier analysis that are not asked for stay, if they are of the same checkpoint and
     options.
-
-    Raises:
-      FileNotFoundError: for a path without a run.
-      ValueError: if some runs cannot be analysed so or are damaged, naming them; the others are
-        done.
     """
     left_out = []
     say = functools.partial(console.print, markup=False)
@@ -173,11 +168,7 @@ def analyze(config: AnalyzeConfig, console: Console) -> None:
 
 
 def _fitted(config: AnalyzeConfig, saved: SavedRun) -> AnalyzeConfig:
-    """The options with defaults that suit the run's data.
-
-    Raises:
-      ValueError: for given values that do not.
-    """
+    """The options with defaults that suit the run's data."""
     there, own = saved.run.problem.feed.train_images, saved.config.batch_size
     parts = config.parts
     if parts is None:
@@ -434,7 +425,7 @@ class _Analysis:
 class _StepInput(NamedTuple):
     """What a step takes: the state, a batch, and a random key of its own."""
 
-    state: TrainState
+    state: RunState
     examples: Examples
     key: Array
 

@@ -25,18 +25,12 @@ _TUNED = "tuned"
 
 
 class Cell(NamedTuple):
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-      own: those of its options that not all runs share; they name its folder.
-      options: of `zosam train`, as the file has them.
-      config: what they come to.
-      grid: option → the values that tuning chooses from, rising; empty if nothing is tuned.
-    """
-
-    own: Options
-    options: Options
-    config: TrainConfig
+    own: Options  # those of its options that not all runs share; they name its folder
+    options: Options  # of `zosam train`, as the file has them
+    config: TrainConfig  # what they come to
+    # option → the values that tuning chooses from, rising; empty if nothing is tuned
     grid: Mapping[str, Sequence[Any]] = {}
 
     def command(self, output: Path) -> list[str]:
@@ -56,17 +50,12 @@ class Cell(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """How options are tuned.
+    """How options are tuned."""
 
-    Attributes:
-      grid: option → its candidates, for all runs; empty for the grid of each optimizer's ρ.
-      seeds: how many seeds each candidate is trained from.
-      fraction: of the training images that are held out, where the runs hold none out.
-    """
-
+    # option → its candidates, for all runs; empty for the grid of each optimizer's ρ
     grid: Mapping[str, Sequence[Any]] = {}
-    seeds: int = 2
-    fraction: float = 0.2
+    seeds: int = 2  # how many seeds each candidate is trained from
+    fraction: float = 0.2  # of the training images that are held out, where the runs hold none out
 
 
 def _name(own: Options) -> str:
@@ -76,11 +65,7 @@ def _name(own: Options) -> str:
 
 
 def make_cell(own: Options, options: Options, grid: Mapping[str, Sequence[Any]] = {}) -> Cell:
-    """A run with these options (see `Cell`).
-
-    Raises:
-      ValueError: if `zosam train` would refuse them, or the name is too long for a folder.
-    """
+    """A run with these options (see `Cell`)."""
     name = _name(own)
     if len(name.encode()) > _LONGEST_NAME:
         raise ValueError(f"{name} is too long for a folder: put what all runs share in [train].")
@@ -108,29 +93,18 @@ def _words(name: str, value: Any) -> list[str]:
 
 
 class Tables(NamedTuple):
-    """What a sweep's file says.
+    """What a sweep's file says."""
 
-    Attributes:
-      train: options of all runs, where they have an effect.
-      grid: option → values of which all combinations are run.
-      cases: sets of options that go together.
-      tuning: None to tune nothing.
-    """
-
-    train: Options
-    grid: Mapping[str, Sequence[Any]]
-    cases: Sequence[Options]
-    tuning: Tuning | None
+    train: Options  # options of all runs, where they have an effect
+    grid: Mapping[str, Sequence[Any]]  # option → values of which all combinations are run
+    cases: Sequence[Options]  # sets of options that go together
+    tuning: Tuning | None  # None to tune nothing
 
     def cells(self) -> list[Cell]:
         """All runs, in order; seeds vary slowest, so that a part of it is balanced too.
 
         An option of `train` or `grid` is left out of a run where it would do nothing; runs that
         are the same without it are one.
-
-        Raises:
-          ValueError: for options that `zosam train` would refuse, that no run takes, or that make
-            two runs the same; or if runs would be tuned on different numbers of candidates.
         """
         found: dict[str, Cell] = {}
         taken: set[str] = set()
@@ -201,11 +175,7 @@ def _check_same_numbers(cells: Iterable[Cell]) -> None:
 
 
 def read_tables(file: Path) -> Tables:
-    """The tables of a file.
-
-    Raises:
-      ValueError: if the file cannot be read, or has other tables than a sweep's.
-    """
+    """The tables of a file."""
     tables = _toml(file)
     for name, table in tables.items():
         rows = table if name == "case" and isinstance(table, list) and table else [table]

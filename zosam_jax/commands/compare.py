@@ -91,30 +91,26 @@ class CompareConfig(ProblemConfig):
 
 
 class OptimizerResult(NamedTuple):
-    """One optimizer's line of the table.
+    """One optimizer's line of the table."""
 
-    Attributes:
-      optimizer, rho, radius: what was compared.
-      accuracy_mean, accuracy_sd: of the test accuracy after the last epoch, over seeds, as
-        fractions; sd is the sample standard deviation, NaN for one seed.
-      accuracies: one for each seed; NaN where the run diverged.
-      gain, gain_error: mean of the difference to the base optimizer's, paired by seed, and its
-        standard error.
-      time_ratio: median time of an image relative to the base optimizer's. Runs side by side
-        share memory and caches: `zosam bench` measures it with care.
-      rho_used, epsilon_norm, slope, ascent_gain: means over all steps of what they tell at no
-        further pass (`zosam_jax.transform.Diagnostics`); NaN where the optimizer does not know.
-    """
-
+    # optimizer, rho, radius: what was compared
     optimizer: str
     rho: float
     radius: str
+    # accuracy_mean, accuracy_sd: of the test accuracy after the last epoch, over seeds, as
+    # fractions; sd is the sample standard deviation, NaN for one seed
     accuracy_mean: float
     accuracy_sd: float
-    accuracies: tuple[float, ...]
+    accuracies: tuple[float, ...]  # one for each seed; NaN where the run diverged
+    # gain, gain_error: mean of the difference to the base optimizer's, paired by seed, and its
+    # standard error
     gain: float
     gain_error: float
+    # median time of an image relative to the base optimizer's. Runs side by side share memory and
+    # caches: `zosam bench` measures it with care.
     time_ratio: float
+    # rho_used, epsilon_norm, slope, ascent_gain: means over all steps of what they tell at no
+    # further pass (`zosam_jax.transform.Diagnostics`); NaN where the optimizer does not know
     rho_used: float
     epsilon_norm: float
     slope: float
@@ -135,10 +131,6 @@ def compare(config: CompareConfig, console: Console) -> list[OptimizerResult] | 
 
     Returns:
       A row for each optimizer, the base optimizer's first; None if runs are not finished.
-
-    Raises:
-      ValueError, OSError: as `sweep.sweep`.
-      RefusedError: if a run was refused.
     """
     is_resumed = config.output is not None and (config.output / run_folder.SWEEP).is_dir()
     folder = RunFolder(config.output, "compare", may_hold_results=is_resumed)

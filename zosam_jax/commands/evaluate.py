@@ -98,12 +98,6 @@ def evaluate(config: EvaluateConfig, console: Console) -> list[Robustness]:
 
     Runs on the same test images are measured together, so that these are corrupted once. Nothing is
     written for a run before its last number is known.
-
-    Raises:
-      FileNotFoundError: if a folder holds no run.
-      ValueError: for a run whose test images cannot be corrupted, or fewer of them than asked for;
-        if runs are damaged or have no such checkpoint, naming them; the others are done.
-      ModuleNotFoundError: if the library of corruptions is missing.
     """
     paths = complete_runs(config.runs)
     left_out: dict[Path, str] = {}

@@ -49,13 +49,10 @@ _FEWEST_GROUPS = 3
 
 
 def parse(options: type[T], words: Sequence[str], *, prog: str, default: T | None = None) -> T:
-    """A command's options.
+    """A command's options: of a dataclass whose fields have texts under them, from words.
 
-    Args:
-      options: their type, a dataclass whose fields have texts under them.
-      words: of the command line, after the command.
-      prog: what the help says the command is called.
-      default: what the words change; the type's own defaults without.
+    `prog` is what the help calls the command; `default` is what the words change, the type's own
+    defaults without.
 
     Raises:
       RefusedError: for options that the type refuses.

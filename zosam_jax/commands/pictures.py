@@ -113,10 +113,7 @@ def _plane(axes: Any, plane: Mapping[str, Any]) -> None:
 def features(path: Path, image: Images, maps: Mapping[str, Array]) -> None:
     """An image, and the channels of each layer with the largest activations, a row for each layer.
 
-    Args:
-      path: of the picture.
-      image: (height, width, channels), uint8.
-      maps: layer → (1, height, width, channels).
+    `image` is (height, width, channels), uint8; `maps` are layer → (1, height, width, channels).
     """
     figure = _figure(1.1 * (_CHANNELS + 1), 1.2 * len(maps))
     rows = np.atleast_2d(figure.subplots(len(maps), _CHANNELS + 1))

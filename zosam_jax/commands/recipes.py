@@ -19,11 +19,7 @@ class RecipesConfig:
 
 
 def run(config: RecipesConfig, console: Console) -> None:
-    """Prints the recipes whose names contain a text, whole at any width.
-
-    Raises:
-      RefusedError: if there is none.
-    """
+    """Prints the recipes whose names contain a text, whole at any width."""
     found = [recipe for recipe in recipes.every() if config.containing in recipe.name]
     if not found:
         raise RefusedError(f"no recipe's name contains {config.containing!r}.")

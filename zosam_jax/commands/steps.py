@@ -24,13 +24,7 @@ class Steps:
     def each(
         self, doing: str, items: Iterable[T], name: Callable[[T], Any] = lambda item: item
     ) -> Iterator[T]:
-        """The items, one after another, each announced before it is worked on.
-
-        Args:
-          doing: what is done with them.
-          items: a finite number of them.
-          name: item → what it is called.
-        """
+        """The items, one after another, each announced (by its `name`) before it is worked on."""
         found = list(items)
         task = self._bar.add_task(doing, total=len(found))
         for number, item in enumerate(found, start=1):

@@ -68,11 +68,7 @@ class SweepConfig:
 
 
 def tables(config: SweepConfig) -> Tables:
-    """The tables of the file, with what the command line adds to them.
-
-    Raises:
-      ValueError: if the file is not as `SweepConfig.file` says.
-    """
+    """The tables of the file, with what the command line adds to them."""
     found = Tables({}, {}, [{}], None) if config.file is None else read_tables(config.file)
     train, grid = dict(found.train), dict(found.grid)
     if config.data_dir is not None:
@@ -86,11 +82,7 @@ def tables(config: SweepConfig) -> Tables:
 
 
 def cells(config: SweepConfig) -> list[Cell]:
-    """All runs of a sweep, in order, as yet without what tuning will choose.
-
-    Raises:
-      ValueError: as `tables`, or if an option is not as `zosam train` takes it.
-    """
+    """All runs of a sweep, in order, as yet without what tuning will choose."""
     return tables(config).cells()
 
 
@@ -106,10 +98,6 @@ def sweep(config: SweepConfig, console: Console) -> bool:
     """Tunes if asked to, and runs all cells that are not finished; returns whether all are now.
 
     SIGINT, SIGTERM and SIGHUP end the runs, which leave checkpoints to go on from.
-
-    Raises:
-      ValueError: as `cells`; or if the folder has a run of the same name with other options.
-      UnwritableError: if the output cannot be written.
     """
     plan = tables(config)
     runs = Runs(config.output, console, config.workers, config.retry)
@@ -129,11 +117,7 @@ def make(found: Sequence[Cell], runs: Runs) -> bool:
 
 
 def tune(plan: Tables, runs: Runs) -> list[Cell] | None:
-    """The cells with what was chosen for them; None if tuning was not finished.
-
-    Raises:
-      ValueError: as `cells`, or if a run of tuning was refused.
-    """
+    """The cells with what was chosen for them; None if tuning was not finished."""
     found = plan.cells()
     tried = {} if plan.tuning is None else tuning.trials(found, plan.tuning)
     if not tried:

@@ -16,40 +16,26 @@ _FIRST_SEED = 100
 
 
 class Trial(NamedTuple):
-    """A candidate of a method.
+    """A candidate of a method."""
 
-    Attributes:
-      values: option → what is tried.
-      runs: one for each seed, on images without those held out.
-    """
-
-    values: Mapping[str, Any]
-    runs: Sequence[Cell]
+    values: Mapping[str, Any]  # option → what is tried
+    runs: Sequence[Cell]  # one for each seed, on images without those held out
 
 
 class Choice(NamedTuple):
-    """What tuning came to for one method, as tuning.json has it.
+    """What tuning came to for one method, as tuning.json has it."""
 
-    Attributes:
-      method: the name of its runs, without the seed.
-      candidates: the values of each and its `validation_accuracies`, fractions, one for each seed.
-      chosen: option → the value with the best mean.
-      at_the_end: the options whose best value is the first or the last of their grid: another one
-        beyond it may be better.
-    """
-
-    method: str
+    method: str  # the name of its runs, without the seed
+    # the values of each and its `validation_accuracies`, fractions, one for each seed
     candidates: Sequence[Mapping[str, Any]]
-    chosen: Mapping[str, Any]
+    chosen: Mapping[str, Any]  # option → the value with the best mean
+    # the options whose best value is the first or the last of their grid: another one beyond it may
+    # be better
     at_the_end: Sequence[str]
 
 
 def trials(cells: Iterable[Cell], tuning: Tuning) -> dict[str, list[Trial]]:
-    """Method → its candidates, small values first; each method counts once, whatever its seeds.
-
-    Raises:
-      ValueError: for candidates that `zosam train` would refuse.
-    """
+    """Method → its candidates, small values first; each method counts once, whatever its seeds."""
     methods = {cell.method: cell for cell in cells if cell.grid}
     return {name: _trials(cell, tuning) for name, cell in methods.items()}
 
@@ -81,11 +67,7 @@ def choose(
 ) -> Choice:
     """The best mean validation accuracy after the last epoch; of equals the first.
 
-    Args:
-      method: the name of its cells, without the seed.
-      grid: what is tuned (`Cell.grid`).
-      tried: its candidates, as `trials` orders them.
-      accuracy: run → its validation accuracy, a fraction; NaN, which counts as 0, if it diverged.
+    `accuracy` gives a run's, a fraction; NaN, which counts as 0, if it diverged.
     """
     accuracies = [[_or_zero(accuracy(run)) for run in trial.runs] for trial in tried]
     best = max(range(len(tried)), key=lambda i: statistics.fmean(accuracies[i]))

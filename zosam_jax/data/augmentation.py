@@ -35,9 +35,6 @@ def crop_and_flip(
 
     Returns:
       (B, height, width, channels), of the images' dtype.
-
-    Raises:
-      ValueError: if `padding` is negative.
     """
     check_number("padding", padding, above=0, inclusive=True)
     batch, (_, height, width, _) = len(indices), images.shape

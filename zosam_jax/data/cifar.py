@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ _SHAPE = (32, 32, 3)
 # Of a batch, and of an archive unpacked; those of both sets have less than 0.2 GB.
 _MOST_BYTES = 2**29
 _MOST_MEMBERS = 1000
+_BLOCK = 2**18
 
 
 class _Layout(NamedTuple):
@@ -70,14 +72,6 @@ def cifar10(data_dir: Path | None = None) -> Dataset:
         cifar-10-python.tar.gz or unpacked (cifar-10-batches-py, or what is in it), or else the
         hub's parquet files. Without it, uoft-cs/cifar10 on the Hugging Face hub.
 
-    Returns:
-      The data set; images are uint8, labels int32.
-
-    Raises:
-      FileNotFoundError: if a file is missing, saying where such files come from.
-      ValueError: if a file is damaged or holds something else.
-      ConnectionError: without `data_dir`, if the hub cannot be reached.
-
     Reference: Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009)
     """
     return _load(_CIFAR10, data_dir)
@@ -86,7 +80,7 @@ def cifar10(data_dir: Path | None = None) -> Dataset:
 def cifar100(data_dir: Path | None = None) -> Dataset:
     """CIFAR-100: 50,000 training and 10,000 test images of 32×32 colour pixels, 100 classes.
 
-    The labels are the 100 fine ones. Files, errors and reference are those of `cifar10`, with
+    The labels are the 100 fine ones. Files and reference are those of `cifar10`, with
     cifar-100-python.tar.gz, cifar-100-python and uoft-cs/cifar100.
     """
     return _load(_CIFAR100, data_dir)
@@ -153,21 +147,31 @@ def _complete(names: tuple[str, ...], contents: dict[str, bytes], place: Path) -
 def _unpack(archive: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     contents = {}
     try:
-        with files.open_maybe_gzip(archive) as stream:
-            members = files.tar_members(files.Bounded(stream, _MOST_BYTES))
-            for number, member in enumerate(members):
-                if number == _MOST_MEMBERS:
-                    raise ValueError(f"it has more than {_MOST_MEMBERS} members")
-                name = os.fsdecode(member.name)
-                if name in names and not member.regular:
-                    raise ValueError(f"{name} in it is a link or a device, not a file")
-                if name in names:
-                    contents[name] = member.content
+        with files.open_maybe_gzip(archive) as file:
+            bounded: Any = files.Bounded(file, _MOST_BYTES)
+            with tarfile.open(fileobj=bounded, mode="r|", bufsize=_BLOCK) as tar:
+                for number, member in enumerate(tar):
+                    if number == _MOST_MEMBERS:
+                        raise ValueError(f"it has more than {_MOST_MEMBERS} members")
+                    name = os.path.basename(member.name)
+                    if name in names and not member.isdir():
+                        contents[name] = _member(tar, member)
+            while bounded.read(_BLOCK):  # To the end, where gzip keeps its checksum.
+                pass
     except Exception as error:  # The libraries of compression raise errors of several kinds.
         raise ValueError(
             f"{archive} is a damaged or truncated archive: {files.one_line(error)}."
         ) from error
     return contents
+
+
+def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    content = (
+        tar.extractfile(member) if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) else None
+    )
+    if content is None:
+        raise ValueError(f"{os.path.basename(member.name)} in it is a link or a device, not a file")
+    return content.read()
 
 
 def _parse_batch(layout: _Layout, content: bytes, path: Path) -> Split:

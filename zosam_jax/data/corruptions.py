@@ -94,11 +94,7 @@ def check_corruption(corruption: str, severity: int) -> None:
 
 
 def library_version() -> str:
-    """The name and the version of the library that makes the corrupted copies.
-
-    Raises:
-      ModuleNotFoundError: if it is missing, naming the extra that brings it.
-    """
+    """The name and the version of the library that makes the corrupted copies."""
     _library()
     return f"{_LIBRARY} {importlib.metadata.version(_LIBRARY)}"
 

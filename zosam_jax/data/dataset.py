@@ -72,11 +72,7 @@ def from_splits(train: Split, test: Split, num_classes: int) -> Dataset:
 
 
 def check_labels(labels: Integer[np.ndarray, " n"], num_classes: int, source: str) -> None:
-    """Raises unless labels are 0, …, num_classes − 1, naming the source and the first that is not.
-
-    Raises:
-      ValueError: if a label is outside the classes.
-    """
+    """Raises unless labels are 0, …, num_classes − 1, naming the first that is not."""
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(outside):
         raise ValueError(
@@ -86,18 +82,7 @@ def check_labels(labels: Integer[np.ndarray, " n"], num_classes: int, source: st
 
 
 def limit(dataset: Dataset, train_images: int) -> Dataset:
-    """Keeps the first `train_images` training images.
-
-    Args:
-      dataset: the data set.
-      train_images: how many to keep.
-
-    Returns:
-      The data set with a shorter training split; the scale of its pixels stays.
-
-    Raises:
-      ValueError: if there are fewer than that.
-    """
+    """Keeps the first `train_images` training images; the scale of the pixels stays."""
     check_count("train_images", train_images)
     if train_images > len(dataset.train):
         raise ValueError(
@@ -111,17 +96,6 @@ def with_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
 
     A replaced label can come out the same, so about fraction·(1 − 1/num_classes) are wrong. Test
     labels stay as they are.
-
-    Args:
-      dataset: the data set.
-      fraction: of the training labels, between 0 and 1.
-      seed: an integer of at least 0.
-
-    Returns:
-      The data set with the same images.
-
-    Raises:
-      ValueError: if `fraction` is not between 0 and 1.
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"label_noise={fraction!r} must be between 0 and 1.")
@@ -133,24 +107,13 @@ def with_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
 
 
 def shrink(dataset: Dataset, factor: int) -> Dataset:
-    """Averages blocks of factor × factor pixels into one (see `shrink_split`)."""
+    """Averages blocks of factor × factor pixels into one, in all images."""
     train, test = shrink_split(dataset.train, factor), shrink_split(dataset.test, factor)
     return from_splits(train, test, dataset.num_classes)
 
 
 def shrink_split(split: Split, factor: int) -> Split:
-    """Averages blocks of factor × factor pixels into one.
-
-    Args:
-      split: images (N, height, width, channels).
-      factor: in pixels.
-
-    Returns:
-      Images (N, height/factor, width/factor, channels), rounded to uint8, and the same labels.
-
-    Raises:
-      ValueError: if height and width are not multiples of `factor`.
-    """
+    """Averages blocks of factor × factor pixels into one, rounded to uint8."""
     n, height, width, channels = split.images.shape
     if height % factor or width % factor:
         raise ValueError(f"shrink={factor} must divide the images' {height}×{width} pixels.")
@@ -162,17 +125,6 @@ def with_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     """Takes a random part of the training images out and makes it the validation split.
 
     Held-out labels are as noisy as the training labels they were.
-
-    Args:
-      dataset: the data set.
-      fraction: of the training images, strictly between 0 and 1.
-      seed: an integer of at least 0.
-
-    Returns:
-      The data set with a shorter training split and a validation split.
-
-    Raises:
-      ValueError: if `fraction` is not strictly between 0 and 1.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"validation_fraction={fraction!r} must be between 0 and 1.")

@@ -3,9 +3,8 @@
 import gzip
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 # Decompressed or not. The largest set in IDX files, EMNIST's, has 0.6 GB.
 MOST_BYTES = 2**31
@@ -103,54 +102,3 @@ class Bounded:
         if self._left < 0:
             raise ValueError(f"it holds more than the {self._most:,} bytes that are read")
         return content
-
-
-class Member(NamedTuple):
-    """One entry of a tar archive.
-
-    Attributes:
-      name: the last part of its path, which is never used as one.
-      regular: whether it is a file, rather than a link, a device or an extended header.
-    """
-
-    name: bytes
-    regular: bool
-    content: bytes
-
-
-_BLOCK = 512
-
-
-def tar_members(stream: Bounded) -> Iterator[Member]:
-    """The members of a tar archive one after the other, in memory; links are not followed.
-
-    The header's fields are those that all formats of tar have in common. Names of more than 100
-    bytes, which the formats write in different ways, come out cut.
-
-    Raises:
-      ValueError: if a header is damaged, or the archive ends before its end is marked.
-    """
-    while (header := _exactly(stream, _BLOCK)).strip(b"\0"):
-        checksum = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-        if _octal(header[148:156]) != checksum:
-            raise ValueError("the checksum of a header is wrong")
-        size = _octal(header[124:136])
-        content = _exactly(stream, -(-size // _BLOCK) * _BLOCK)[:size]
-        name = header[:100].split(b"\0")[0].rsplit(b"/")[-1]
-        yield Member(name, header[156:157] in b"0\0", content)
-    while stream.read(_BLOCK**2):  # To the end, where gzip keeps its checksum.
-        pass
-
-
-def _octal(field: bytes) -> int:
-    digits = field.strip(b" \0")
-    if not digits.isdigit():
-        raise ValueError("a number in a header is damaged")
-    return int(digits, 8)
-
-
-def _exactly(stream: Bounded, size: int) -> bytes:
-    content = stream.read(size)
-    if len(content) < size:
-        raise ValueError("it ends too early")
-    return content

@@ -27,7 +27,7 @@ try:
     from PIL import Image, ImageOps
 
     from zosam_jax.data.images import check_image_size, convert, open_image
-    from zosam_jax.data.records import Record, Records
+    from zosam_jax.data.records import LabelledImage, Records
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
         f"reading images takes {missing.name}, which comes with: pip install 'zosam_jax[data]'"
@@ -101,17 +101,8 @@ def records(source: str | Path, *, label: str | None = None) -> tuple[Records, R
 def in_memory(train: Records, test: Records, *, image_size: int | None = None) -> Dataset:
     """Decodes two splits into arrays.
 
-    Args:
-      train: the training split.
-      test: the test split.
-      image_size: scale the shorter side to so many pixels (bicubic) and cut out the central
-        square; without it, all images must be of one size.
-
-    Returns:
-      The data set, its pixels scaled by its training images.
-
-    Raises:
-      ValueError: if an image cannot be decoded, or two differ in size.
+    With `image_size` the shorter side is scaled to so many pixels (bicubic) and the central square
+    cut out; without it, all images must be of one size.
     """
     if image_size is not None:
         check_image_size(image_size)
@@ -122,18 +113,14 @@ def in_memory(train: Records, test: Records, *, image_size: int | None = None) -
 
 @dataclass
 class _Rows:
-    """Records over a table with the columns "image" ({bytes, path}) and "label".
-
-    Attributes:
-      name: what messages call it.
-      folders: images that are given by a path lie below one of them; None where the paths have
-        been listed here, so that links in class folders may lead anywhere.
-    """
+    """Records over a table with the columns "image" ({bytes, path}) and "label"."""
 
     rows: datasets.Dataset
-    name: str
+    name: str  # what messages call it
     num_classes: int
     mode: str
+    # images that are given by a path lie below one of them; None where the paths have been listed
+    # here, so that links in class folders may lead anywhere
     folders: tuple[Path, ...] | None
 
     def __str__(self) -> str:
@@ -142,7 +129,7 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> LabelledImage:
         if index >= len(self):
             raise IndexError(index)  # By which iteration ends.
         path = None
@@ -150,7 +137,7 @@ class _Rows:
             row = self.rows[index]
             path = (row["image"] or {}).get("path")
             with self._open(row["image"]) as image:
-                return Record(convert(image, self.mode), row["label"])
+                return LabelledImage(convert(image, self.mode), row["label"])
         except Exception as error:  # Pillow's many decoders raise errors of any kind.
             shown = f" ({path if path.isprintable() else repr(path):.200})" if path else ""
             raise ValueError(

@@ -20,12 +20,6 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     The layout is two zero bytes, the type code 0x08, the number of dimensions n, n dimensions as
     big-endian uint32, and the values in C order.
 
-    Args:
-      path: the file.
-
-    Returns:
-      A uint8 array of the dimensions in the file.
-
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: if it is not an IDX file of unsigned bytes, is cut short, or holds nothing or more

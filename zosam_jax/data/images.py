@@ -23,10 +23,7 @@ def check_image_size(image_size: int) -> None:
 
 
 def open_image(source: bytes | Path) -> Image.Image:
-    """Reads the header of an image; its pixels are decoded when they are asked for.
-
-    Args:
-      source: the content of a file, or the path of one.
+    """Reads the header of an image, its content or its path; pixels are decoded when asked for.
 
     Raises:
       ValueError: if the path is not that of a regular file, the content is of no format among

@@ -22,12 +22,6 @@ def digits(data_dir: Path | None = None) -> Dataset:
     """Scikit-learn's bundled handwritten digits: 1,797 images of 8×8 pixels in 17 grey levels.
 
     The last 360 of a fixed permutation are the test split. Nothing is read from `data_dir`.
-
-    Returns:
-      The data set; images are uint8, labels int32.
-
-    Raises:
-      ModuleNotFoundError: if scikit-learn is missing, naming the extra that brings it.
     """
     del data_dir
     try:
@@ -50,13 +44,6 @@ def fashion_mnist(data_dir: Path | None = None) -> Dataset:
     Args:
       data_dir: the folder of the four IDX files, under their usual names
         (train-images-idx3-ubyte, …), gzip-compressed (.gz) or not.
-
-    Returns:
-      The data set; images are uint8, labels int32.
-
-    Raises:
-      ValueError: without a folder, or if a file is damaged or does not fit its companion.
-      FileNotFoundError: if a file is missing, saying where such files come from.
 
     Reference: Xiao et al., Fashion-MNIST, https://arxiv.org/abs/1708.07747
     """
@@ -128,8 +115,11 @@ def load(
       The data set; images are uint8, labels int32.
 
     Raises:
-      ValueError: for an unknown name, or an option that the data set has no use for; else what
-        the data set's own function raises.
+      ValueError: for an unknown name, an option that the data set has no use for, or a file that is
+        damaged or holds something else.
+      FileNotFoundError: if a file is missing, saying where such files come from.
+      ConnectionError: if the hub is needed and cannot be reached.
+      ModuleNotFoundError: if a library is missing, naming the extra that brings it.
     """
     if data_dir is not None:
         files.check_name(data_dir)
@@ -161,8 +151,7 @@ def load_records(
       (training, test), as `hub.records` returns them.
 
     Raises:
-      ValueError: for an unknown name; else what `hub.records` raises.
-      ModuleNotFoundError: if a library is missing, naming the extra that brings it.
+      ValueError, FileNotFoundError, ConnectionError, ModuleNotFoundError: as `load`.
     """
     source = _source(name, data_dir, choices=_RECORDS)
     from zosam_jax.data import hub  # noqa: PLC0415 (an extra)

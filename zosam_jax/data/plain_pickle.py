@@ -1,17 +1,15 @@
 """Pickles that hold plain data: containers, numbers, text, bytes and arrays of numbers.
 
 Python's own unpickler builds whatever a file asks for, and NumPy's types trust what they are built
-from: a file can run code, or have memory overwritten. This reader knows the instructions that plain
-data is written with, and none of the objects on its stack is made by anything but the lines below.
+from: a file can run code, or have memory overwritten. This one knows the instructions that plain
+data is written with and no others; what a file calls is one of the functions below, which check
+what they are given.
 """
 
-import codecs
-import dataclasses
-import itertools
+import io
 import math
 import pickle
 import re
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -29,308 +27,191 @@ def loads(content: bytes) -> Any:
     Raises:
       pickle.UnpicklingError: for anything else, damaged files among them, with the reason.
     """
+    file = io.BytesIO(content)
     try:
-        return _Machine(content).run()
+        value = _PlainUnpickler(file, len(content)).load()
+        if extra := len(file.read()):
+            raise pickle.UnpicklingError(f"{extra} bytes follow its end")
+        _check_plain(value)
     except pickle.UnpicklingError:
         raise
+    except EOFError as error:
+        raise pickle.UnpicklingError("it ends too early, or a length in it is wrong") from error
     # Truncated numbers, unknown references to the memo, and whatever else a damaged file leads to.
     except Exception as error:
         raise pickle.UnpicklingError(f"{type(error).__name__}: {error}"[:200]) from error
+    return value
 
 
-@dataclasses.dataclass(frozen=True)
-class _Global:
-    """One of the few functions that a pickle may refer to, by its name without the module."""
-
-    name: str
-
-
-@dataclasses.dataclass
 class _DType:
     """A type of numbers; its byte order follows by BUILD."""
 
-    code: str
-    order: str = "|"
+    def __init__(self, code: Any, *_flags: Any) -> None:
+        self.code, self.order = _text(code), "|"
+        if not re.fullmatch("b1|[iu][1248]|f[248]", self.code):
+            raise pickle.UnpicklingError("an array is not of booleans, integers or floats")
+
+    def build(self, state: Any) -> None:
+        """From (version, order, subarray, names, fields, size, alignment, flags).
+
+        Old versions lack the flags. The byte order is all that it may say.
+        """
+        version, order, *rest = state
+        fixed = [None, None, None, -1, -1, 0]
+        self.order = _text(order)
+        plain = version in (1, 2, 3) and rest in (fixed, fixed[:-1])
+        if not (plain and re.fullmatch("[<>=|]", self.order)):
+            raise pickle.UnpicklingError("the state of a dtype is not that of plain numbers")
 
 
-@dataclasses.dataclass
-class _Array:
-    """An array; its content follows by BUILD."""
-
-    content: npt.NDArray[Any] | None = None
+def _text(value: Any) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
 
 
-_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")  # NumPy 1 and 2
-_NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
-_GLOBALS = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *itertools.product(_MULTIARRAY, ("_reconstruct", "scalar")),
-    *itertools.product(_NUMERIC, ("_frombuffer",)),
-    # Python 3 writes bytes as text under protocols before 3.
-    ("_codecs", "encode"),
-    *itertools.product(("__builtin__", "builtins"), ("bytes",)),
-}
-
-_CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False}
-_NUMBERS = {
-    pickle.BININT: "<i",
-    pickle.BININT1: "<B",
-    pickle.BININT2: "<H",
-    pickle.BINFLOAT: ">d",
-}
-# How many bytes follow is itself written in so many ways.
-_BYTES = {
-    pickle.SHORT_BINSTRING: "<B",
-    pickle.BINSTRING: "<i",
-    pickle.SHORT_BINBYTES: "<B",
-    pickle.BINBYTES: "<I",
-    pickle.BINBYTES8: "<Q",
-    pickle.BYTEARRAY8: "<Q",
-}
-_TEXT = {pickle.SHORT_BINUNICODE: "<B", pickle.BINUNICODE: "<I", pickle.BINUNICODE8: "<Q"}
-_TUPLES = {pickle.EMPTY_TUPLE: 0, pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
-_MEMO_WRITES = {pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I"}
-_MEMO_READS = {pickle.BINGET: "<B", pickle.LONG_BINGET: "<I"}
-_IGNORED = {pickle.PROTO: 1, pickle.FRAME: 8}
-
-_DTYPES = re.compile("b1|[iu][1248]|f[248]")
-_MOST_DIMENSIONS = 32
+_INSTRUCTIONS = """
+MARK STOP PROTO FRAME NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT
+STRING BINSTRING SHORT_BINSTRING BINBYTES BINBYTES8 SHORT_BINBYTES
+UNICODE BINUNICODE BINUNICODE8 SHORT_BINUNICODE
+TUPLE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT
+GLOBAL STACK_GLOBAL PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
+"""
+# Python's unpickler written in Python, whose memo is a dictionary: the numbers of a file's objects
+# need not be near each other.
+_Unpickler: Any = vars(pickle)["_Unpickler"]
 
 
-class _Machine:
-    """Carries out the instructions of a pickle."""
+class _Dispatch(dict[int, Any]):
+    def __missing__(self, code: int) -> Any:
+        raise pickle.UnpicklingError(
+            f"{bytes([code])!r} is no instruction by which plain data is written"
+        )
 
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self._position = 0
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
-        # A dictionary: the numbers in a file need not be near each other.
-        self._memo: dict[int, Any] = {}
-        self._encoded_bytes = 0
-        self._actions: dict[bytes, Callable[[], None]] = {
-            pickle.MARK: lambda: self._marks.append(len(self._stack)),
-            pickle.EMPTY_LIST: lambda: self._stack.append([]),
-            pickle.EMPTY_DICT: lambda: self._stack.append({}),
-            pickle.LIST: lambda: self._stack.append(list(map(_finished, self._above_mark()))),
-            pickle.DICT: lambda: self._stack.append(self._filled({}, self._above_mark())),
-            pickle.TUPLE: lambda: self._push_tuple(self._above_mark()),
-            pickle.APPEND: lambda: self._extend([self._pop()]),
-            pickle.APPENDS: lambda: self._extend(self._above_mark()),
-            pickle.SETITEM: self._set_item,
-            pickle.SETITEMS: self._set_items,
-            pickle.GLOBAL: lambda: self._push_global(
-                self._line().decode("ascii"), self._line().decode("ascii")
-            ),
-            pickle.STACK_GLOBAL: self._stack_global,
-            pickle.REDUCE: self._reduce,
-            pickle.BUILD: self._build,
-            pickle.PUT: lambda: self._remember(int(self._line())),
-            pickle.MEMOIZE: lambda: self._remember(len(self._memo)),
-            pickle.GET: lambda: self._stack.append(self._memo[int(self._line())]),
-            pickle.INT: self._integer_line,
-            pickle.LONG: lambda: self._push_integer(int(self._line().removesuffix(b"L"))),
-            pickle.LONG1: lambda: self._push_integer(
-                int.from_bytes(self._take(self._number("<B")), "little", signed=True)
-            ),
-            pickle.FLOAT: lambda: self._stack.append(float(self._line())),
-            pickle.STRING: self._string_line,
-            pickle.UNICODE: lambda: self._stack.append(self._line().decode("raw-unicode-escape")),
+
+class _PlainUnpickler(_Unpickler):  # type: ignore[misc]
+    """Python's unpickler without the instructions that make objects of any class."""
+
+    dispatch = _Dispatch(
+        (code, _Unpickler.dispatch[code])
+        for code in (getattr(pickle, name)[0] for name in _INSTRUCTIONS.split())
+    )
+
+    def __init__(self, file: io.BytesIO, size: int) -> None:
+        super().__init__(file, encoding="bytes")
+        self._bytes_left = 2 * size  # once as text, once as an array
+        self._functions: dict[tuple[str, str], Callable[..., Any]] = {
+            ("numpy", "ndarray"): _refuse,
+            ("numpy", "dtype"): _DType,
+            # Python 3 writes bytes as text under protocols before 3.
+            ("_codecs", "encode"): self._encode,
+            ("builtins", "bytes"): lambda: b"",
+            ("__builtin__", "bytes"): lambda: b"",
         }
+        for core in ("numpy.core", "numpy._core"):  # of NumPy 1 and 2
+            self._functions[f"{core}.multiarray", "_reconstruct"] = _empty
+            self._functions[f"{core}.multiarray", "scalar"] = self._scalar
+            self._functions[f"{core}.numeric", "_frombuffer"] = self._array
 
-    def run(self) -> Any:
-        while (instruction := self._take(1)) != pickle.STOP:
-            if instruction in _NUMBERS:
-                self._stack.append(self._number(_NUMBERS[instruction]))
-            elif instruction in _BYTES:
-                self._stack.append(self._take(self._number(_BYTES[instruction])))
-            elif instruction in _TEXT:
-                self._stack.append(self._take(self._number(_TEXT[instruction])).decode())
-            elif instruction in _MEMO_WRITES:
-                self._remember(self._number(_MEMO_WRITES[instruction]))
-            elif instruction in _MEMO_READS:
-                self._stack.append(self._memo[self._number(_MEMO_READS[instruction])])
-            elif instruction in _TUPLES:
-                self._push_tuple([self._pop() for _ in range(_TUPLES[instruction])][::-1])
-            elif instruction in _CONSTANTS:
-                self._stack.append(_CONSTANTS[instruction])
-            elif instruction in _IGNORED:
-                self._take(_IGNORED[instruction])
-            elif instruction in self._actions:
-                self._actions[instruction]()
-            else:
-                raise pickle.UnpicklingError(
-                    f"byte {self._position - 1} is no instruction by which plain data is written"
-                )
-        if extra := len(self._content) - self._position:
-            raise pickle.UnpicklingError(f"{extra} bytes follow its end")
-        return _finished(self._pop())
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._functions:
+            raise pickle.UnpicklingError(f"it refers to {module[:50]!r}, {name[:50]!r}")
+        return self._functions[module, name]
 
-    def _take(self, count: int) -> bytes:
-        end = self._position + count
-        if count < 0 or end > len(self._content):
-            raise pickle.UnpicklingError("it ends too early, or a length in it is wrong")
-        taken = self._content[self._position : end]
-        self._position = end
-        return taken
+    def load_reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if not (callable(function) and isinstance(arguments, tuple)):
+            raise pickle.UnpicklingError("it calls what is not to be called")
+        self.stack.append(function(*arguments))
 
-    def _number(self, layout: str) -> Any:
-        return struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
-
-    def _line(self) -> bytes:
-        end = self._content.find(b"\n", self._position)
-        line = self._take(end - self._position)
-        self._position += 1
-        return line
-
-    def _pop(self) -> Any:
-        if len(self._stack) <= (self._marks[-1] if self._marks else 0):
-            raise pickle.UnpicklingError("an instruction lacks its operand")
-        return self._stack.pop()
-
-    def _above_mark(self) -> list[Any]:
-        mark = self._marks.pop()
-        items = self._stack[mark:]
-        del self._stack[mark:]
-        return items
-
-    def _top(self, kind: Any) -> Any:
-        self._stack.append(self._pop())
-        if not isinstance(self._stack[-1], kind):
+    def load_build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, _DType):
+            target.build(state)
+        elif isinstance(target, np.ndarray):
+            _, shape, dtype, fortran_order, data = state
+            array = self._array(data, dtype, shape, "F" if fortran_order in (True, 1) else "C")
+            target.__setstate__((1, shape, array.dtype, array.flags.fnc, data))  # type: ignore[arg-type]
+        else:
             raise pickle.UnpicklingError("an instruction is for another kind of operand")
-        return self._stack[-1]
 
-    def _push_tuple(self, items: list[Any]) -> None:
-        # The arguments of a call may be anything, so not everything need be finished.
-        self._stack.append(tuple(_finished(i) if isinstance(i, _Array) else i for i in items))
+    def load_setitems(self) -> None:
+        self._fill(self.pop_mark())
 
-    def _remember(self, number: int) -> None:
-        self._memo[number] = self._top(object)
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._fill([key, value])
 
-    def _extend(self, items: list[Any]) -> None:
-        self._top(list).extend(map(_finished, items))
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.stack.append({})
+        self._fill(items)
 
-    def _set_item(self) -> None:
-        value, key = self._pop(), self._pop()
-        self._filled(self._top(dict), [key, value])
-
-    def _set_items(self) -> None:
-        items = self._above_mark()
-        self._filled(self._top(dict), items)
-
-    def _filled(self, target: dict[Any, Any], items: list[Any]) -> dict[Any, Any]:
+    def _fill(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not dict:
+            raise pickle.UnpicklingError("an instruction is for another kind of operand")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # The hash of nested tuples may take for ever.
             if type(key) not in (bytes, str, int):
                 raise pickle.UnpicklingError(f"a dictionary has a key of type {type(key).__name__}")
-            target[key] = _finished(value)
-        return target
+            self.stack[-1][key] = value
 
-    def _push_integer(self, value: int) -> None:
-        if not -(2**63) <= value < 2**64:
-            raise pickle.UnpicklingError("an integer has more than 64 bits")
-        self._stack.append(value)
+    dispatch |= {
+        pickle.REDUCE[0]: load_reduce,
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        # Python's own takes memory for as many bytes as the file says that it has.
+        pickle.BYTEARRAY8[0]: _Unpickler.load_binbytes8,
+    }
 
-    def _integer_line(self) -> None:
-        line = self._line()
-        if line in (b"00", b"01"):
-            self._stack.append(line == b"01")
-        else:
-            self._push_integer(int(line))
+    def _array(self, data: Any, dtype: Any, shape: Any, order: str) -> npt.NDArray[Any]:
+        if not (isinstance(dtype, _DType) and isinstance(data, bytes) and isinstance(shape, tuple)):
+            raise pickle.UnpicklingError("an array is not made of a dtype, a shape and bytes")
+        numbers = np.dtype(dtype.order + dtype.code)
+        if not all(type(size) is int and size >= 0 for size in shape):
+            raise pickle.UnpicklingError("the shape of an array is impossible")
+        if math.prod(shape) * numbers.itemsize != len(data):
+            raise pickle.UnpicklingError(
+                f"the shape of an array does not fit its {len(data)} bytes"
+            )
+        self._count(data)
+        return np.frombuffer(data, numbers).reshape(shape, order="F" if order == "F" else "C")
 
-    def _string_line(self) -> None:
-        quoted = self._line()
-        if len(quoted) < 2 or quoted[:1] != quoted[-1:] or quoted[:1] not in b"'\"":
-            raise pickle.UnpicklingError("a string lacks its quotation marks")
-        self._stack.append(codecs.escape_decode(quoted[1:-1])[0])
-
-    def _stack_global(self) -> None:
-        name, module = self._pop(), self._pop()
-        if type(name) is not str or type(module) is not str:
-            raise pickle.UnpicklingError("a reference is not made of names")
-        self._push_global(module, name)
-
-    def _push_global(self, module: str, name: str) -> None:
-        if (module, name) not in _GLOBALS:
-            raise pickle.UnpicklingError(f"it refers to {module[:50]!r}, {name[:50]!r}")
-        self._stack.append(_Global(name))
-
-    def _reduce(self) -> None:
-        arguments, function = self._pop(), self._pop()
-        calls: dict[str, Callable[..., Any]] = {
-            "_reconstruct": lambda *_: _Array(),
-            "_frombuffer": lambda data, dtype, shape, order: _Array(
-                _array(shape, dtype, order == "F", data)
-            ),
-            "scalar": lambda dtype, data: _array((), dtype, False, data).item(),
-            "dtype": _dtype,
-            "encode": self._encode,
-            "bytes": lambda: b"",
-        }
-        if not (isinstance(function, _Global) and function.name in calls):
-            raise pickle.UnpicklingError("it calls what is not to be called")
-        if not isinstance(arguments, tuple):
-            raise pickle.UnpicklingError("the arguments of a call are not a tuple")
-        self._stack.append(calls[function.name](*arguments))
-
-    def _build(self) -> None:
-        state = self._pop()
-        target = self._top(_DType | _Array)
-        if isinstance(target, _DType):
-            target.order = _byte_order(state)
-        else:
-            _, shape, dtype, fortran_order, data = state
-            target.content = _array(shape, dtype, fortran_order in (True, 1), data)
+    def _scalar(self, dtype: Any, data: Any) -> Any:
+        return self._array(data, dtype, (), "C").item()
 
     def _encode(self, text: Any, encoding: Any) -> bytes:
         if type(text) is not str or encoding not in ("latin1", b"latin1"):
             raise pickle.UnpicklingError("it encodes something other than bytes")
-        # Once for each byte in the file: the same text again and again would fill the memory.
-        self._encoded_bytes += len(text)
-        if self._encoded_bytes > len(self._content):
-            raise pickle.UnpicklingError("it makes more bytes than it has")
+        self._count(text)
         return text.encode("latin1")
 
-
-def _finished(value: Any) -> Any:
-    if isinstance(value, _Array):
-        if value.content is None:
-            raise pickle.UnpicklingError("an array lacks its content")
-        return value.content
-    if isinstance(value, _Global | _DType):
-        raise pickle.UnpicklingError("it holds something other than plain data")
-    return value
+    def _count(self, made: bytes | str) -> None:
+        """Raises for more than the file can mean: the same over and over would fill the memory."""
+        self._bytes_left -= len(made)
+        if self._bytes_left < 0:
+            raise pickle.UnpicklingError("it makes more bytes than it has")
 
 
-def _dtype(code: Any, *_flags: Any) -> _DType:
-    text = code.decode("latin1") if isinstance(code, bytes) else code
-    if not (isinstance(text, str) and _DTYPES.fullmatch(text)):
-        raise pickle.UnpicklingError("an array is not of booleans, integers or floats")
-    return _DType(text)
+def _empty(*_: Any) -> npt.NDArray[Any]:
+    """An array; its content follows by BUILD."""
+    return np.empty(0, np.uint8)
 
 
-def _byte_order(state: Any) -> str:
-    """From (version, order, subarray, names, fields, size, alignment, flags); old ones lack flags.
-
-    The byte order is all that it may say: the rest is fixed for plain numbers.
-    """
-    version, order, *rest = state
-    text = order.decode("latin1") if isinstance(order, bytes) else order
-    fixed = [None, None, None, -1, -1, 0]
-    plain = version in (1, 2, 3) and rest in (fixed, fixed[:-1])
-    if not (plain and isinstance(text, str) and len(text) == 1 and text in "<>=|"):
-        raise pickle.UnpicklingError("the state of a dtype is not that of plain numbers")
-    return text
+def _refuse(*_: Any) -> None:
+    raise pickle.UnpicklingError("it calls what is not to be called")
 
 
-def _array(shape: Any, dtype: Any, fortran_order: bool, data: Any) -> npt.NDArray[Any]:
-    if not (isinstance(dtype, _DType) and type(data) is bytes and isinstance(shape, tuple)):
-        raise pickle.UnpicklingError("an array is not made of a dtype, a shape and bytes")
-    numbers = np.dtype(dtype.order + dtype.code)
-    sizes_fit = all(type(size) is int and size >= 0 for size in shape)
-    if not (sizes_fit and len(shape) <= _MOST_DIMENSIONS):
-        raise pickle.UnpicklingError("the shape of an array is impossible")
-    if math.prod(shape) * numbers.itemsize != len(data):
-        raise pickle.UnpicklingError(f"the shape of an array does not fit its {len(data)} bytes")
-    return np.frombuffer(data, numbers).reshape(shape, order="F" if fortran_order else "C")
+def _check_plain(value: Any) -> None:
+    """Raises unless there is nothing but plain data in a value, which may contain itself."""
+    todo, seen = [value], set()
+    while todo:
+        one = todo.pop()
+        if isinstance(one, list | tuple | dict):
+            if id(one) not in seen:
+                seen.add(id(one))
+                todo += one.values() if isinstance(one, dict) else one
+        elif type(one) is int and not -(2**63) <= one < 2**64:
+            raise pickle.UnpicklingError("an integer has more than 64 bits")
+        elif not isinstance(one, bool | int | float | str | bytes | np.ndarray | None):
+            raise pickle.UnpicklingError("it holds something other than plain data")

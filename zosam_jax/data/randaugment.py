@@ -76,15 +76,11 @@ def randaugment(
     colour. The paper has probability 1 and one fixed magnitude.
 
     Args:
-      image: in mode "RGB".
+      image: in mode "RGB", which stays.
       generator: the only source of chance.
       count: n, the operations drawn.
-      magnitude: m, from 0 to 10.
-      magnitude_sd: the standard deviation of the magnitude.
+      magnitude, magnitude_sd: mean and standard deviation of m.
       probability: that an operation, once drawn, is applied.
-
-    Returns:
-      An image of the same size and mode.
 
     Reference: Cubuk et al., RandAugment, https://arxiv.org/abs/1909.13719
     """

@@ -5,31 +5,22 @@ from typing import NamedTuple, Protocol
 from PIL import Image
 
 
-class Record(NamedTuple):
-    """One labelled image, decoded.
+class LabelledImage(NamedTuple):
+    """One labelled image, decoded."""
 
-    Attributes:
-      image: in mode "RGB" or "L".
-      label: from 0.
-    """
-
-    image: Image.Image
-    label: int
+    image: Image.Image  # in mode "RGB" or "L"
+    label: int  # from 0
 
 
 class Records(Protocol):
-    """A split of a data set, read image by image; picklable, so that worker processes can read.
+    """A split of a data set, read image by image; picklable, so that worker processes can read."""
 
-    Attributes:
-      num_classes: labels are 0, …, num_classes − 1.
-    """
-
-    num_classes: int
+    num_classes: int  # labels are 0, …, num_classes − 1
 
     def __len__(self) -> int:
         """The number of images."""
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> LabelledImage:
         """Decodes one image.
 
         Raises:

@@ -23,7 +23,7 @@ from PIL import Image
 from zosam_jax.data.dataset import Images, Labels
 from zosam_jax.data.images import MOST_PIXELS, check_image_size
 from zosam_jax.data.randaugment import randaugment as apply_randaugment
-from zosam_jax.data.records import Record, Records
+from zosam_jax.data.records import LabelledImage, Records
 from zosam_jax.errors import check_count
 from zosam_jax.trees import Int
 
@@ -72,8 +72,7 @@ class Stream:
         """Reads nothing yet.
 
         Args:
-          train: the training images.
-          test: the test images.
+          train, test: the images.
           image_size: height and width of the images in a batch, in pixels.
           randaugment: whether training images also undergo RandAugment.
           repeats: how often an image comes in a row, each time augmented anew (DeiT's repeated
@@ -121,8 +120,7 @@ class Stream:
         """One epoch of training batches; the last one is left out if it is incomplete.
 
         Args:
-          seed: of the whole run.
-          epoch: from 0.
+          seed, epoch: of the whole run; from 0.
           batch_size: b, of all shards together.
           start: the first batch to give, so that a run can go on where it stopped.
           shard: (index, count): this host reads the part of each batch from index·b/count up to
@@ -151,15 +149,7 @@ class Stream:
     def test(self, *, batch_size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """All test images in order; the last batch is filled up with black images of label −1.
 
-        Args:
-          batch_size: b, of all shards together.
-          shard: as for `epoch`.
-
-        Returns:
-          Images (b/count, image_size, image_size, 3) in uint8 and labels (b/count,) in int32.
-
-        Raises:
-          ValueError: if an argument is out of range; while reading, what the records raise.
+        Arguments, batches and errors are as of `epoch`.
         """
         _check_batch(batch_size, shard)
         batches = self._test(batch_size, shard)
@@ -303,7 +293,7 @@ class _Batches:
             labels[place] = label
         return images, labels
 
-    def samples(self, epoch: int, positions: range) -> Iterable[Record]:
+    def samples(self, epoch: int, positions: range) -> Iterable[LabelledImage]:
         """The finished images at these positions of an epoch; fewer where it ends."""
         raise NotImplementedError
 
@@ -318,7 +308,7 @@ class _TrainBatches(_Batches):
     def per_epoch(self) -> int:
         return len(self.records) // self.batch_size
 
-    def samples(self, epoch: int, positions: range) -> Iterable[Record]:
+    def samples(self, epoch: int, positions: range) -> Iterable[LabelledImage]:
         order = _order(self.seed, epoch, len(self.records))
         for position in positions:
             generator = np.random.default_rng((self.seed, epoch, position, _SAMPLE_STREAM))
@@ -328,7 +318,7 @@ class _TrainBatches(_Batches):
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             if self.randaugment:
                 image = apply_randaugment(image, generator)
-            yield Record(image, label)
+            yield LabelledImage(image, label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,7 +329,7 @@ class _TestBatches(_Batches):
     def per_epoch(self) -> int:
         return -(-len(self.records) // self.batch_size)
 
-    def samples(self, epoch: int, positions: range) -> Iterable[Record]:
+    def samples(self, epoch: int, positions: range) -> Iterable[LabelledImage]:
         del epoch
         for position in range(positions.start, min(positions.stop, len(self.records))):
             image, label = self.records[position]
@@ -347,7 +337,7 @@ class _TestBatches(_Batches):
                 crop = centre_crop(image.convert("RGB"), self.image_size, self.crop_ratio)
             except ValueError as error:
                 raise ValueError(f"image {position} of {self.records}: {error}") from error
-            yield Record(crop, label)
+            yield LabelledImage(crop, label)
 
 
 @functools.lru_cache(maxsize=2)
@@ -364,14 +354,6 @@ def random_resized_crop(
     Its area is uniform over 8–100 % of the image's, its width/height log-uniform over 3/4–4/3, its
     place uniform. If ten draws in a row do not fit, it is the largest centred part of an aspect
     ratio within that range.
-
-    Args:
-      image: of any size and mode.
-      size: in pixels.
-      generator: the only source of chance.
-
-    Returns:
-      An image of size × size pixels.
 
     Reference: Szegedy et al., Going Deeper with Convolutions, https://arxiv.org/abs/1409.4842
     """
@@ -429,7 +411,7 @@ class _GuardedRecords:
     def __str__(self) -> str:
         return str(self._records)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> LabelledImage:
         self._check()
         return self._records[index]
 

@@ -1,4 +1,8 @@
-"""Which gradient is handed on from the perturbed point? One file for each descent."""
+"""Which gradient is handed on from the perturbed point? One file for each descent.
+
+Each is a function that returns a Descent. At construction it raises ValueError or TypeError for an
+argument out of range.
+"""
 
 from zosam_jax.descent.at_perturbed import at_perturbed
 from zosam_jax.descent.base import Descent, DescentResult, PerturbedPoint, perturbed, stateless

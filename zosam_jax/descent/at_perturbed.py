@@ -6,9 +6,6 @@ from zosam_jax.descent.base import Descent, DescentResult, PerturbedPoint, pertu
 def at_perturbed() -> Descent:
     """∇L(θ+ε), one forward and one backward pass.
 
-    Returns:
-      A Descent.
-
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412
     """
 

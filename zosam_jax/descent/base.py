@@ -8,7 +8,7 @@ import jax
 from zosam_jax import masks, trees
 from zosam_jax.ascent.base import AscentResult
 from zosam_jax.objective import Objective, ValueAndGrad
-from zosam_jax.trees import Array, Bool, Float, PyTree, T
+from zosam_jax.trees import Array, Bool, Float, FloatTree, PyTree
 
 
 class DescentResult(NamedTuple):
@@ -24,7 +24,7 @@ class DescentResult(NamedTuple):
 
     value: Float[Array, ""]
     aux: Any
-    gradient: PyTree[Float[Array, "..."]]
+    gradient: FloatTree
     state: PyTree = None
     is_perturbed: Bool[Array, ""] | bool = True
 
@@ -41,13 +41,13 @@ class PerturbedPoint(NamedTuple):
     """
 
     objective: Objective
-    params: PyTree[Float[Array, "..."]]
-    epsilon: PyTree[Float[Array, "..."]] | None
+    params: FloatTree
+    epsilon: FloatTree | None
     ascent: AscentResult
     mask: masks.Resolved
 
 
-def _as_it_is(point: PerturbedPoint, state: PyTree) -> PyTree[Float[Array, "..."]]:
+def _as_it_is(point: PerturbedPoint, state: PyTree) -> FloatTree:
     del state
     return point.epsilon
 
@@ -66,9 +66,7 @@ class Descent(NamedTuple):
 
     init: Callable[[PyTree], PyTree]
     gradient: Callable[[PerturbedPoint, PyTree], DescentResult]
-    effective_perturbation: Callable[[PerturbedPoint, PyTree], PyTree[Float[Array, "..."]]] = (
-        _as_it_is
-    )
+    effective_perturbation: Callable[[PerturbedPoint, PyTree], FloatTree] = _as_it_is
     has_dense_gradient: bool = True
 
 
@@ -77,9 +75,7 @@ def stateless(gradient: Callable[[PerturbedPoint], DescentResult], **options: An
     return Descent(lambda params: (), lambda point, state: gradient(point), **options)
 
 
-def perturbed(
-    params: PyTree[Float[Array, "..."], "T"], epsilon: PyTree[Float[Array, "..."], "T"] | None
-) -> PyTree[Float[Array, "..."], "T"]:
+def perturbed(params: FloatTree, epsilon: FloatTree | None) -> FloatTree:
     """θ+ε as a value of its own; θ itself for an ε of None.
 
     The barrier keeps ε's arithmetic out of the descent's program, which so is the very program
@@ -112,11 +108,8 @@ def clean_pass(ascent: AscentResult, descent: str) -> ValueAndGrad:
 
 
 def change_across(
-    start: PyTree[Float[Array, "..."], "T"],
-    end: PyTree[Float[Array, "..."], "T"],
-    along: PyTree[Float[Array, "..."], "T"],
-    mask: masks.Resolved,
-) -> PyTree[Float[Array, "..."], "T"]:
+    start: FloatTree, end: FloatTree, along: FloatTree, mask: masks.Resolved
+) -> FloatTree:
     """The part of end − start that is orthogonal to `along`, in float32 or wider.
 
     With a mask, the angle is that between the kept weights, and the others follow. Where the kept

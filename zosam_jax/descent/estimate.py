@@ -14,9 +14,6 @@ def estimate() -> Descent:
     L(θ); where it measured none, or the loss has auxiliary output, one forward pass at θ gives
     both.
 
-    Returns:
-      A Descent.
-
     Raises:
       TypeError: while tracing, with an ascent that measures no slope of the loss.
       ValueError: while tracing, where ρ is the number 0, which leaves out the ascent.

@@ -18,7 +18,7 @@ from zosam_jax.descent.base import (
 )
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.objective import Objective
-from zosam_jax.trees import Array, Bool, Float, Int, PyTree, T
+from zosam_jax.trees import Array, Bool, Float, FloatTree, Int, PyTree
 
 # A gᵥ shorter than this part of the gradient is rounding (an array of one weight has no other),
 # and would be blown up to the gradient's length.
@@ -34,7 +34,7 @@ class LookSAMState(NamedTuple):
     """
 
     phase: Int[Array, ""]
-    across: PyTree[Float[Array, "..."]]
+    across: FloatTree
 
 
 def looksam(interval: int = 5, alpha: float = 0.7, per_array: bool = False) -> Descent:
@@ -63,11 +63,6 @@ def looksam(interval: int = 5, alpha: float = 0.7, per_array: bool = False) -> D
       alpha: α ≥ 0, how much of the bend to reuse.
       per_array: whether angles and lengths are those of each parameter array on its own.
 
-    Returns:
-      A Descent.
-
-    Raises:
-      ValueError, TypeError: at construction, for an argument out of range.
       TypeError: while tracing, with an ascent that does not take ∇L(θ).
 
     Reference: Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization,
@@ -85,16 +80,12 @@ def looksam(interval: int = 5, alpha: float = 0.7, per_array: bool = False) -> D
             return DescentResult(*point.objective.value_and_grad(point.params))
         clean = clean_pass(point.ascent, "looksam")
 
-        def looked() -> tuple[
-            Float[Array, ""], PyTree[Float[Array, "..."]], PyTree[Float[Array, "..."]]
-        ]:
+        def looked() -> tuple[Float[Array, ""], FloatTree, FloatTree]:
             found = point.objective.value_and_grad(perturbed(point.params, point.epsilon))
             across = each(_across, point.mask, clean.gradient, found.gradient)
             return found.value, found.gradient, _where(trees.norm(point.epsilon) > 0, across)
 
-        def reused() -> tuple[
-            Float[Array, ""], PyTree[Float[Array, "..."]], PyTree[Float[Array, "..."]]
-        ]:
+        def reused() -> tuple[Float[Array, ""], FloatTree, FloatTree]:
             bent = each(functools.partial(_bent, alpha), point.mask, clean.gradient, state.across)
             return clean.value, bent, state.across
 
@@ -110,16 +101,12 @@ def looksam(interval: int = 5, alpha: float = 0.7, per_array: bool = False) -> D
     return Descent(init=init, gradient=gradient, effective_perturbation=_if_due)
 
 
-def _if_due(point: PerturbedPoint, state: LookSAMState) -> PyTree[Float[Array, "..."]]:
+def _if_due(point: PerturbedPoint, state: LookSAMState) -> FloatTree:
     """ε at the steps that look, zero at the others."""
     return _where(state.phase == 0, point.epsilon)
 
 
-def _across(
-    clean: PyTree[Float[Array, "..."], "T"],
-    found: PyTree[Float[Array, "..."], "T"],
-    mask: masks.Resolved,
-) -> PyTree[Float[Array, "..."], "T"]:
+def _across(clean: FloatTree, found: FloatTree, mask: masks.Resolved) -> FloatTree:
     """gᵥ, from both gradients, in their dtypes; zero where it is rounding, or not finite."""
     across = change_across(clean, found, clean, mask)
     length, whole = (trees.norm(masks.restrict(x, mask)) for x in (across, found))
@@ -127,18 +114,11 @@ def _across(
     return jax.tree.map(lambda a, g: a.astype(g.dtype), across, clean)
 
 
-def _where(
-    condition: Bool[Array, ""], tree: PyTree[Float[Array, "..."], "T"]
-) -> PyTree[Float[Array, "..."], "T"]:
+def _where(condition: Bool[Array, ""], tree: FloatTree) -> FloatTree:
     return jax.tree.map(lambda x: jnp.where(condition, x, jnp.zeros_like(x)), tree)
 
 
-def _bent(
-    alpha: float,
-    clean: PyTree[Float[Array, "..."], "T"],
-    across: PyTree[Float[Array, "..."], "T"],
-    mask: masks.Resolved,
-) -> PyTree[Float[Array, "..."], "T"]:
+def _bent(alpha: float, clean: FloatTree, across: FloatTree, mask: masks.Resolved) -> FloatTree:
     """g + α (‖g‖ / ‖gᵥ‖) gᵥ."""
     length, across_length = (trees.norm(masks.restrict(x, mask)) for x in (clean, across))
     return trees.displace(clean, across, alpha * trees.ratio(length, across_length))

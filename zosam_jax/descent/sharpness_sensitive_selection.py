@@ -23,12 +23,6 @@ def sharpness_sensitive_selection(fraction: float) -> Descent:
     Args:
       fraction: γ in (0, 1]; at least one example is taken, of equal ones the first.
 
-    Returns:
-      A Descent.
-
-    Raises:
-      ValueError, TypeError: at construction, for a fraction out of range or traced.
-
     Reference: Du et al., Efficient Sharpness-aware Minimization (its sharpness-sensitive data
       selection), https://arxiv.org/abs/2110.03141
     """

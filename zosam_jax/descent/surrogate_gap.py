@@ -23,9 +23,6 @@ def surrogate_gap(alpha: float) -> Descent:
     Args:
       alpha: α ≥ 0, the weight of the gap.
 
-    Returns:
-      A Descent.
-
     Raises:
       ValueError, TypeError: at construction, for α out of range.
       TypeError: while tracing, with an ascent that does not take ∇L(θ).

@@ -15,9 +15,6 @@ def worst_side() -> Descent:
     for activations. Under a random direction, and radius "global", it is ZO-SAM whose probes are as
     far from θ as its perturbation, δ√d = ρ, at one forward pass less. Value and auxiliary output
     are those of the side it takes, θ+ε in a tie.
-
-    Returns:
-      A Descent.
     """
 
     def gradient(point: PerturbedPoint) -> DescentResult:

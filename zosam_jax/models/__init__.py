@@ -1,6 +1,13 @@
 """Models in Flax NNX, each (num_classes, *, rngs, image_shape, dtype, ...) → nnx.Module.
 
-Weight matrices and kernels are the parameters named "kernel", and nothing else is.
+- num_classes: the number of logits.
+- rngs: for the initial weights.
+- image_shape: (height, width, channels); ResNets take any height and width.
+- dtype: what the blocks compute in; parameters, statistics of normalisations, softmax and logits
+  are float32 in any case.
+
+Arguments that do not fit raise ValueError. Weight matrices and kernels are the parameters named
+"kernel", and nothing else is.
 """
 
 import functools

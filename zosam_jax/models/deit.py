@@ -140,21 +140,13 @@ def deit(
     ±1/√(fan in); LayerNorm has ε = 1e-6.
 
     Args:
-      num_classes: the number of logits.
       rngs: for the initial weights, and for drop-path if there is any.
       dim: the features of a token.
       depth: the number of blocks.
       heads: of attention; a divisor of dim.
-      image_shape: (height, width, channels); patch must divide height and width.
-      patch: the height and width of a patch in pixels.
+      patch: the height and width of a patch in pixels, which divides those of the image.
       drop_path_rate: the probability, for each example, of leaving out a branch of the last block;
         it rises linearly from 0 in the first (stochastic depth). model.eval() leaves none out.
-      dtype: what the blocks compute in; parameters, the statistics of LayerNorm, softmax and
-        logits are float32 in any case.
-
-    Raises:
-      ValueError: if the patches do not tile the image, the heads do not divide dim, drop_path_rate
-        is outside [0, 1), or dtype is not a floating-point type.
 
     Reference: Touvron et al., Training data-efficient image transformers,
     https://arxiv.org/abs/2012.12877
@@ -180,56 +172,17 @@ def deit(
     )
 
 
-def deit_tiny(
-    num_classes: int,
-    *,
-    rngs: nnx.Rngs,
-    image_shape: tuple[int, int, int] = (224, 224, 3),
-    patch: int = 16,
-    drop_path_rate: float = 0.0,
-    dtype: DTypeLike = jnp.float32,
-) -> DeiT:
-    """`deit` with 12 blocks of 192 features and 3 heads.
+deit_tiny = functools.partial(deit, dim=192, depth=12, heads=3)
+deit_tiny.__doc__ = """`deit` with 12 blocks of 192 features and 3 heads.
 
-    5,717,416 parameters for 224×224 coloured images and 1,000 classes, 5,647,872 in kernels.
-    """
-    return deit(
-        num_classes,
-        rngs=rngs,
-        dim=192,
-        depth=12,
-        heads=3,
-        image_shape=image_shape,
-        patch=patch,
-        drop_path_rate=drop_path_rate,
-        dtype=dtype,
-    )
+5,717,416 parameters for 224×224 coloured images and 1,000 classes, 5,647,872 in kernels.
+"""
 
+deit_small = functools.partial(deit, dim=384, depth=12, heads=6)
+deit_small.__doc__ = """`deit` with 12 blocks of 384 features and 6 heads.
 
-def deit_small(
-    num_classes: int,
-    *,
-    rngs: nnx.Rngs,
-    image_shape: tuple[int, int, int] = (224, 224, 3),
-    patch: int = 16,
-    drop_path_rate: float = 0.0,
-    dtype: DTypeLike = jnp.float32,
-) -> DeiT:
-    """`deit` with 12 blocks of 384 features and 6 heads.
-
-    22,050,664 parameters for 224×224 coloured images and 1,000 classes, 21,912,576 in kernels.
-    """
-    return deit(
-        num_classes,
-        rngs=rngs,
-        dim=384,
-        depth=12,
-        heads=6,
-        image_shape=image_shape,
-        patch=patch,
-        drop_path_rate=drop_path_rate,
-        dtype=dtype,
-    )
+22,050,664 parameters for 224×224 coloured images and 1,000 classes, 21,912,576 in kernels.
+"""
 
 
 def _check_patches(image_shape: tuple[int, int, int], patch: int) -> None:

@@ -65,17 +65,11 @@ def global_average(x: Array) -> Array:
 
 
 class ConvLayers(NamedTuple):
-    """Makes the layers of one convolutional network.
+    """Makes the layers of one convolutional network."""
 
-    Attributes:
-      kernel_init: the initial weights of its convolutions.
-      dtype: as `layer_dtype` returns it.
-      rngs: for the initial weights.
-    """
-
-    kernel_init: Initializer
-    dtype: DTypeLike | None
-    rngs: nnx.Rngs
+    kernel_init: Initializer  # the initial weights of its convolutions
+    dtype: DTypeLike | None  # as `layer_dtype` returns it
+    rngs: nnx.Rngs  # for the initial weights
 
     def conv(self, features_in: int, features: int, kernel: int, stride: int = 1) -> nnx.Conv:
         """A convolution of kernel × kernel pixels without bias, padded by kernel // 2."""

@@ -43,16 +43,7 @@ def lenet_300_100(
     image_shape: tuple[int, int, int] = (28, 28, 1),
     dtype: DTypeLike = jnp.float32,
 ) -> LeNet300100:
-    """LeNet-300-100; 266,610 parameters for 28×28 grey images and 10 classes.
-
-    Args:
-      num_classes: the number of logits.
-      rngs: for the initial weights (He normal).
-      image_shape: (height, width, channels) of an image.
-      dtype: what the hidden layers compute in; parameters and logits are float32 in any case.
-
-    Raises:
-      ValueError: if dtype is not a floating-point type.
+    """LeNet-300-100, He normal at first; 266,610 parameters for 28×28 grey images and 10 classes.
 
     Reference: LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998
     """

@@ -1,5 +1,6 @@
 """Residual networks, of the CIFAR kind and of ImageNet's: blocks that end in x' + f(x) and ReLU."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -99,7 +100,6 @@ class ResNet(nnx.Module):
         """See `cifar_resnet` and `resnet50`.
 
         Args:
-          num_classes: the number of logits.
           layers: makes the convolutions and normalisations.
           block: what the stages are made of.
           stages: the number of blocks in each stage; each but the first halves height and width.
@@ -148,16 +148,8 @@ def cifar_resnet(
     are projections (1×1 convolution and BatchNorm) where the shape changes, else the identity.
 
     Args:
-      num_classes: the number of logits.
-      rngs: for the initial weights.
       depth: 6n + 2: 8, 14, 20, 32, …
       width: w, the features of the first stage.
-      image_shape: (height, width, channels); any height and width will do.
-      dtype: what the blocks compute in; parameters, the statistics of BatchNorm and logits are
-        float32 in any case.
-
-    Raises:
-      ValueError: if depth is not 6n + 2, or dtype not a floating-point type.
 
     Reference: He et al., Deep Residual Learning, https://arxiv.org/abs/1512.03385
     """
@@ -175,36 +167,18 @@ def cifar_resnet(
     )
 
 
-def resnet8(
-    num_classes: int,
-    *,
-    rngs: nnx.Rngs,
-    image_shape: tuple[int, int, int] = (28, 28, 1),
-    dtype: DTypeLike = jnp.float32,
-) -> ResNet:
-    """`cifar_resnet` with 8 layers and widths 16, 32, 64, for 8×8 and 28×28 images.
+resnet8 = functools.partial(cifar_resnet, depth=8, image_shape=(28, 28, 1))
+resnet8.__doc__ = """`cifar_resnet` with 8 layers and widths 16, 32, 64.
 
-    77,754 parameters for grey images and 10 classes.
-    """
-    return cifar_resnet(num_classes, rngs=rngs, depth=8, image_shape=image_shape, dtype=dtype)
+For 8×8 and 28×28 images; 77,754 parameters for grey ones and 10 classes.
+"""
 
+resnet32 = functools.partial(cifar_resnet, depth=32, width=32)
+resnet32.__doc__ = """`cifar_resnet` with 32 layers and widths 32, 64, 128.
 
-def resnet32(
-    num_classes: int,
-    *,
-    rngs: nnx.Rngs,
-    image_shape: tuple[int, int, int] = (32, 32, 3),
-    dtype: DTypeLike = jnp.float32,
-) -> ResNet:
-    """`cifar_resnet` with 32 layers and widths 32, 64, 128, twice the usual: that of MEST.
-
-    1,860,522 parameters for coloured images and 10 classes, 1,872,132 for 100.
-
-    Reference: Yuan et al., MEST, https://arxiv.org/abs/2110.14032
-    """
-    return cifar_resnet(
-        num_classes, rngs=rngs, depth=32, width=32, image_shape=image_shape, dtype=dtype
-    )
+Twice the usual: that of MEST (Yuan et al., https://arxiv.org/abs/2110.14032). 1,860,522 parameters
+for coloured images and 10 classes, 1,872,132 for 100.
+"""
 
 
 def resnet50(
@@ -224,15 +198,8 @@ def resnet50(
     CIFAR's and 10 and 100.
 
     Args:
-      num_classes: the number of logits.
-      rngs: for the initial weights.
       stem: "imagenet", 7×7 in steps of 2 and maxima over 3×3 in steps of 2; or "cifar", 3×3 in
         steps of 1, for small images.
-      image_shape: (height, width, channels); any height and width will do.
-      dtype: what the blocks compute in (see `cifar_resnet`).
-
-    Raises:
-      ValueError: for an unknown stem, or if dtype is not a floating-point type.
 
     Reference: He et al., Deep Residual Learning, https://arxiv.org/abs/1512.03385
     """

@@ -1,5 +1,7 @@
 """Wide residual networks: few layers, many features, normalised and activated before they add."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -85,16 +87,8 @@ def wide_resnet(
     with biases of zero.
 
     Args:
-      num_classes: the number of logits.
-      rngs: for the initial weights.
       depth: d = 6n + 4: 10, 16, 22, 28, …
       widen: k.
-      image_shape: (height, width, channels); any height and width will do.
-      dtype: what the blocks compute in; parameters, the statistics of BatchNorm and logits are
-        float32 in any case.
-
-    Raises:
-      ValueError: if depth is not 6n + 4, widen not positive, or dtype not a floating-point type.
 
     Reference: Zagoruyko & Komodakis, Wide Residual Networks, https://arxiv.org/abs/1605.07146
     """
@@ -110,17 +104,8 @@ def wide_resnet(
     )
 
 
-def wide_resnet_28_10(
-    num_classes: int,
-    *,
-    rngs: nnx.Rngs,
-    image_shape: tuple[int, int, int] = (32, 32, 3),
-    dtype: DTypeLike = jnp.float32,
-) -> WideResNet:
-    """`wide_resnet` with 28 layers and widths 160, 320, 640.
+wide_resnet_28_10 = functools.partial(wide_resnet, depth=28, widen=10)
+wide_resnet_28_10.__doc__ = """`wide_resnet` with 28 layers and widths 160, 320, 640.
 
-    36,479,194 parameters for coloured images and 10 classes, 36,536,884 for 100.
-    """
-    return wide_resnet(
-        num_classes, rngs=rngs, depth=28, widen=10, image_shape=image_shape, dtype=dtype
-    )
+36,479,194 parameters for coloured images and 10 classes, 36,536,884 for 100.
+"""

@@ -17,7 +17,7 @@ is 89.4% of all weights; the others mask all kernels.
 from collections.abc import Iterator
 from typing import Any
 
-from zosam_jax.recipes.recipe import METHODS, OPTIMIZERS, SPARSITIES, Method, Recipe, Table, cell
+from zosam_jax.recipes.recipe import SPARSITIES, Method, Recipe, Table, cell, cells
 
 _EXPECTED: dict[str, Table] = {
     "cifar10": {
@@ -69,18 +69,10 @@ def settings(sparse: Method) -> dict[str, Any]:
 def recipes() -> Iterator[Recipe]:
     """Two data sets × nine methods × three sparsities × all optimizers."""
     for dataset, table in _EXPECTED.items():
-        for sparse in METHODS:
-            for sparsity, accuracy in zip(SPARSITIES, table[sparse], strict=True):
-                for optimizer in OPTIMIZERS:
-                    name, config = cell(
-                        f"{dataset}-resnet32",
-                        sparse,
-                        sparsity,
-                        optimizer,
-                        dataset=dataset,
-                        model="resnet32",
-                        **settings(sparse),
-                    )
-                    known = accuracy if optimizer == "sgd" else None
-                    source = "GraSP, MEST (unchecked)" if known else ""
-                    yield Recipe(name, config, known, source, "not run")
+        for sparse, sparsity, optimizer in cells():
+            options = settings(sparse) | {"dataset": dataset, "model": "resnet32"}
+            recipe = cell(f"{dataset}-resnet32", sparse, sparsity, optimizer, **options)
+            if optimizer == "sgd":
+                accuracy = table[sparse][SPARSITIES.index(sparsity)]
+                recipe = recipe._replace(expected=accuracy, source="GraSP, MEST (unchecked)")
+            yield recipe

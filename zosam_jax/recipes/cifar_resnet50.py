@@ -11,22 +11,12 @@ stem, projections and classifier dense, as they do in ResNet-32.
 from collections.abc import Iterator
 
 from zosam_jax.recipes.cifar_resnet32 import settings
-from zosam_jax.recipes.recipe import METHODS, OPTIMIZERS, SPARSITIES, Recipe, cell
+from zosam_jax.recipes.recipe import Recipe, cell, cells
 
 
 def recipes() -> Iterator[Recipe]:
     """Two data sets × nine methods × three sparsities × all optimizers."""
     for dataset in ("cifar10", "cifar100"):
-        for sparse in METHODS:
-            for sparsity in SPARSITIES:
-                for optimizer in OPTIMIZERS:
-                    name, config = cell(
-                        f"{dataset}-resnet50",
-                        sparse,
-                        sparsity,
-                        optimizer,
-                        dataset=dataset,
-                        model="resnet50-cifar",
-                        **settings(sparse),
-                    )
-                    yield Recipe(name, config, None, "", "not run")
+        for one in cells():
+            options = settings(one[0]) | {"dataset": dataset, "model": "resnet50-cifar"}
+            yield cell(f"{dataset}-resnet50", *one, **options)

@@ -16,13 +16,5 @@ def recipes() -> Iterator[Recipe]:
     """Two data sets × MEST at 90% × all optimizers."""
     for dataset in ("cifar10", "cifar100"):
         for optimizer in OPTIMIZERS:
-            name, config = cell(
-                f"{dataset}-wrn-28-10",
-                "mest-em",
-                0.9,
-                optimizer,
-                dataset=dataset,
-                model="wrn-28-10",
-                **settings("mest-em"),
-            )
-            yield Recipe(name, config, None, "", "not run")
+            options = {"dataset": dataset, "model": "wrn-28-10", **settings("mest-em")}
+            yield cell(f"{dataset}-wrn-28-10", "mest-em", 0.9, optimizer, **options)

@@ -7,8 +7,9 @@ warmed up. Expected: 98 to 99.5% at 90%.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
-from zosam_jax.recipes.recipe import METHODS, OPTIMIZERS, SPARSITIES, Recipe, cell
+from zosam_jax.recipes.recipe import Recipe, cell, cells
 from zosam_jax.training.applicable import has_rho
 
 _RUN = ("sgd", "sam", "random_weight_perturbation", "zo_sam")
@@ -16,10 +17,7 @@ _RUN = ("sgd", "sam", "random_weight_perturbation", "zo_sam")
 
 def recipes() -> Iterator[Recipe]:
     """Nine methods × three sparsities × all optimizers; the options are the defaults."""
-    for sparse in METHODS:
-        for sparsity in SPARSITIES:
-            for optimizer in OPTIMIZERS:
-                warmup = {"rho_warmup": 0.2} if has_rho(optimizer) else {}
-                name, config = cell("digits-resnet8", sparse, sparsity, optimizer, **warmup)
-                run_on = "2 CPU cores" if optimizer in _RUN else "not run"
-                yield Recipe(name, config, None, "", run_on)
+    for sparse, sparsity, optimizer in cells():
+        warmup: dict[str, Any] = {"rho_warmup": 0.2} if has_rho(optimizer) else {}
+        recipe = cell("digits-resnet8", sparse, sparsity, optimizer, **warmup)
+        yield recipe._replace(run_on="2 CPU cores") if optimizer in _RUN else recipe

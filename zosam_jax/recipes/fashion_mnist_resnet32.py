@@ -10,21 +10,12 @@ Expected: nothing is published; the settings are CIFAR's.
 from collections.abc import Iterator
 
 from zosam_jax.recipes.cifar_resnet32 import settings
-from zosam_jax.recipes.recipe import METHODS, OPTIMIZERS, SPARSITIES, Recipe, cell
+from zosam_jax.recipes.recipe import Recipe, cell, cells
 
 
 def recipes() -> Iterator[Recipe]:
     """Nine methods × three sparsities × all optimizers."""
-    for sparse in METHODS:
-        for sparsity in SPARSITIES:
-            for optimizer in OPTIMIZERS:
-                name, config = cell(
-                    "fashion_mnist-resnet32",
-                    sparse,
-                    sparsity,
-                    optimizer,
-                    dataset="fashion-mnist",
-                    model="resnet32",
-                    **settings(sparse),
-                )
-                yield Recipe(name, config, None, "", "2 CPU cores, reduced")
+    for one in cells():
+        options = settings(one[0]) | {"dataset": "fashion-mnist", "model": "resnet32"}
+        recipe = cell("fashion_mnist-resnet32", *one, **options)
+        yield recipe._replace(run_on="2 CPU cores, reduced")

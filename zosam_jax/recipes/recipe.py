@@ -1,22 +1,14 @@
 """What a recipe is, and the cells that the tables of the sparse training papers share."""
 
-from typing import Any, Literal, NamedTuple, cast
+import itertools
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from zosam_jax.training.applicable import has_rho
 from zosam_jax.training.config import OptimizerName, SparseName, TrainConfig
 
 Method = Literal["lth", "snip", "grasp", "synflow", "set", "dsr", "rigl", "mest-em", "mest-ems"]
-METHODS: tuple[Method, ...] = (
-    "lth",
-    "snip",
-    "grasp",
-    "synflow",
-    "set",
-    "dsr",
-    "rigl",
-    "mest-em",
-    "mest-ems",
-)
+METHODS: tuple[Method, ...] = get_args(Method)
 SPARSITIES = (0.9, 0.95, 0.98)
 
 # The paper's two columns, what it compares them with, the control, and SAM on a part of the batch.
@@ -48,23 +40,20 @@ class Recipe(NamedTuple):
 
     name: str
     config: TrainConfig
-    expected: float | None
-    source: str
-    run_on: str
+    expected: float | None = None
+    source: str = ""
+    run_on: str = "not run"
+
+
+def cells() -> Iterator[tuple[Method, float, OptimizerName]]:
+    """All cells of a table."""
+    return itertools.product(METHODS, SPARSITIES, OPTIMIZERS)
 
 
 def cell(
     prefix: str, sparse: Method, sparsity: float, optimizer: OptimizerName, **options: Any
-) -> tuple[str, TrainConfig]:
-    """The name and the configuration of a cell.
-
-    Args:
-      prefix: data set and model, as the name begins.
-      sparse: how weights are pruned.
-      sparsity: how many of them.
-      optimizer: what they are trained with.
-      **options: of the configuration.
-    """
+) -> Recipe:
+    """The recipe of a cell; `prefix` is data set and model, as the name begins."""
     name = f"{prefix}-{sparse}-{round(100 * sparsity)}-{optimizer}"
     method: SparseName = "mest" if sparse.startswith("mest") else cast(SparseName, sparse)
     if has_rho(optimizer):
@@ -77,4 +66,4 @@ def cell(
         optimizer=optimizer,
         **options,
     )
-    return name, config
+    return Recipe(name, config)

@@ -9,17 +9,11 @@ BySeed: TypeAlias = Mapping[int, float]
 
 
 class Estimate(NamedTuple):
-    """A mean.
+    """A mean."""
 
-    Attributes:
-      mean: NaN of no value.
-      error: the sample standard deviation, or of a gain the standard error; NaN of one value.
-      num: how many values there are.
-    """
-
-    mean: float
-    error: float
-    num: int
+    mean: float  # NaN of no value
+    error: float  # the sample standard deviation, or of a gain the standard error; NaN of one value
+    num: int  # how many values there are
 
     @property
     def stands_out(self) -> bool:
@@ -31,17 +25,12 @@ class Estimate(NamedTuple):
 
 
 class Correlation(NamedTuple):
-    """How far two quantities rank the same runs alike, from −1 to 1.
+    """How far two quantities rank the same runs alike, from −1 to 1."""
 
-    Attributes:
-      spearman: Spearman's ρ; NaN for fewer than three pairs, or where one quantity is constant.
-      kendall: Kendall's τ_b, likewise.
-      num: how many pairs there are.
-    """
-
+    # Spearman's ρ; NaN for fewer than three pairs, or where one quantity is constant
     spearman: float
-    kendall: float
-    num: int
+    kendall: float  # Kendall's τ_b, likewise
+    num: int  # how many pairs there are
 
 
 def over_seeds(values: BySeed) -> Estimate:

@@ -37,15 +37,10 @@ MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚
 
 
 class Style(NamedTuple):
-    """How an optimizer is drawn in every figure.
+    """How an optimizer is drawn in every figure."""
 
-    Attributes:
-      color: an index of PALETTE.
-      dashed: told apart from the one before that has the same colour.
-    """
-
-    color: int
-    dashed: bool
+    color: int  # an index of PALETTE
+    dashed: bool  # told apart from the one before that has the same colour
 
     @property
     def light(self) -> str:
@@ -59,31 +54,19 @@ class Style(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A drawing of a figure.
+    """A drawing of a figure."""
 
-    Attributes:
-      title: what it shows.
-      svg: the drawing.
-    """
-
-    title: str
-    svg: str
+    title: str  # what it shows
+    svg: str  # the drawing
 
 
 class Figure(NamedTuple):
-    """Panels side by side, with one caption.
+    """Panels side by side, with one caption."""
 
-    Attributes:
-      panels: the drawings.
-      caption: what is seen, and how it was measured.
-      legend: optimizer → its style, for those drawn in colour.
-      markers: what else the points' shapes say: row label → glyph.
-    """
-
-    panels: Sequence[Panel]
-    caption: str
-    legend: dict[str, Style]
-    markers: dict[str, str]
+    panels: Sequence[Panel]  # the drawings
+    caption: str  # what is seen, and how it was measured
+    legend: dict[str, Style]  # optimizer → its style, for those drawn in colour
+    markers: dict[str, str]  # what else the points' shapes say: row label → glyph
 
 
 class Line(NamedTuple):

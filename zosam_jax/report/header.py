@@ -25,19 +25,12 @@ _ALWAYS = {
 
 
 class Header(NamedTuple):
-    """The head of the report.
+    """The head of the report."""
 
-    Attributes:
-      title: its heading.
-      lead: how much there is, and when it was gathered.
-      facts: what was compared: names and values.
-      omissions: the runs that are left out.
-    """
-
-    title: str
-    lead: str
-    facts: Sequence[tuple[str, str]]
-    omissions: Sequence[Omission]
+    title: str  # its heading
+    lead: str  # how much there is, and when it was gathered
+    facts: Sequence[tuple[str, str]]  # what was compared: names and values
+    omissions: Sequence[Omission]  # the runs that are left out
 
 
 def header(study: Study, omissions: Sequence[Omission], title: str | None) -> Header:

@@ -30,30 +30,20 @@ _Content = TypeVar("_Content")
 
 
 class Omission(NamedTuple):
-    """A run folder that is not reported.
+    """A run folder that is not reported."""
 
-    Attributes:
-      name: the run's.
-      reason: why not, as part of a sentence.
-    """
-
-    name: str
-    reason: str
+    name: str  # the run's
+    reason: str  # why not, as part of a sentence
 
 
 class Plane(NamedTuple):
-    """The loss on a plane through the weights.
+    """The loss on a plane through the weights."""
 
-    Attributes:
-      xs, ys: coordinates along the two directions, (columns,) and (rows,).
-      losses: a row for each y; masked where they are not finite.
-      directions: how the two directions were chosen.
-    """
-
+    # xs, ys: coordinates along the two directions, (columns,) and (rows,)
     xs: Sequence[float]
     ys: Sequence[float]
-    losses: Any
-    directions: str
+    losses: Any  # a row for each y; masked where they are not finite
+    directions: str  # how the two directions were chosen
 
 
 class Curve(NamedTuple):
@@ -67,57 +57,37 @@ NO_CURVE = Curve((), ())
 
 
 class Analysis(NamedTuple):
-    """What analysis.json says; of a missing file nothing.
+    """What analysis.json says; of a missing file nothing."""
 
-    Attributes:
-      train_accuracy: on the images that were analysed.
-      facts: its numbers by name.
-      variance_curve: the gradient's variance at the analysed checkpoints, over epochs.
-      lines: direction, "random" or "hessian" → the loss over the distance.
-      plane: the loss on a plane; None if it was not computed, or is nowhere finite.
-    """
-
-    train_accuracy: float
-    facts: dict[str, float]
-    variance_curve: Curve
-    lines: Mapping[str, Curve]
-    plane: Plane | None
+    train_accuracy: float  # on the images that were analysed
+    facts: dict[str, float]  # its numbers by name
+    variance_curve: Curve  # the gradient's variance at the analysed checkpoints, over epochs
+    lines: Mapping[str, Curve]  # direction, "random" or "hessian" → the loss over the distance
+    plane: Plane | None  # the loss on a plane; None if it was not computed, or is nowhere finite
 
 
 class CorruptionResult(NamedTuple):
-    """What robustness.json says; of a missing file nothing.
+    """What robustness.json says; of a missing file nothing."""
 
-    Attributes:
-      facts: its numbers by name.
-      severity_curve: accuracy over severity, each a mean over the corruptions.
-      source: where the corrupted images come from, and how many they are; empty if not known.
-    """
-
-    facts: dict[str, float]
-    severity_curve: Curve
-    source: str
+    facts: dict[str, float]  # its numbers by name
+    severity_curve: Curve  # accuracy over severity, each a mean over the corruptions
+    source: str  # where the corrupted images come from, and how many they are; empty if not known
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunResult:
-    """A complete run.
+    """A complete run."""
 
-    Attributes:
-      name: its folder, seen from the folder that holds all runs of the report.
-      config: its options.
-      records: of metrics.jsonl, a line for each epoch.
-      facts: every number that it came to, by name; those that are not known are left out.
-      analysis, robustness: what was found in it afterwards.
-      tuned: the options that its sweep chose on held-out images, and whether the best of each was
-        the first or the last of its grid.
-    """
-
-    name: str
-    config: TrainConfig
-    records: Sequence[EpochRecord]
+    name: str  # its folder, seen from the folder that holds all runs of the report
+    config: TrainConfig  # its options
+    records: Sequence[EpochRecord]  # of metrics.jsonl, a line for each epoch
+    # every number that it came to, by name; those that are not known are left out
     facts: Mapping[str, Any]
+    # analysis, robustness: what was found in it afterwards
     analysis: Analysis
     robustness: CorruptionResult
+    # the options that its sweep chose on held-out images, and whether the best of each was the
+    # first or the last of its grid
     tuned: Mapping[str, bool] = dataclasses.field(default_factory=dict)
 
     def fact(self, name: str) -> float:

@@ -14,16 +14,11 @@ BAND = "Lines are means over seeds, bands one sample standard deviation to eithe
 
 
 class Section(NamedTuple):
-    """A part of the report.
+    """A part of the report."""
 
-    Attributes:
-      title: its heading.
-      text: what it is about, in a sentence or two.
-      tables, figures: what it shows, tables first.
-    """
-
-    title: str
-    text: str
+    title: str  # its heading
+    text: str  # what it is about, in a sentence or two
+    # tables, figures: what it shows, tables first
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
 

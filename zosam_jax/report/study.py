@@ -38,15 +38,10 @@ _TUNED = "tuned"
 
 
 class Row(NamedTuple):
-    """What the optimizers are compared on.
+    """What the optimizers are compared on."""
 
-    Attributes:
-      label: the budget, as "rigl 95%", and whatever else varies among the runs.
-      base: the label of the optimizer over which gains are taken.
-    """
-
-    label: str
-    base: str
+    label: str  # the budget, as "rigl 95%", and whatever else varies among the runs
+    base: str  # the label of the optimizer over which gains are taken
 
 
 class _Described(NamedTuple):

@@ -15,50 +15,32 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class TableCell(NamedTuple):
-    """What stands at one place of a table.
+    """What stands at one place of a table."""
 
-    Attributes:
-      text: what it says.
-      note: said smaller, below.
-      bold: whether it stands out.
-    """
-
-    text: str
-    note: str = ""
-    bold: bool = False
+    text: str  # what it says
+    note: str = ""  # said smaller, below
+    bold: bool = False  # whether it stands out
 
 
 class Table(NamedTuple):
-    """A table.
+    """A table."""
 
-    Attributes:
-      head: names of the columns.
-      body: lines of as many entries; the first `labels` columns name what a line is about.
-      caption: what is seen, and how it was measured.
-      labels: how many columns are names.
-      total: whether the last line sums up the others.
-    """
-
-    head: Sequence[str]
+    head: Sequence[str]  # names of the columns
+    # lines of as many entries; the first `labels` columns name what a line is about
     body: Sequence[Sequence[TableCell]]
-    caption: str
-    labels: int = 1
-    total: bool = False
+    caption: str  # what is seen, and how it was measured
+    labels: int = 1  # how many columns are names
+    total: bool = False  # whether the last line sums up the others
 
 
 Format: TypeAlias = Callable[[float, float], str]
 
 
 class Column(NamedTuple):
-    """A column of `by_optimizer`.
+    """A column of `by_optimizer`."""
 
-    Attributes:
-      title: its name.
-      entry: (row, optimizer) → what it says of them.
-    """
-
-    title: str
-    entry: Callable[[Row, str], TableCell]
+    title: str  # its name
+    entry: Callable[[Row, str], TableCell]  # (row, optimizer) → what it says of them
 
 
 def percent(value: float, beside: float = 0.0) -> str:

@@ -160,9 +160,6 @@ def threshold(fraction: float, initial: float, tolerance: float = 0.1) -> Budget
 
     Returns:
       A Budget whose state is H.
-
-    Raises:
-      ValueError, TypeError: for an argument out of range.
     """
     check_fraction("fraction", fraction)
     check_number("initial", initial, above=0.0, inclusive=False)
@@ -189,15 +186,7 @@ def share(
 ) -> Int[Array, " layers"]:
     """Splits an integer in proportion to weights, by largest remainders, within each one's room.
 
-    What does not fit is split again among those with room left.
-
-    Args:
-      total: the integer; at most Σ room.
-      weights: int32[L], not negative.
-      room: int32[L], the most that each may get.
-
-    Returns:
-      int32[L], which add up to `total`.
+    What does not fit is split again among those with room left; `total` is at most Σ room.
     """
 
     def goes_on(given: Int[Array, " layers"]) -> Bool[Array, ""]:

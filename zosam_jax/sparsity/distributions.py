@@ -1,7 +1,6 @@
 """How a budget of weights is shared among layers, in exact integers.
 
-A distribution is a function `(shapes, sparsity) -> kept`: for the shape of each maskable array
-the number of weights it keeps. The counts add up to round((1 − sparsity)·N), N all weights.
+A distribution is a function `(shapes, sparsity) -> kept` (`SparsityDistribution`).
 """
 
 import math
@@ -25,22 +24,14 @@ class SparsityDistribution(Protocol):
 
         Returns:
           The number to keep of each, which add up to round((1 − s)·N).
+
+        Raises:
+          ValueError: for a sparsity that would empty an array.
         """
 
 
 def uniform(shapes: Sequence[Shape], sparsity: float) -> list[int]:
-    """The same density 1 − s in every array.
-
-    Args:
-      shapes: the maskable arrays' shapes.
-      sparsity: the fraction of all weights that is zero, 0 ≤ s < 1.
-
-    Returns:
-      The number of weights to keep of each array.
-
-    Raises:
-      ValueError: for a sparsity that would empty an array.
-    """
+    """The same density 1 − s in every array."""
     sizes = [math.prod(shape) for shape in shapes]
     return _to_counts([(1.0 - sparsity) * size for size in sizes], sizes, sparsity)
 
@@ -50,16 +41,6 @@ def erdos_renyi_kernel(shapes: Sequence[Shape], sparsity: float) -> list[int]:
 
     Small arrays stay denser than large ones. Arrays that would need more weights than they have
     become dense, and the rest of the budget is shared among the others.
-
-    Args:
-      shapes: the maskable arrays' shapes.
-      sparsity: the fraction of all weights that is zero, 0 ≤ s < 1.
-
-    Returns:
-      The number of weights to keep of each array.
-
-    Raises:
-      ValueError: for a sparsity that would empty an array.
 
     Reference: Evci et al., Rigging the Lottery, https://arxiv.org/abs/1911.11134
     """
@@ -86,11 +67,7 @@ DISTRIBUTIONS: dict[str, SparsityDistribution] = {"uniform": uniform, "erk": erd
 
 
 def get(distribution: str | SparsityDistribution) -> SparsityDistribution:
-    """The distribution of that name; a function of your own is passed through.
-
-    Raises:
-      ValueError: for an unknown name.
-    """
+    """The distribution of that name; a function of your own is passed through."""
     return choose("distribution", distribution, DISTRIBUTIONS)
 
 

@@ -67,17 +67,12 @@ class DropAndGrowState(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """An update of the masks.
+    """An update of the masks."""
 
-    Attributes:
-      masks: the new masks, for each layer.
-      staying: the weights that were active and go on with their value, for each layer.
-      budget: the budget's new state.
-    """
-
-    masks: list[Bool[Array, "..."]]
+    masks: list[Bool[Array, "..."]]  # the new masks, for each layer
+    # the weights that were active and go on with their value, for each layer
     staying: list[Bool[Array, "..."]]
-    budget: PyTree
+    budget: PyTree  # the budget's new state
 
 
 def drop_and_grow(

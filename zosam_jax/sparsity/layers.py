@@ -24,17 +24,11 @@ def is_weight(path: str, leaf: Array) -> bool:
 
 
 class Layers(NamedTuple):
-    """The masked arrays among the leaves of a tree.
+    """The masked arrays among the leaves of a tree."""
 
-    Attributes:
-      structure: the parameters' tree structure.
-      indices: which of its leaves are masked.
-      paths: their names, as in "['Dense_0']['kernel']".
-    """
-
-    structure: Any
-    indices: tuple[int, ...]
-    paths: tuple[str, ...]
+    structure: Any  # the parameters' tree structure
+    indices: tuple[int, ...]  # which of its leaves are masked
+    paths: tuple[str, ...]  # their names, as in "['Dense_0']['kernel']"
 
     def take(self, tree: PyTree) -> list[Any]:
         """The masked leaves of a tree with the parameters' structure; of any where none are."""
@@ -55,19 +49,7 @@ class Layers(NamedTuple):
 
 
 def select(params: PyTree, where: Where = is_weight) -> Layers:
-    """The layers that `where` chooses.
-
-    Args:
-      params: the parameters.
-      where: (path, leaf) → bool; or a regular expression to be found in the path, which then
-        chooses among the default's (`is_weight`).
-
-    Returns:
-      The chosen leaves' places and paths.
-
-    Raises:
-      ValueError: if nothing is chosen.
-    """
+    """The layers that `where` chooses; a regular expression does so among those of `is_weight`."""
     chosen = _by_path(where) if isinstance(where, str) else where
     pairs = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(params)]
     indices = tuple(i for i, (path, leaf) in enumerate(pairs) if chosen(path, leaf))

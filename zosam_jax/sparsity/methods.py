@@ -1,8 +1,17 @@
 """SET, RigL, DSR, MEST and SViTE: compositions of the drop-and-grow engine's parts.
 
 Each is (inner, sparsity, *, total_steps, ...) → transformation, with its publication's settings
-laid out over `total_steps`, and takes the options of `Shared` too. Sparsity 0 is the wrapped
-transformation itself.
+laid out over the run:
+
+- inner: an optax transformation, sharpness-aware or not;
+- sparsity: the fraction of the maskable weights that is zero; 0 is `inner` itself;
+- total_steps: the length of the run;
+- stop: the fraction of the run after which masks stay;
+- what `Shared` has.
+
+The result is an optax.GradientTransformationExtraArgs whose state is a DropAndGrowState. ValueError
+or TypeError is raised at construction, for an argument that cannot be right; from `init`, for a
+sparsity or masks that do not fit the parameters.
 """
 
 import functools
@@ -68,21 +77,9 @@ def set_(
     Evci et al.
 
     Args:
-      inner: an optax transformation, sharpness-aware or not.
-      sparsity: the fraction of the maskable weights that is zero.
-      total_steps: the length of the run.
       every: ΔT. Default: 100, less in runs so short that fewer than 75 updates would fit.
       fraction: α.
-      stop: the fraction of the run after which masks stay.
       anneal: let α fall to zero along a cosine until then.
-      **shared: see `Shared`.
-
-    Returns:
-      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
-
-    Raises:
-      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
-        a sparsity or masks that do not fit the parameters.
 
     Reference: Mocanu et al., Scalable training of artificial neural networks with adaptive sparse
     connectivity, https://arxiv.org/abs/1707.04780
@@ -117,27 +114,15 @@ def rigl(
         |∂L/∂(m⊙θ)| among the weights not kept,  every ΔT steps until T_end, from step 0 on
 
     A mask update takes the place of a step, if ΔT is 100 or more. New weights start at zero with
-    zero moments; a weight dropped and grown again in one update keeps both. The original breaks
-    ties by noise, this by the lowest index.
+    zero moments; a weight dropped and grown again in one update keeps both. Inside a
+    sharpness-aware chain the gradient is the one at θ+ε. The original breaks ties by noise, this by
+    the lowest index.
 
     Args:
-      inner: an optax transformation, sharpness-aware or not. Inside a sharpness-aware chain the
-        gradient is the one at θ+ε.
-      sparsity: the fraction of the maskable weights that is zero.
-      total_steps: the length of the run.
       every: ΔT. Default: 100, less in runs so short that fewer than 75 updates would fit.
       fraction: α.
-      stop: T_end as a fraction of the run.
       replaces_step: see `drop_and_grow`. Default: as published for ΔT ≥ 100; at shorter periods it
         would cost more than one step in a hundred, and learning rates lag behind.
-      **shared: see `Shared`.
-
-    Returns:
-      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
-
-    Raises:
-      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
-        a sparsity or masks that do not fit the parameters.
 
     Reference: Evci et al., Rigging the Lottery, https://arxiv.org/abs/1911.11134
     """
@@ -176,24 +161,13 @@ def dsr(
     come back only where nothing else is left.
 
     Args:
-      inner: an optax transformation, sharpness-aware or not.
-      sparsity: the fraction of the maskable weights that is zero.
-      total_steps: the length of the run.
       every: periods from 0, 12.5, 40 and 70% of the run on. Default: (100, 200, 400, 800), as
         published for Wide ResNets; in runs of less than 10,000 steps a hundredth of the run and
         2, 4 and 8 times that.
       fraction: N_p as a fraction of the active weights. The original sets a number: 20,000 of
         the 146,000 that WRN-28-2 has at 90%.
       threshold: the first H.
-      stop: the fraction of the run after which masks stay.
       **shared: see `Shared`; the pattern cannot be N:M, whose groups do not trade.
-
-    Returns:
-      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
-
-    Raises:
-      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
-        a sparsity or masks that do not fit the parameters.
 
     Reference: Mostafa and Wang, Parameter efficient training of deep convolutional neural networks
     by dynamic sparse reparameterization, https://arxiv.org/abs/1902.05967
@@ -241,9 +215,7 @@ def mest(
     them, and their momentum is left alone. Initial masks are by magnitude.
 
     Args:
-      inner: an optax transformation, sharpness-aware or not.
       sparsity: the fraction of the maskable weights that is zero at the end.
-      total_steps: the length of the run.
       soft_bound: EM&S instead of EM.
       lower: three sparsities to prune to. Default: as published for 0.9, 0.95 and 0.98; for others
         s + (1 − s)/5, s + (1 − s)/10, s for EM, and s for EM&S.
@@ -253,13 +225,6 @@ def mest(
       every: ΔT. Default: a thirty-second of the run (5 of 160 epochs), from step 0 on.
       **shared: see `Shared`; the pattern cannot be N:M, whose density is fixed. The publication
         leaves the first convolution, the projections and the classifier dense (`where`).
-
-    Returns:
-      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
-
-    Raises:
-      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
-        a sparsity or masks that do not fit the parameters.
 
     Reference: Yuan et al., MEST, https://arxiv.org/abs/2110.14032
     """
@@ -315,22 +280,11 @@ def svite(
     New weights start at zero. The original leaves AdamW's moments as they are: moments="keep".
 
     Args:
-      inner: an optax transformation, sharpness-aware or not (see `rigl`).
-      sparsity: the fraction of the maskable weights that is zero.
-      total_steps: the length of the run.
       every: ΔT. Default: a hundredth of the run (15,000 of 1,501,200 steps), not at step 0.
       fraction: α at the beginning.
       final_fraction: α at the end of the run.
-      stop: the fraction of the run after which masks stay.
       **shared: see `Shared`. The original masks arrays of two and four dimensions (`where`): not
         class tokens and position embeddings.
-
-    Returns:
-      An optax.GradientTransformationExtraArgs whose state is a DropAndGrowState.
-
-    Raises:
-      ValueError, TypeError: at construction, for an argument that cannot be right; from `init`, for
-        a sparsity or masks that do not fit the parameters.
 
     Reference: Chen et al., Chasing Sparsity in Vision Transformers,
     https://arxiv.org/abs/2106.04533

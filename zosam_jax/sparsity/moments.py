@@ -21,16 +21,7 @@ def map_moments(
     Such an array has the parameter's shape, and its path in the state ends with the parameter's
     path; of several such parameters the longest path is meant. So momentum, Adam's moments and
     accumulated gradients are found in any nesting of transformations, masked and partitioned ones
-    too.
-
-    Args:
-      function: (array, value) → array.
-      state: the optimizer state.
-      params: the parameters.
-      values: a tree like `params`, with None where nothing is to be done.
-
-    Returns:
-      The state, of the same structure.
+    too. `values` is a tree like `params`, with None where nothing is to be done.
     """
     by_path = {
         path: (jnp.shape(param), value)

@@ -24,7 +24,6 @@ class Pattern(NamedTuple):
       check: (path, shape) → None; raises ValueError for an array that does not fit.
       units: scores of weights → scores of units.
       expand: mask of units → mask of weights.
-      unit_size: the number of weights in a unit.
       choose: (scores of units, counts) of all layers → masks of the units to keep.
       density: the fraction that `choose` keeps whatever the counts; None if they decide.
     """
@@ -33,7 +32,6 @@ class Pattern(NamedTuple):
     check: Callable[[str, Shape], None]
     units: Callable[[Num[Array, "..."]], Num[Array, "..."]]
     expand: Callable[[Bool[Array, "..."]], Bool[Array, "..."]]
-    unit_size: int
     choose: Callable[[Sequence[Num[Array, "..."]], Int[Array, " layers"]], list[Bool[Array, "..."]]]
     density: float | None
 
@@ -45,7 +43,6 @@ def unstructured() -> Pattern:
         check=lambda path, shape: None,
         units=lambda scores: scores,
         expand=lambda mask: mask,
-        unit_size=1,
         choose=largest_in_each,
         density=None,
     )
@@ -106,12 +103,6 @@ def block(rows: int, columns: int) -> Pattern:
     Args:
       rows: along the input features.
       columns: along the output features.
-
-    Returns:
-      A Pattern.
-
-    Raises:
-      ValueError, TypeError: for counts below 1.
     """
     check_count("rows", rows)
     check_count("columns", columns)
@@ -136,7 +127,6 @@ def block(rows: int, columns: int) -> Pattern:
         check=check,
         units=units,
         expand=expand,
-        unit_size=rows * columns,
         choose=largest_in_each,
         density=None,
     )

@@ -1,6 +1,9 @@
 """Masks chosen before training: one saliency score for each weight, and the largest stay.
 
-`from_scores` turns any score into masks; the rest are scores with a name.
+`from_scores` turns any score into masks; the rest are scores with a name. They take the parameters
+(which are not changed), the sparsity, distribution, where and pattern as `from_scores` does, return
+masks as it does, and raise its errors and a ValueError for scores that are not finite. Those with a
+loss take `has_aux`: whether it returns auxiliary output, which is ignored.
 """
 
 import functools
@@ -20,7 +23,7 @@ from zosam_jax.sparsity.distributions import SparsityDistribution
 from zosam_jax.sparsity.layers import Layers, Where, is_weight
 from zosam_jax.sparsity.patterns import Pattern, unstructured
 from zosam_jax.sparsity.selection import largest, largest_in_each
-from zosam_jax.trees import Array, Bool, Float, Key, Num, PyTree, T
+from zosam_jax.trees import Array, Bool, Float, FloatTree, Key, Num, PyTree
 
 Loss: TypeAlias = Callable[..., Any]
 Batches: TypeAlias = Sequence[tuple[Any, ...]]
@@ -91,18 +94,8 @@ def random(
     """Keeps weights at random, every choice of the same counts alike.
 
     Args:
-      params: the parameters; gives the shapes.
-      sparsity: the fraction of the maskable weights that becomes zero, 0 ≤ s < 1.
       distribution: see `from_scores`; "global" is uniform with layers' shares left to chance.
-      where: which parameters to mask (see `from_scores`).
-      pattern: the shape of the masks (see `from_scores`).
       key: a seed or a random key.
-
-    Returns:
-      A pytree like `params`: a bool array for a masked parameter, None for a dense one.
-
-    Raises:
-      ValueError: as `from_scores`.
     """
     masked = layers.select(params, where)
     keys = jax.random.split(as_key(key), len(masked.indices))
@@ -125,17 +118,6 @@ def random(
 
 def magnitude(params: PyTree, sparsity: float, **options: Any) -> PyTree[Bool[Array, "..."]]:
     """Keeps the weights of the largest magnitude: score |θ|.
-
-    Args:
-      params: the parameters, trained or not.
-      sparsity: the fraction of the maskable weights that becomes zero, 0 ≤ s < 1.
-      **options: distribution, where, pattern of `from_scores`.
-
-    Returns:
-      A pytree like `params`: a bool array for a masked parameter, None for a dense one.
-
-    Raises:
-      ValueError: as `from_scores`.
 
     Reference: Han et al., Learning both Weights and Connections,
     https://arxiv.org/abs/1506.02626
@@ -161,18 +143,8 @@ def snip(
     Args:
       loss: (params, *batch) → scalar, or → (scalar, aux) with `has_aux`. The original evaluates
         BatchNorm in inference mode here; that is for `loss` to do.
-      params: the parameters, usually at initialisation; they are not changed.
-      sparsity: the fraction of the maskable weights that becomes zero, 0 ≤ s < 1.
       batches: tuples of arguments for `loss`, for example [(images, labels)]; the original takes
         one batch of 100 to 128 images.
-      has_aux: whether `loss` returns auxiliary output, which is ignored.
-      **options: distribution, where, pattern of `from_scores`.
-
-    Returns:
-      A pytree like `params`: a bool array for a masked parameter, None for a dense one.
-
-    Raises:
-      ValueError: for scores that are not finite, and as `from_scores`.
 
     Reference: Lee et al., SNIP, https://arxiv.org/abs/1810.02340
     """
@@ -203,18 +175,8 @@ def grasp(
     Args:
       loss: (params, *batch) → scalar, or → (scalar, aux) with `has_aux`. The original divides the
         logits by 200 in the cross-entropy and runs BatchNorm in training mode.
-      params: the parameters, usually at initialisation; they are not changed.
-      sparsity: the fraction of the maskable weights that becomes zero, 0 ≤ s < 1.
       batches: tuples of arguments for `loss`; the original takes ten images of each class
         (`zosam_jax.data.dataset.balanced_sample`).
-      has_aux: whether `loss` returns auxiliary output, which is ignored.
-      **options: distribution, where, pattern of `from_scores`.
-
-    Returns:
-      A pytree like `params`: a bool array for a masked parameter, None for a dense one.
-
-    Raises:
-      ValueError: for scores that are not finite, and as `from_scores`.
 
     Reference: Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow,
     https://arxiv.org/abs/2002.07376
@@ -253,18 +215,8 @@ def synflow(
     Args:
       apply: (params, inputs) → outputs, with BatchNorm in inference mode. Statistics that are not
         as initialised should be replaced by their absolute values too.
-      params: the parameters; they are not changed.
-      sparsity: the fraction of the maskable weights that becomes zero, 0 ≤ s < 1.
       input_shape: the shape of one input; a batch of one, all ones, is passed.
       rounds: n.
-      where: which parameters to mask (see `from_scores`).
-      pattern: the shape of the masks (see `from_scores`).
-
-    Returns:
-      A pytree like `params`: a bool array for a masked parameter, None for a dense one.
-
-    Raises:
-      ValueError: for scores that are not finite, and as `from_scores`.
 
     Reference: Tanaka et al., Pruning neural networks without any data,
     https://arxiv.org/abs/2006.05467
@@ -338,9 +290,7 @@ def _product(
     return weights.astype(wide) * gradient.astype(wide)
 
 
-def _finite(
-    scores: PyTree[Float[Array, "..."], "T"], name: str
-) -> PyTree[Float[Array, "..."], "T"]:
+def _finite(scores: FloatTree, name: str) -> FloatTree:
     for path, score in jax.tree.leaves_with_path(scores):
         if not is_traced(score) and not bool(jnp.isfinite(score).all()):
             raise ValueError(

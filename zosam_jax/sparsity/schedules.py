@@ -1,12 +1,13 @@
-"""When masks change, and how much of them: functions of the step, on whole runs of known length."""
+"""When masks change, and how much of them: functions of the step, on whole runs of known length.
+
+Arguments out of range raise ValueError or TypeError, here as in budgets and patterns.
+"""
 
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.trees import Array, Bool, Float, Int
@@ -38,12 +39,6 @@ def periodic(
       fraction: α in [0, 1], or a function of the step (`cosine`).
       start: the first step that may be due.
       stop: the first step that no longer is; None for never.
-
-    Returns:
-      A Schedule.
-
-    Raises:
-      ValueError, TypeError: for an argument out of range.
     """
     check_count("every", every)
     check_number("start", start, above=0, inclusive=True)
@@ -100,9 +95,6 @@ def cosine(
 
     Returns:
       step → α, a float32 scalar.
-
-    Raises:
-      ValueError, TypeError: for a fraction out of range.
     """
     check_fraction("fraction", fraction)
     check_fraction("final", final)
@@ -130,9 +122,3 @@ def check_total_steps(total_steps: int | None) -> int:
         )
     check_count("total_steps", total_steps)
     return int(total_steps)
-
-
-def steps_of(schedule: Schedule, total_steps: int) -> list[int]:
-    """The steps at which masks are due to change in a run of this length."""
-    due = jax.vmap(schedule.is_due)(jnp.arange(total_steps))
-    return [int(step) for step in np.flatnonzero(np.asarray(due))]

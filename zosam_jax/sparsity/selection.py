@@ -20,15 +20,7 @@ def largest(
     """Masks of the `count` largest entries of all arrays together.
 
     Among equal scores the earlier array wins, and in it the lower index in row-major order.
-    NaN counts as −∞. Compares in float32.
-
-    Args:
-      scores: arrays of any shapes, less than 2³¹ entries in all.
-      count: how many entries to choose, a number or an integer scalar, at most as many as there
-        are.
-
-    Returns:
-      Bool arrays of the scores' shapes.
+    NaN counts as −∞. Compares in float32. There are `count` entries or more, less than 2³¹.
     """
     return _largest(scores, jnp.reshape(jnp.asarray(count, jnp.int32), 1), [0] * len(scores))
 

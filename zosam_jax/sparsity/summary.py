@@ -12,19 +12,12 @@ from zosam_jax.trees import PyTree
 
 
 class ParameterSummary(NamedTuple):
-    """One parameter.
+    """One parameter."""
 
-    Attributes:
-      name: its path in the tree.
-      shape: its shape.
-      kept: weights that are not pruned.
-      masked: False for a dense parameter, which no mask covers.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kept: int
-    masked: bool
+    name: str  # its path in the tree
+    shape: tuple[int, ...]  # its shape
+    kept: int  # weights that are not pruned
+    masked: bool  # False for a dense parameter, which no mask covers
 
     @property
     def size(self) -> int:

@@ -111,19 +111,9 @@ def update_inner(
 ) -> tuple[PyTree, PyTree, PyTree]:
     """One step of the wrapped transformation on the sparse network.
 
-    Args:
-      inner: the wrapped transformation.
-      updates: incoming updates; None inside a sharpness-aware chain.
-      inner_state: its state.
-      params: the parameters.
-      masks: resolved.
-      extra_args: those of the wrapper's update.
-      keep_gradient: also return ∂L/∂(m⊙θ) at all weights, pruned ones too: the incoming updates,
-        or where there are none the gradient that a sharpness-aware transformation descends
-        along. It costs no further pass.
-
-    Returns:
-      (updates, inner state, dense gradient), the last None unless asked for.
+    Returns (updates, inner state, dense gradient). The last is None without `keep_gradient`, else
+    ∂L/∂(m⊙θ) at all weights, pruned ones too: the incoming updates, or where there are none the
+    gradient that a sharpness-aware transformation descends along. It costs no further pass.
     """
     if extra_args.get("emit", "gradient") != "gradient":
         raise ValueError(

@@ -11,7 +11,7 @@ Values: TypeAlias = Mapping[str, Any]
 PLAIN = ("sgd", "adamw")
 
 
-class Rule(NamedTuple):
+class Requirement(NamedTuple):
     """When some options have an effect.
 
     Attributes:
@@ -90,27 +90,29 @@ def _needs_warmup(values: Values, optimizer: str | None) -> str | None:
     return None if values.get("warmup", 1.0) else "warmup=0"
 
 
-def _own_options() -> Iterator[Rule]:
+def _own_options() -> Iterator[Requirement]:
     """Of the options that some of the ready-made optimizers take."""
     offered = dict.fromkeys(option for record in RECORDS.values() for option in record.options)
     for option in offered:
         able = [name for name, record in RECORDS.items() if option in record.options]
-        yield Rule((option,), ", ".join(able), _unless(able.__contains__))
+        yield Requirement((option,), ", ".join(able), _unless(able.__contains__))
 
 
 RULES = (
     *_own_options(),
-    Rule(("rho", "rho_warmup"), "optimizers that perturb the weights", _unless(has_rho)),
-    Rule(("radius",), "optimizers whose radius can be chosen", _unless(has_radius)),
-    Rule(("momentum", "nesterov"), "sgd", _needs_sgd),
-    Rule(("base_optimizer",), "optimizers other than sgd and adamw", _needs_another_optimizer),
-    Rule(("final_learning_rate",), "schedule='cosine'", _needs("schedule", "cosine")),
-    Rule(("milestones",), "schedule='step'", _needs("schedule", "step")),
-    Rule(("initial_learning_rate",), "a warmup", _needs_warmup),
-    Rule(("mest_soft_bound",), "sparse='mest'", _needs("sparse", "mest")),
-    Rule(("lottery_levels", "rewind_epochs"), "sparse='lth'", _needs("sparse", "lth")),
-    Rule(("sparse_layers", "sparsity_distribution"), "a sparse network", _needs_masks),
-    Rule(("sparsity",), "a sparse method", _needs_method),
+    Requirement(("rho", "rho_warmup"), "optimizers that perturb the weights", _unless(has_rho)),
+    Requirement(("radius",), "optimizers whose radius can be chosen", _unless(has_radius)),
+    Requirement(("momentum", "nesterov"), "sgd", _needs_sgd),
+    Requirement(
+        ("base_optimizer",), "optimizers other than sgd and adamw", _needs_another_optimizer
+    ),
+    Requirement(("final_learning_rate",), "schedule='cosine'", _needs("schedule", "cosine")),
+    Requirement(("milestones",), "schedule='step'", _needs("schedule", "step")),
+    Requirement(("initial_learning_rate",), "a warmup", _needs_warmup),
+    Requirement(("mest_soft_bound",), "sparse='mest'", _needs("sparse", "mest")),
+    Requirement(("lottery_levels", "rewind_epochs"), "sparse='lth'", _needs("sparse", "lth")),
+    Requirement(("sparse_layers", "sparsity_distribution"), "a sparse network", _needs_masks),
+    Requirement(("sparsity",), "a sparse method", _needs_method),
 )
 
 

@@ -46,7 +46,7 @@ DEIT_PATCH = 16
 _DELTAS = {"float32": 1e-3, "bfloat16": 1e-2}
 
 
-class Optimizer(NamedTuple):
+class RunOptimizer(NamedTuple):
     """What trains one network.
 
     Attributes:
@@ -60,7 +60,9 @@ class Optimizer(NamedTuple):
     cost: "Cost"
 
 
-def build(problem: Problem, network: Network, optimizer: str, rho: float, seed: int) -> Optimizer:
+def build(
+    problem: Problem, network: Network, optimizer: str, rho: float, seed: int
+) -> RunOptimizer:
     """The optimizer of a run, from its initial network."""
     config = problem.config
     sam_tx = sharpness_aware_part(config, optimizer, rho, seed, problem.steps)
@@ -71,7 +73,7 @@ def build(problem: Problem, network: Network, optimizer: str, rho: float, seed: 
         steps=problem.steps,
         seed=seed,
     )
-    return Optimizer(tx, sam_tx, Cost(problem, optimizer, network))
+    return RunOptimizer(tx, sam_tx, Cost(problem, optimizer, network))
 
 
 def resolved(config: TrainConfig) -> TrainConfig:

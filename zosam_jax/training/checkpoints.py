@@ -22,7 +22,7 @@ from zosam_jax.training import devices, run_folder, step
 from zosam_jax.training.problem import Network
 from zosam_jax.training.progress import Progress
 from zosam_jax.training.run_folder import UnreadableRunError
-from zosam_jax.training.step import TrainState
+from zosam_jax.training.step import RunState
 from zosam_jax.trees import PyTree
 
 STATE, PROGRESS = "state", "progress"
@@ -107,7 +107,7 @@ class Checkpoints:
             ),
         )
 
-    def save(self, state: TrainState, progress: Progress, score: float | None = None) -> None:
+    def save(self, state: RunState, progress: Progress, score: float | None = None) -> None:
         """Copies the state to the host, writes it in the background, and forgets older ones.
 
         Does nothing if the newest checkpoint is of the same step.
@@ -163,7 +163,7 @@ class Checkpoints:
         known = [number for number in numbers if number in self._ranks]
         return max(known, key=lambda number: (self._ranks[number], number), default=None)
 
-    def restore(self, like: TrainState, number: int) -> tuple[TrainState, Progress]:
+    def restore(self, like: RunState, number: int) -> tuple[RunState, Progress]:
         """The state and the position of a checkpoint.
 
         Args:
@@ -178,8 +178,8 @@ class Checkpoints:
         return step.from_saved(saved, like), Progress(**record["progress"])
 
     def restore_newest(
-        self, like: TrainState, say: Callable[[str], object], *, records: int | None = None
-    ) -> tuple[TrainState, Progress]:
+        self, like: RunState, say: Callable[[str], object], *, records: int | None = None
+    ) -> tuple[RunState, Progress]:
         """The same of the newest checkpoint that is whole.
 
         Args:
@@ -211,8 +211,8 @@ class Checkpoints:
         )
 
     def _restored(
-        self, like: TrainState, number: int, records: int | None
-    ) -> tuple[tuple[TrainState, Progress] | None, str]:
+        self, like: RunState, number: int, records: int | None
+    ) -> tuple[tuple[RunState, Progress] | None, str]:
         """What `restore` returns, and why it is not to be taken."""
         try:
             found = self.restore(like, number)

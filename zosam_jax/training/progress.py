@@ -56,7 +56,7 @@ class EpochRecord(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where a run stands, beside its TrainState; what a checkpoint has to know.
+    """Where a run stands, beside its RunState; what a checkpoint has to know.
 
     Attributes:
       round: as in `EpochRecord`.

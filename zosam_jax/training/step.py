@@ -21,7 +21,7 @@ from zosam_jax.trees import Array, PyTree
 _AUGMENTATION_STREAM = 1
 
 
-class TrainState(NamedTuple):
+class RunState(NamedTuple):
     """What a step turns into its successor; donated, so that memory is reused.
 
     Attributes:
@@ -55,13 +55,13 @@ class TrainState(NamedTuple):
 
 def start(
     problem: Problem, network: Network, opt_state: PyTree, *, seed: int, step: int
-) -> TrainState:
+) -> RunState:
     """The state before a step, on all devices; nothing in it is the caller's or stands twice."""
     network = Network(
         sparsity.apply_masks(network.params, build.masks_of(opt_state)), network.model_state
     )
     key = jax.random.fold_in(keys.as_key(seed), _AUGMENTATION_STREAM)
-    state = TrainState(
+    state = RunState(
         params=network.params,
         model_state=network.model_state,
         opt_state=opt_state,
@@ -76,7 +76,7 @@ def start(
         bad_steps=jnp.zeros((), jnp.int32),
         first_bad_step=jnp.zeros((), jnp.int32),
     )
-    placed: TrainState = devices.replicate(jax.tree.map(_own_copy, state), problem.mesh)
+    placed: RunState = devices.replicate(jax.tree.map(_own_copy, state), problem.mesh)
     return placed
 
 
@@ -85,8 +85,8 @@ def _own_copy(array: Array) -> Array:
 
 
 def compile_step(
-    problem: Problem, tx: optax.GradientTransformation, state: TrainState
-) -> Callable[[TrainState, Batch], TrainState]:
+    problem: Problem, tx: optax.GradientTransformation, state: RunState
+) -> Callable[[RunState, Batch], RunState]:
     """(state, batch) → state, compiled; the given state is donated."""
     arrays, shapes = problem.feed.arrays, problem.feed.batch_shapes()
     everywhere = devices.replicated(problem.mesh)
@@ -102,10 +102,10 @@ def compile_step(
 def train_step(
     problem: Problem,
     tx: optax.GradientTransformation,
-    state: TrainState,
+    state: RunState,
     batch: Batch,
     arrays: PyTree,
-) -> TrainState:
+) -> RunState:
     """One step, to be compiled; `arrays` are the feed's."""
     config = problem.config
     value, (model_state, metrics), params, opt_state = apply_loss(
@@ -134,7 +134,7 @@ def train_step(
     def summed(total: PyTree, of_step: PyTree) -> PyTree:
         return jax.tree.map(lambda t, x: t + jnp.where(good, x, jnp.zeros_like(x)), total, of_step)
 
-    return TrainState(
+    return RunState(
         params=params,
         model_state=model_state,
         opt_state=opt_state,
@@ -151,7 +151,7 @@ def train_step(
     )
 
 
-def value_fn(problem: Problem, state: TrainState) -> Callable[[PyTree, Examples], Array]:
+def value_fn(problem: Problem, state: RunState) -> Callable[[PyTree, Examples], Array]:
     """(params, examples) → the training loss of the sparse network, statistics as they stand."""
     loss, masks = problem.loss_of_examples(state.model_state), build.masks_of(state.opt_state)
 
@@ -165,7 +165,7 @@ def value_fn(problem: Problem, state: TrainState) -> Callable[[PyTree, Examples]
 def perturbation(
     problem: Problem,
     sam_tx: optax.GradientTransformationExtraArgs,
-    state: TrainState,
+    state: RunState,
     examples: Examples,
     key: Array | None = None,
 ) -> PyTree:
@@ -197,7 +197,7 @@ def perturbation(
 def ascent_quality(
     problem: Problem,
     sam_tx: optax.GradientTransformationExtraArgs,
-    state: TrainState,
+    state: RunState,
     examples: Examples,
     key: Array | None = None,
 ) -> PerturbationQuality:
@@ -251,7 +251,7 @@ def _is_key(array: Any) -> bool:
     return isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
-def begin_epoch(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+def begin_epoch(state: RunState, mesh: jax.sharding.Mesh) -> RunState:
     """The state at the start of an epoch: its sums and counts at zero."""
     names = ("loss_sum", "correct", "seen", "diagnostics", "known", "bad_steps", "first_bad_step")
     zeros = {

@@ -18,7 +18,7 @@ from zosam_jax.training.feed import Batch
 from zosam_jax.training.interruption import InterruptedRunError, Interruption
 from zosam_jax.training.problem import Network, Problem
 from zosam_jax.training.progress import EpochRecord, Progress
-from zosam_jax.training.step import TrainState
+from zosam_jax.training.step import RunState
 from zosam_jax.trees import PyTree
 
 # Reading a number from the devices makes the host wait for them; a few times a second is enough.
@@ -35,8 +35,8 @@ class Run:
 
     Attributes:
       problem, optimizer, rho, seed: what is run.
-      tx, sam_tx, cost: the optimizer (`zosam_jax.training.build.Optimizer`).
-      state: the current TrainState.
+      tx, sam_tx, cost: the optimizer (`zosam_jax.training.build.RunOptimizer`).
+      state: the current RunState.
       progress: where it stands.
       records: of the epochs so far.
     """
@@ -51,12 +51,12 @@ class Run:
         self.records: list[EpochRecord] = []
         self.state = self._start(network, self.tx.init(network.params), epoch=0)
 
-    def _start(self, network: Network, opt_state: PyTree, epoch: int) -> TrainState:
+    def _start(self, network: Network, opt_state: PyTree, epoch: int) -> RunState:
         first_step = epoch * self.problem.steps_per_epoch
         return step.start(self.problem, network, opt_state, seed=self.seed, step=first_step)
 
     @functools.cached_property
-    def step(self) -> Callable[[TrainState, Batch], TrainState]:
+    def step(self) -> Callable[[RunState, Batch], RunState]:
         """(state, batch) → state, compiled; the given state is donated."""
         return step.compile_step(self.problem, self.tx, self.state)
 
@@ -78,7 +78,7 @@ class Run:
                 loop.train_until(self.problem.config.epochs)
         return [r for r in self.records if r.round == self.progress.round]
 
-    def resume(self, state: TrainState, progress: Progress, records: list[EpochRecord]) -> None:
+    def resume(self, state: RunState, progress: Progress, records: list[EpochRecord]) -> None:
         """Takes up a run where it stood."""
         self.state, self.progress, self.records = state, progress, records
 

@@ -34,7 +34,7 @@ from zosam_jax.training.config import (
 )
 from zosam_jax.training.feed import Batch
 from zosam_jax.training.run_folder import RunFolder
-from zosam_jax.training.step import TrainState
+from zosam_jax.training.step import RunState
 from zosam_jax.training.trainer import Run
 from zosam_jax.trees import PyTree
 
@@ -124,44 +124,35 @@ class BenchConfig(ModelConfig, SparseConfig, AscentConfig):
 
 
 class StepCost(NamedTuple):
-    """One line of the table; None where there is nothing to tell.
+    """One line of the table; None where there is nothing to tell."""
 
-    Attributes:
-      optimizer: its name.
-      time_ratio: the time of a step relative to SGD's, the median over rounds of the ratio within
-        each round.
-      memory_ratio: temporary memory of the compiled step, as XLA accounts for it, relative to
-        SGD's; parameters and optimizer states are not in it.
-      compile_ratio: time to trace and compile the step, from nothing, relative to SGD's.
-      flops_ratio: XLA's count of a step's floating-point operations relative to SGD's; it counts
-        the body of a loop once.
-      forward_passes, backward_passes: of one step, in batches (`training.passes.count`).
-      cosine: mean cos(ε, ∇L(θ)) on the kept weights.
-      ascent_gain_ratio: the mean of L(θ+ε) − L(θ), with every ε scaled to the same global norm,
-        relative to SAM's on the same batches at the same weights.
-      ascent_gain_per_cost_ratio: that gain for each unit of time beyond SGD's step, relative to
-        SAM's; None without SAM, or where a quarter of the rounds show no such time.
-      time_ratio_quartiles: the lower and the upper one, over rounds.
-      milliseconds: the median time of a step.
-      temp_bytes, compile_seconds, flops: what the ratios are made of.
-      model, batch_size, device: what was timed, and where.
-    """
-
-    optimizer: str
+    optimizer: str  # its name
+    # the time of a step relative to SGD's, the median over rounds of the ratio within each round
     time_ratio: float
+    # temporary memory of the compiled step, as XLA accounts for it, relative to SGD's; parameters
+    # and optimizer states are not in it
     memory_ratio: float
-    compile_ratio: float
+    compile_ratio: float  # time to trace and compile the step, from nothing, relative to SGD's
+    # XLA's count of a step's floating-point operations relative to SGD's; it counts the body of a
+    # loop once
     flops_ratio: float | None
+    # forward_passes, backward_passes: of one step, in batches (`training.passes.count`)
     forward_passes: float
     backward_passes: float
-    cosine: float | None
+    cosine: float | None  # mean cos(ε, ∇L(θ)) on the kept weights
+    # the mean of L(θ+ε) − L(θ), with every ε scaled to the same global norm, relative to SAM's on
+    # the same batches at the same weights
     ascent_gain_ratio: float | None
+    # that gain for each unit of time beyond SGD's step, relative to SAM's; None without SAM, or
+    # where a quarter of the rounds show no such time
     ascent_gain_per_cost_ratio: float | None
-    time_ratio_quartiles: tuple[float, float]
-    milliseconds: float
+    time_ratio_quartiles: tuple[float, float]  # the lower and the upper one, over rounds
+    milliseconds: float  # the median time of a step
+    # temp_bytes, compile_seconds, flops: what the ratios are made of
     temp_bytes: int
     compile_seconds: float
     flops: float | None
+    # model, batch_size, device: what was timed, and where
     model: str
     batch_size: int
     device: str
@@ -251,7 +242,7 @@ def _measure_ascents(
     return {name: found for name, found in ascents.items() if any(a.norm for a in found)}
 
 
-_Perturbation: TypeAlias = Callable[[TrainState, Batch, PyTree], PyTree]
+_Perturbation: TypeAlias = Callable[[RunState, Batch, PyTree], PyTree]
 
 
 def _perturbations(
@@ -269,7 +260,7 @@ def _perturbations(
 
 
 def _perturbation(
-    problem: BenchProblem, sam_tx: optax.GradientTransformationExtraArgs, state: TrainState
+    problem: BenchProblem, sam_tx: optax.GradientTransformationExtraArgs, state: RunState
 ) -> _Perturbation:
     """The ε that the next step would take.
 
@@ -278,7 +269,7 @@ def _perturbation(
     """
 
     @jax.jit
-    def perturbation(state: TrainState, batch: Batch, arrays: PyTree) -> PyTree:
+    def perturbation(state: RunState, batch: Batch, arrays: PyTree) -> PyTree:
         examples = problem.examples_of(state, batch, arrays)
         return step.perturbation(problem, sam_tx, state, examples)
 
@@ -288,13 +279,13 @@ def _perturbation(
 
 def _measure(
     problem: BenchProblem, rho: float
-) -> Callable[[TrainState, PyTree], PerturbationQuality]:
+) -> Callable[[RunState, PyTree], PerturbationQuality]:
     """(state, ε) → the quality of ρ ε/‖ε‖."""
     batch, arrays = problem.batch, problem.feed.arrays
 
     @jax.jit
     def measure(
-        state: TrainState, epsilon: PyTree, batch: Batch, arrays: PyTree
+        state: RunState, epsilon: PyTree, batch: Batch, arrays: PyTree
     ) -> PerturbationQuality:
         examples = problem.examples_of(state, batch, arrays)
         loss = step.value_fn(problem, state)
@@ -304,7 +295,7 @@ def _measure(
     return lambda state, epsilon: jax.device_get(measure(state, epsilon, batch, arrays))
 
 
-def _moved(state: TrainState, to: TrainState) -> TrainState:
+def _moved(state: RunState, to: RunState) -> RunState:
     """A state at another's weights, statistics and step; copies, since a step donates its own."""
     fields = ("params", "model_state", "step")
     return state._replace(**{name: jax.tree.map(jnp.copy, getattr(to, name)) for name in fields})

@@ -19,7 +19,7 @@ from zosam_jax.optimizers import Passes
 from zosam_jax.training import build, step
 from zosam_jax.training.feed import Batch
 from zosam_jax.training.problem import Examples, Problem
-from zosam_jax.training.step import TrainState
+from zosam_jax.training.step import RunState
 from zosam_jax.training.trainer import Run
 from zosam_jax.trees import PyTree
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 _BATCHES = 4
 _SEED = 0
 
-Step: TypeAlias = Callable[[TrainState, Batch, PyTree], TrainState]
+Step: TypeAlias = Callable[[RunState, Batch, PyTree], RunState]
 
 # A step, the state before it, and what perturbs in it.
-Parts: TypeAlias = tuple[Step, TrainState, optax.GradientTransformationExtraArgs | None]
+Parts: TypeAlias = tuple[Step, RunState, optax.GradientTransformationExtraArgs | None]
 
 
 class BenchProblem(Problem):
@@ -50,7 +50,7 @@ class BenchProblem(Problem):
         """What every step gets; its number picks the images."""
         return next(self.feed.epoch(_SEED, 0))
 
-    def examples_of(self, state: TrainState, batch: Batch, arrays: PyTree) -> Examples:
+    def examples_of(self, state: RunState, batch: Batch, arrays: PyTree) -> Examples:
         """What the next step trains on; within jit."""
         return self.examples(arrays, batch, state.step, keys.from_data(state.key))
 
@@ -136,8 +136,8 @@ def _whole_step(problem: BenchProblem, tx: optax.GradientTransformation) -> Step
     return lambda state, batch, arrays: step.train_step(problem, tx, state, batch, arrays)
 
 
-def _forward_pass(problem: BenchProblem, state: TrainState) -> Parts:
-    def forward(state: TrainState, batch: Batch, arrays: PyTree) -> TrainState:
+def _forward_pass(problem: BenchProblem, state: RunState) -> Parts:
+    def forward(state: RunState, batch: Batch, arrays: PyTree) -> RunState:
         loss = problem.loss_of_examples(state.model_state)
         value, (model_state, _) = loss(state.params, problem.examples_of(state, batch, arrays))
         return state._replace(loss_sum=value, model_state=model_state, step=state.step + 1)
@@ -145,8 +145,8 @@ def _forward_pass(problem: BenchProblem, state: TrainState) -> Parts:
     return forward, state, None
 
 
-def _gradient(problem: BenchProblem, state: TrainState) -> Parts:
-    def gradient(state: TrainState, batch: Batch, arrays: PyTree) -> TrainState:
+def _gradient(problem: BenchProblem, state: RunState) -> Parts:
+    def gradient(state: RunState, batch: Batch, arrays: PyTree) -> RunState:
         loss = problem.loss_of_examples(state.model_state)
         examples = problem.examples_of(state, batch, arrays)
         found, (model_state, _) = jax.grad(loss, has_aux=True)(state.params, examples)
@@ -156,7 +156,7 @@ def _gradient(problem: BenchProblem, state: TrainState) -> Parts:
     return gradient, state._replace(opt_state=jax.tree.map(jnp.zeros_like, state.params)), None
 
 
-def _optax_sam(problem: BenchProblem, state: TrainState) -> Parts:
+def _optax_sam(problem: BenchProblem, state: RunState) -> Parts:
     plain = build.transformation(problem.config, "sgd", None, problem.steps)
     rho = build.default_rho("sam", "global")
     ascent = optax.chain(contrib.normalize(), optax.sgd(rho))
@@ -179,7 +179,7 @@ def _optax_sam(problem: BenchProblem, state: TrainState) -> Parts:
 
 
 # What a step can be measured by, beside SGD: its parts, and another library's SAM.
-_YARDSTICKS: dict[str, Callable[[BenchProblem, TrainState], Parts]] = {
+_YARDSTICKS: dict[str, Callable[[BenchProblem, RunState], Parts]] = {
     "forward_pass": _forward_pass,
     "gradient": _gradient,
     "optax.contrib.sam": _optax_sam,

@@ -9,13 +9,13 @@ and how often vmap made it.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import jax
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir, partial_eval
 
+from zosam_jax import probes
 from zosam_jax.optimizers import Passes
 from zosam_jax.trees import Array
 
@@ -56,7 +56,7 @@ def _count(jaxpr: Any, branch: Callable[..., Passes]) -> Passes:
             backward = equation.params["of"] == "cotangent"
             total = _plus(total, Passes(0, size) if backward else Passes(size, 0))
             continue
-        inner = [_count(program, branch) for program in _programs(equation)]
+        inner = [_count(program, branch) for program in probes.programs_of(equation)]
         if equation.primitive.name == "cond":
             inner = [branch(inner, key=lambda passes: passes.work)]
         for passes in inner:
@@ -70,14 +70,6 @@ def _times(passes: Passes, count: float) -> Passes:
 
 def _plus(some: Passes, others: Passes) -> Passes:
     return Passes(some.forward + others.forward, some.backward + others.backward)
-
-
-def _programs(equation: Any) -> Iterator[Any]:
-    """The programs that an equation runs: a loop's body, a cond's branches, a call's function."""
-    for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
-        program = getattr(value, "jaxpr", value)
-        if hasattr(program, "eqns"):
-            yield program
 
 
 @functools.cache
