@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       arguments: the words after `zosam`; by default those of this process.
 
     Raises:
-      SystemExit: with status 2 for what is refused, 0 after --help.
+      SystemExit: with status 2 for what is refused, 1 for what may succeed later, 0 after --help.
     """
     console = Console(soft_wrap=True)
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run(config, console)
     except RefusedError as refused:
         console.print(f"zosam: {refused}", style="red", markup=False, highlight=False)
-        sys.exit(2)
+        sys.exit(refused.status)
     except BrokenPipeError:  # whoever reads what is printed has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
