@@ -3,8 +3,8 @@
 import contextlib
 import functools
 import math
-import os
 import sys
+import traceback
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from zosam_jax import sparsity
 from zosam_jax.commands import pictures
 from zosam_jax.commands.refusal import REFUSALS, RefusedError, refused, refusing
-from zosam_jax.training import build, devices, lock, run_folder
+from zosam_jax.training import build, devices, lock, run_folder, supervision
 from zosam_jax.training.callbacks import ProgressLogger
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import ProblemConfig, TrainConfig
@@ -27,6 +27,20 @@ from zosam_jax.training.trainer import NonFiniteLossError, Run
 
 def run(config: TrainConfig, console: Console) -> None:
     """Trains, or goes on with a run that was interrupted."""
+    if config.coordinator is not None:
+        with refusing():
+            supervision.supervise()
+    try:
+        _run(config, console)
+    except RefusedError:
+        raise
+    except Exception:
+        if devices.is_alone():
+            raise
+        supervision.end(traceback.format_exc(), status=1)
+
+
+def _run(config: TrainConfig, console: Console) -> None:
     with contextlib.ExitStack() as whole_run:
         with refusing():
             devices.join(config.coordinator, config.num_processes, config.process_id)
@@ -58,11 +72,10 @@ def _train(config: TrainConfig, problem: Problem, folder: RunFolder, console: Co
             "has one; other options need another --output."
         ) from error
     except (BrokenDataError, UnreadableRunError, UnwritableError) as error:
-        if devices.is_alone():
-            raise refused(error) from error
-        # Where one process fails the others wait for it, and so must not be waited for.
-        print(f"zosam, process {config.process_id}: {error}", file=sys.stderr, flush=True)
-        os._exit(getattr(error, "exit_status", 2))
+        refusal = refused(error)
+        if not devices.is_alone():
+            supervision.end(f"zosam, process {config.process_id}: {error}", refusal.status)
+        raise refusal from error
     except InterruptedRunError as interruption:
         console.print(f"{interruption}; the same command goes on from there ({folder.path})")
         # As shells report a process that its signal has ended.

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from zosam_jax.trees import PyTree
 
 AXIS = "data"
+HEARTBEAT_SECONDS = 10  # after which a process that is not heard of is taken for lost
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -32,7 +33,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         return
     if coordinator == "auto":
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
         except RuntimeError as error:
             raise ValueError(f"coordinator='auto' found no cluster: {error}") from error
         return
@@ -41,7 +42,9 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             f"coordinator={coordinator!r} needs num_processes and a process_id below it; given "
             f"are num_processes={num_processes} and process_id={process_id}."
         )
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    jax.distributed.initialize(
+        coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+    )
 
 
 def keep_compiled(folder: Path | None) -> None:
