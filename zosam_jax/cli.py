@@ -15,7 +15,7 @@ try:
     from rich.console import Console
 
     from zosam_jax.commands import options
-    from zosam_jax.commands.refusal import RefusedError
+    from zosam_jax.commands.refusal import NO_ROOM, RefusedError, refused
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"zosam needs {error.name}, which comes with: pip install 'zosam_jax[train]'"
@@ -60,6 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(refused.status)
     except BrokenPipeError:  # whoever reads what is printed has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        # Perhaps of stdout itself, a file on a full disk.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"zosam: {refused(error)}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -1,7 +1,11 @@
 """What the options cause ends in a sentence; a fault of ours keeps its traceback."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
+
+# A full or read-only disk, which may be neither later.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 REFUSALS = (ValueError, OSError, ModuleNotFoundError)
 
@@ -20,6 +24,9 @@ class RefusedError(Exception):
 
 def refused(error: Exception) -> RefusedError:
     """What ends a command with the sentence of an error."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        place = error.filename or "what is printed, or a file,"
+        return RefusedError(f"{place} cannot be written: {error.strerror}.", 1)
     return RefusedError(str(error), getattr(error, "exit_status", 2))
 
 

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from zosam_jax.trees import PyTree
 
 AXIS = "data"
-HEARTBEAT_SECONDS = 10  # after which a process that is not heard of is taken for lost
+HEARTBEAT_SECONDS = 8  # after which a process that is not heard of is taken for lost
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

@@ -63,7 +63,8 @@ def held(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            path.unlink(missing_ok=True)  # while it is ours
+            with contextlib.suppress(OSError):  # on a disk that has become read-only
+                path.unlink()  # while it is ours
             os.close(descriptor)
             if is_new:
                 with contextlib.suppress(OSError):  # it holds a run

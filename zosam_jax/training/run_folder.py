@@ -181,6 +181,8 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # not every file system knows this of folders
             _to_disk(path.parent)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise unwritable(path, error) from error
 
 

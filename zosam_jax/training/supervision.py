@@ -17,7 +17,7 @@ from typing import IO, NoReturn
 from zosam_jax.training import devices
 
 # Until JAX has noticed, and aborts this process, too.
-_SECONDS = devices.HEARTBEAT_SECONDS + 3
+_SECONDS = 2 * devices.HEARTBEAT_SECONDS
 
 
 class LostProcessError(OSError):
