@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         run, config = _parse(words)
         run(config, console)
-    except RefusedError as refused:
-        console.print(f"zosam: {refused}", style="red", markup=False, highlight=False)
-        sys.exit(refused.status)
+    except RefusedError as refusal:
+        console.print(f"zosam: {refusal}", style="red", markup=False, highlight=False)
+        sys.exit(refusal.status)
     except BrokenPipeError:  # whoever reads what is printed has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

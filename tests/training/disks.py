@@ -196,21 +196,19 @@ def attempt(command: Command, folder: Path, after: int = -1, error: int = 0) -> 
     with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as counted:
         child = os.fork()
         if child == 0:
-            _become(command, folder, after, error, told.fileno(), counted.fileno())
+            os.dup2(told.fileno(), 1)
+            os.dup2(told.fileno(), 2)
+            _become(command, folder, after, error, counted.fileno())
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         told.seek(0)
         counted.seek(0)
         return Trial(status, told.read(), int(counted.read() or -1))
 
 
-def _become(
-    command: Command, folder: Path, after: int, error: int, told: int, counted: int
-) -> None:
+def _become(command: Command, folder: Path, after: int, error: int, counted: int) -> None:
     from zosam_jax import cli  # noqa: PLC0415 (before, in the parent)
 
     disk = ctypes.CDLL(None)
-    os.dup2(told, 1)
-    os.dup2(told, 2)
     # The next two are for processes that a sweep starts.
     os.environ |= {"DISK_FOLDER": str(folder), "DISK_AFTER": str(after), "DISK_ERROR": str(error)}
     os.environ |= {"COLUMNS": "1000"}

@@ -75,7 +75,7 @@ class Checkpoints:
         Raises:
           UnreadableRunError: if it is no folder of checkpoints.
         """
-        # Orbax logs every step of a save, and in hundreds of lines that one failed, which it raises.
+        # Orbax logs every step of a save, and by hundreds of lines a failure that it raises, too.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if not isinstance(sys.unraisablehook, functools.partial):
