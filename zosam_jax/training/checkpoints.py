@@ -151,15 +151,19 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Waits, and stops the background threads.
 
         Raises:
           UnwritableError: if something could not be written, unless another error is on its way.
         """
         if "_manager" in vars(self):
-            with contextlib.suppress(UnwritableError if kind else ()), _writing(self._folder):
-                self._manager.close()
+            try:
+                with _writing(self._folder):
+                    self._manager.close()
+            except UnwritableError:
+                if exception[0] is None:
+                    raise
 
     @property
     def newest(self) -> int | None:
