@@ -158,7 +158,11 @@ def _sweep(folder: Path) -> list[str]:
 COMMANDS = {
     "train": Command(_train(), _trained),
     "train, lottery": Command(
-        _train("--sparse", "lth", "--lottery-levels", "1", "--rewind-epochs", "1"), _trained
+        lambda folder: [
+            *_train("--sparse", "lth", "--lottery-levels", "1", "--rewind-epochs", "1")(folder),
+            *("--compilation-cache", str(folder / "cache")),
+        ],
+        _trained,
     ),
     "sweep": Command(
         _sweep,

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from pathlib import Path
 
 import jax
@@ -51,6 +52,8 @@ def keep_compiled(folder: Path | None) -> None:
     """Keeps compiled programs in a folder (see `TrainConfig.compilation_cache`)."""
     if folder is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
+    # On a full disk there is one for every program, and all are compiled as without it.
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     path = folder or Path.home() / ".cache" / "zosam_jax"
     jax.config.update("jax_compilation_cache_dir", str(path))
     # The initialisation of a network is many small programs.
