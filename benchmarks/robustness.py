@@ -1,4 +1,4 @@
-"""The attacks on runs, files, disks and processes, and the table of what held in docs/robustness.md.
+"""The attacks on runs, files, disks and processes, and the table of docs/robustness.md.
 
     python benchmarks/robustness.py            (hours)
     python benchmarks/robustness.py --quick    (half an hour)

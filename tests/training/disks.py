@@ -277,6 +277,7 @@ def campaign(names: list[str], count: int, seed: int) -> dict[str, Any]:
                     held = not outcome.startswith("failed")
                     table[name, kind, outcome if held else "failed"] += 1
                     if not held:
+                        print(name, kind, after, outcome, file=sys.stderr, flush=True)
                         failed.append([name, kind, after, outcome])
     return {"counts": [[*key, n] for key, n in sorted(table.items())], "failures": failed}
 
