@@ -87,11 +87,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer of each")
     parser.add_argument("--only", nargs="+", choices=CAMPAIGNS, help="these alone")
     options = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name, campaign in CAMPAIGNS.items():
         if options.only is None or name in options.only:
             print(name, flush=True)
-            results[name] = run(campaign, campaign.quick if options.quick else campaign.full)
+            found = run(campaign, campaign.quick if options.quick else campaign.full)
+            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            results[name] = found
             write({known: results[known] for known in CAMPAIGNS if known in results})
 
 
