@@ -107,7 +107,7 @@ def test_a_wrong_option_ends_in_a_sentence(words, sentence, capsys):
 def test_an_output_that_cannot_be_written_ends_in_a_sentence(command, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     runs = [str(tmp_path)] if command == "report" else []
-    assert status(command, *runs, "--output", str(tmp_path / "file" / "deeper" / "x")) == 2
+    assert status(command, *runs, "--output", str(tmp_path / "file" / "deeper" / "x")) == 1
     assert f"{tmp_path / 'file'} is a file, not a folder" in said(capsys)
 
 

@@ -15,7 +15,7 @@ try:
     from rich.console import Console
 
     from zosam_jax.commands import options
-    from zosam_jax.commands.refusal import RefusedError
+    from zosam_jax.commands.refusal import NO_ROOM, RefusedError, refused
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"zosam needs {error.name}, which comes with: pip install 'zosam_jax[train]'"
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       arguments: the words after `zosam`; by default those of this process.
 
     Raises:
-      SystemExit: with status 2 for what is refused, 0 after --help.
+      SystemExit: with status 2 for what is refused, 1 for what may succeed later, 0 after --help.
     """
     console = Console(soft_wrap=True)
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -55,11 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         run, config = _parse(words)
         run(config, console)
-    except RefusedError as refused:
-        console.print(f"zosam: {refused}", style="red", markup=False, highlight=False)
-        sys.exit(2)
+    except RefusedError as refusal:
+        console.print(f"zosam: {refusal}", style="red", markup=False, highlight=False)
+        sys.exit(refusal.status)
     except BrokenPipeError:  # whoever reads what is printed has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        # Perhaps of stdout itself, a file on a full disk.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"zosam: {refused(error)}", file=sys.stderr)
         sys.exit(1)
 
 

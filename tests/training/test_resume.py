@@ -1,15 +1,13 @@
 """Runs that are stopped, killed and resumed end as those that were left alone."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from kills import arguments, finish, start
 from problems import slow_but
 from small_runs import CrashError, crashing, final_state, metrics, options, run_once
 
@@ -59,9 +57,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(case, tmp_path, monk
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, capsys):
     out = tmp_path / "run"
-    arguments = ["--learning-rate", "1e18", "--optimizer", "sgd", "--warmup", "0"]
+    diverging = ["--learning-rate", "1e18", "--optimizer", "sgd", "--warmup", "0"]
     with pytest.raises(SystemExit) as caught:
-        cli.main(["train", *common(out), *arguments])
+        cli.main(["train", *arguments(out), *diverging])
     assert caught.value.code == 2
     text = " ".join(capsys.readouterr().out.split())
     assert "the loss of step" in text
@@ -99,31 +97,6 @@ def test_stopping_names_the_first_bad_step(tmp_path):
     run.state = run.state._replace(params=poisoned)
     with pytest.raises(NonFiniteLossError, match="step 1 "):
         run.train()
-
-
-def common(out):
-    return [
-        *["--output", str(out), "--model", "lenet-300-100", "--train-images", "256"],
-        *["--epochs", "20", "--mesh", "data=1", "--checkpoint-minutes", "0.002"],
-    ]
-
-
-def start(out):
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "zosam_jax", "train", *common(out)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(out):
-    process = start(out)
-    text, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, text
-    return text
 
 
 def wait_for_epoch(out: Path, process, epoch: int) -> None:

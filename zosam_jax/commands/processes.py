@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from zosam_jax.commands.cells import Cell
-from zosam_jax.training import contents, run_folder
+from zosam_jax.training import contents, lock, run_folder
 from zosam_jax.training.run_folder import RunFolder
 
 # What `zosam train` ends with where the same command would end so again: options that it refuses,
@@ -147,13 +147,9 @@ class Runs(NamedTuple):
     @contextlib.contextmanager
     def claimed(self, cell: Cell) -> Iterator[int | None]:
         """A file descriptor that claims the cell as long as any process has it; None if one has."""
-        try:
-            import fcntl  # noqa: PLC0415 (Windows has none)
-        except ModuleNotFoundError as error:
-            raise OSError("zosam sweep needs a POSIX system: Linux, macOS or WSL.") from error
         with self._about(cell, run_folder.LOCK).open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock.acquire(file.fileno())
             except BlockingIOError:
                 yield None
             else:

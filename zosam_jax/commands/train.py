@@ -3,8 +3,8 @@
 import contextlib
 import functools
 import math
-import os
 import sys
+import traceback
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -12,8 +12,8 @@ from rich.console import Console
 
 from zosam_jax import sparsity
 from zosam_jax.commands import pictures
-from zosam_jax.commands.refusal import REFUSALS, RefusedError
-from zosam_jax.training import build, devices, run_folder
+from zosam_jax.commands.refusal import REFUSALS, RefusedError, refused, refusing
+from zosam_jax.training import build, devices, lock, run_folder, supervision
 from zosam_jax.training.callbacks import ProgressLogger
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import ProblemConfig, TrainConfig
@@ -27,30 +27,55 @@ from zosam_jax.training.trainer import NonFiniteLossError, Run
 
 def run(config: TrainConfig, console: Console) -> None:
     """Trains, or goes on with a run that was interrupted."""
+    if config.coordinator is not None:
+        with refusing():
+            supervision.supervise()
     try:
-        devices.join(config.coordinator, config.num_processes, config.process_id)
-        console.quiet = not devices.is_first()
-        folder = _same_on_all(lambda: run_folder.for_training(config))
-        if _is_complete(folder, console):
-            console.print(f"{folder.path} is complete; its results are in {run_folder.SUMMARY}")
-            return
-        problem = checked_problem(config, [config.optimizer])
-    except REFUSALS as error:
-        raise RefusedError(str(error)) from error
+        _run(config, console)
+    except RefusedError:
+        raise
+    except Exception:
+        if devices.is_alone():
+            raise
+        supervision.end(traceback.format_exc(), status=1)
+
+
+def _run(config: TrainConfig, console: Console) -> None:
+    with contextlib.ExitStack() as whole_run:
+        with refusing():
+            devices.join(config.coordinator, config.num_processes, config.process_id)
+            console.quiet = not devices.is_first()
+            folder = _same_on_all(lambda: _opened(config, whole_run, console))
+            if _is_complete(folder, console):
+                console.print(f"{folder.path} is complete; its results are in {run_folder.SUMMARY}")
+                return
+            problem = checked_problem(config, [config.optimizer])
+        whole_run.enter_context(contextlib.closing(problem.feed))
+        _train(config, problem, folder, console)
+
+
+def _opened(config: TrainConfig, whole_run: contextlib.ExitStack, console: Console) -> RunFolder:
+    """The run folder, which is this run's alone until it ends."""
+    folder = run_folder.for_training(config)
+    if devices.is_first():
+        say = functools.partial(console.print, markup=False)
+        whole_run.enter_context(lock.held(folder.path, say))
+    return folder
+
+
+def _train(config: TrainConfig, problem: Problem, folder: RunFolder, console: Console) -> None:
     try:
-        with contextlib.closing(problem.feed):
-            train(config, problem, folder, console)
+        train(config, problem, folder, console)
     except NonFiniteLossError as error:
         raise RefusedError(
             f"{error} With --on-non-finite skip this run goes on from its newest checkpoint, if it "
             "has one; other options need another --output."
         ) from error
     except (BrokenDataError, UnreadableRunError, UnwritableError) as error:
-        if devices.is_alone():
-            raise RefusedError(str(error)) from error
-        # Where one process fails the others wait for it, and so must not be waited for.
-        print(f"zosam, process {config.process_id}: {error}", file=sys.stderr, flush=True)
-        os._exit(2)
+        refusal = refused(error)
+        if not devices.is_alone():
+            supervision.end(f"zosam, process {config.process_id}: {error}", refusal.status)
+        raise refusal from error
     except InterruptedRunError as interruption:
         console.print(f"{interruption}; the same command goes on from there ({folder.path})")
         # As shells report a process that its signal has ended.

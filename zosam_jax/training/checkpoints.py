@@ -10,8 +10,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, TypedDict, TypeVar
 
@@ -21,7 +23,7 @@ import orbax.checkpoint as ocp
 from zosam_jax.training import devices, run_folder, step
 from zosam_jax.training.problem import Network
 from zosam_jax.training.progress import Progress
-from zosam_jax.training.run_folder import UnreadableRunError
+from zosam_jax.training.run_folder import UnreadableRunError, UnwritableError
 from zosam_jax.training.step import RunState
 from zosam_jax.trees import PyTree
 
@@ -73,8 +75,11 @@ class Checkpoints:
         Raises:
           UnreadableRunError: if it is no folder of checkpoints.
         """
-        # Orbax logs every step of a save.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax logs every step of a save, and by hundreds of lines a failure that it raises, too.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        if not isinstance(sys.unraisablehook, functools.partial):
+            sys.unraisablehook = functools.partial(_without_closed_loops, sys.unraisablehook)
         self.seconds, self.every, self._keep = seconds, every, keep
         self._run = folder.absolute()
         self._folder = self._run / run_folder.CHECKPOINTS
@@ -116,6 +121,9 @@ class Checkpoints:
           state: the training's state.
           progress: where the run stands.
           score: by which the best one is chosen, between 0 and 1; None if it is not known here.
+
+        Raises:
+          UnwritableError: if it cannot be written, or the one before could not be.
         """
         self.wait()
         if self.newest == progress.total_steps:
@@ -127,20 +135,35 @@ class Checkpoints:
             STATE: ocp.args.StandardSave(step.to_saved(state)),
             PROGRESS: ocp.args.JsonSave(record),
         }
-        self._manager.save(progress.total_steps, args=ocp.args.Composite(**args))
+        with _writing(self._folder):
+            self._manager.save(progress.total_steps, args=ocp.args.Composite(**args))
 
     def wait(self) -> None:
-        """Waits until everything is written."""
+        """Waits until everything is written.
+
+        Raises:
+          UnwritableError: if something could not be.
+        """
         if "_manager" in vars(self):
-            self._manager.wait_until_finished()
+            with _writing(self._folder):
+                self._manager.wait_until_finished()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Waits, and stops the background threads."""
+        """Waits, and stops the background threads.
+
+        Raises:
+          UnwritableError: if something could not be written, unless another error is on its way.
+        """
         if "_manager" in vars(self):
-            self._manager.close()
+            try:
+                with _writing(self._folder):
+                    self._manager.close()
+            except UnwritableError:
+                if exception[0] is None:
+                    raise
 
     @property
     def newest(self) -> int | None:
@@ -225,16 +248,21 @@ class Checkpoints:
         return found, ""
 
     def set_aside(self, after: int) -> None:
-        """Moves the checkpoints after a step, which are damaged, out of the way of new ones."""
+        """Moves the checkpoints after a step, which are damaged, out of the way of new ones.
+
+        Raises:
+          UnwritableError: if they cannot be moved.
+        """
         later = [number for number in self.numbers if number > after]
         if not later:
             return
         if devices.is_first():
             for number in later:
                 aside = self._run / run_folder.DAMAGED / str(number)
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.parent.mkdir(exist_ok=True)
-                (self._folder / str(number)).rename(aside)
+                with _writing(aside):
+                    shutil.rmtree(aside, ignore_errors=True)
+                    aside.parent.mkdir(exist_ok=True)
+                    (self._folder / str(number)).rename(aside)
         devices.agree(True)  # waits until they are moved
 
     def _record(self, number: int) -> Any:
@@ -253,10 +281,17 @@ class Checkpoints:
             self._ranks[number] = record["progress"]["round"] + record["score"]
 
     def save_network(self, training: int, network: Network) -> None:
-        """Writes what a training of a lottery ticket ended with, and waits for it."""
+        """Writes what a training of a lottery ticket ended with, and waits for it.
+
+        Raises:
+          UnwritableError: if it cannot be written.
+        """
         place = self._run / run_folder.ROUNDS / str(training)
         handler, options = ocp.StandardCheckpointHandler(), _sealing(lambda: place)
-        with ocp.AsyncCheckpointer(handler, async_options=options) as checkpointer:
+        with (
+            _writing(place),
+            ocp.AsyncCheckpointer(handler, async_options=options) as checkpointer,
+        ):
             args = ocp.args.StandardSave(step.to_saved(network))
             checkpointer.save(place, args=args, force=True)
 
@@ -293,6 +328,33 @@ def _sealing(place: Callable[[], Path]) -> Any:
         (written / CHECKSUMS).write_text(f"{sums}\n")
 
     return ocp.AsyncOptions(post_finalization_callback=seal)
+
+
+@contextlib.contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Around what writes by Orbax, which may also say only now what failed in the background."""
+    try:
+        yield
+    except Exception as error:
+        cause = _of_system(error)
+        if cause is None:
+            raise
+        raise run_folder.unwritable(place, cause) from error
+
+
+def _without_closed_loops(hook: Callable[[Any], object], raised: Any) -> None:
+    """Leaves out what TensorStore's threads say of futures that Orbax gave up, a traceback each."""
+    if str(raised.exc_value) != "Event loop is closed":
+        hook(raised)
+
+
+def _of_system(error: BaseException | None) -> OSError | None:
+    """The system's error among the causes of one; TensorStore puts its number into words."""
+    while error is not None and not isinstance(error, OSError):
+        if numbered := re.search(r"(?:os_error_code='|OS error )(\d+)", str(error)):
+            return OSError(int(numbered[1]), os.strerror(int(numbered[1])))
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _is_json(file: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from zosam_jax.trees import PyTree
 
 AXIS = "data"
+HEARTBEAT_SECONDS = 8  # after which a process that is not heard of is taken for lost
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -32,7 +34,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         return
     if coordinator == "auto":
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
         except RuntimeError as error:
             raise ValueError(f"coordinator='auto' found no cluster: {error}") from error
         return
@@ -41,13 +43,17 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             f"coordinator={coordinator!r} needs num_processes and a process_id below it; given "
             f"are num_processes={num_processes} and process_id={process_id}."
         )
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    jax.distributed.initialize(
+        coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+    )
 
 
 def keep_compiled(folder: Path | None) -> None:
     """Keeps compiled programs in a folder (see `TrainConfig.compilation_cache`)."""
     if folder is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
+    # On a full disk there is one for every program, and all are compiled as without it.
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     path = folder or Path.home() / ".cache" / "zosam_jax"
     jax.config.update("jax_compilation_cache_dir", str(path))
     # The initialisation of a network is many small programs.

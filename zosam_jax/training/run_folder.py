@@ -31,6 +31,7 @@ CHECKPOINTS = "checkpoints"
 DAMAGED = "damaged"  # checkpoints that were set aside
 ROUNDS = "rounds"
 TENSORBOARD = "tensorboard"
+LOCK = ".lock"  # while it is trained; of a sweep's runs too, beside the next two
 # What analyze and evaluate add to it.
 ANALYSIS = "analysis.json"
 ANALYSIS_PICTURE = "analysis.png"
@@ -48,7 +49,6 @@ REPORT_TABLE = "runs.csv"
 SWEEP = ".sweep"
 FAILED = ".failed.json"
 LOG = ".log"
-LOCK = ".lock"
 
 _PARTIAL = ".partial"
 
@@ -58,7 +58,13 @@ _VERSIONED = ("jax", "jaxlib", "optax", "flax", "numpy")
 
 
 class UnwritableError(OSError):
-    """Results cannot be written; says where, and why."""
+    """Results cannot be written; says where, and why.
+
+    Attributes:
+      exit_status: what a command ends with then: the same one may succeed later.
+    """
+
+    exit_status = 1
 
 
 class UnreadableRunError(ValueError):
@@ -142,7 +148,7 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise _unwritable(self.path / METRICS, error) from error
+            raise unwritable(self.path / METRICS, error) from error
 
     @property
     def records(self) -> list[EpochRecord]:
@@ -175,7 +181,9 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # not every file system knows this of folders
             _to_disk(path.parent)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise unwritable(path, error) from error
 
 
 def _to_disk(path: Path) -> None:
@@ -250,7 +258,8 @@ def check_writable(path: Path) -> None:
         )
 
 
-def _unwritable(path: Path, error: OSError) -> UnwritableError:
+def unwritable(path: Path, error: OSError) -> UnwritableError:
+    """The error that says so of a file."""
     return UnwritableError(f"{path} cannot be written: {error.strerror or error}.")
 
 
@@ -289,8 +298,8 @@ def _check_same(before: Mapping[str, Any], config: TrainConfig, path: Path) -> N
 
 
 def _is_result(path: Path) -> bool:
-    """Whether a file is more than what a killed run left half written."""
-    return path.suffix != _PARTIAL
+    """Whether a file is more than what a killed run left half written, or a lock."""
+    return path.suffix != _PARTIAL and path.name != LOCK
 
 
 def _record(values: Mapping[str, Any]) -> EpochRecord:

@@ -163,14 +163,15 @@ class TrainingLoop:
 
     def _between_steps(self) -> None:
         now = time.perf_counter()
-        if self._reads(now):
+        if reads := self._reads(now):
             self._check_finite()
             self._observer.on_reading(self.run)
             self._last_reading = time.perf_counter()
         if self.checkpoints is None:
             return
-        # Several processes would not agree on the time; they save at the end of epochs.
-        if devices.is_alone() and now - self._last_save > self.checkpoints.seconds:
+        # Several processes agree on the time every so many steps.
+        is_due = now - self._last_save > self.checkpoints.seconds
+        if (devices.is_alone() or reads) and devices.agree(is_due):
             self._save()
         self._stop_if_interrupted()
 
