@@ -54,7 +54,7 @@ def by_hand(folder, split, shrink=1):
     n, height, width, channels = images.shape
     blocks = images.reshape(n, height // shrink, shrink, width // shrink, shrink, channels)
     images = np.rint(blocks.mean(axis=(2, 4)))
-    images = (images - problem.feed.pixel_mean) / problem.feed.pixel_sd
+    images = (images - problem.feed.info.pixel_mean) / problem.feed.info.pixel_sd
     outputs = problem.apply(network.params, network.model_state, images.astype(np.float32))
     return float(np.mean(np.argmax(outputs, axis=-1) == split.labels))
 

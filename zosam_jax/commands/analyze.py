@@ -18,13 +18,12 @@ from rich.console import Console
 from zosam_jax import trees
 from zosam_jax.analysis import features, hessian, sharpness, surface, variance
 from zosam_jax.analysis.estimator import PerturbationQuality
-from zosam_jax.commands import pictures
 from zosam_jax.commands.refusal import refusing
 from zosam_jax.commands.steps import Steps
 from zosam_jax.data.dataset import Images, Labels, Split
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.optimizers import ESTIMATORS
-from zosam_jax.training import contents, devices, run_folder, step
+from zosam_jax.training import contents, devices, pictures, run_folder, step
 from zosam_jax.training.problem import Examples
 from zosam_jax.training.run_folder import UnreadableRunError
 from zosam_jax.training.saved_run import SavedRun, complete_runs, opener
@@ -178,7 +177,7 @@ def _fitted(config: AnalyzeConfig, saved: SavedRun) -> AnalyzeConfig:
     Raises:
       ValueError: for given values that do not.
     """
-    there, own = saved.run.problem.feed.train_images, saved.config.batch_size
+    there, own = saved.run.problem.feed.info.train_images, saved.config.batch_size
     parts = config.parts
     if parts is None:
         parts = tuple(part for part in PARTS if part != "variance" or there >= 2 * own)

@@ -159,10 +159,8 @@ def _subject(config: EvaluateConfig, saved: SavedRun) -> _Subject:
     """The network at the checkpoint asked for."""
     path = saved.folder.path
     run_folder.check_writable(path)
-    if config.checkpoint == "best" and saved.best is None:
-        raise FileNotFoundError(f"{path} has no best checkpoint: pass --checkpoint newest.")
-    progress = saved.restore(saved.best if config.checkpoint == "best" else None)
-    return _Subject(saved.folder, saved.run.problem, saved.run.network, progress.total_steps)
+    steps = saved.run.progress.total_steps
+    return _Subject(saved.folder, saved.run.problem, saved.run.network, steps)
 
 
 def _measure(

@@ -23,7 +23,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("label_smoothing", "random_erasing", "stream", "workers", "randaugment"),
         "repeated_augmentation",
     ),
-    "model": ("model", "precision", "patch", "drop_path"),
+    "model": ("model", "loss", "init", "precision", "patch", "drop_path"),
     "optimizer": (
         *("optimizer", "rho", "radius", "rho_warmup", "base_optimizer", "momentum", "nesterov"),
         *("weight_decay", "clip_norm", "ema_decay", "num_directions", "fraction", "delta"),

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-REFUSALS = (ValueError, OSError, ModuleNotFoundError)
+from zosam_jax.errors import REFUSALS
 
 
 class RefusedError(Exception):

@@ -22,9 +22,11 @@ class Records(Protocol):
 
     Attributes:
       num_classes: labels are 0, …, num_classes − 1.
+      class_names: what the classes are called; None if that is not known.
     """
 
     num_classes: int
+    class_names: tuple[str, ...] | None
 
     def __len__(self) -> int:
         """The number of images."""

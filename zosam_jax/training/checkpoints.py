@@ -163,22 +163,30 @@ class Checkpoints:
         known = [number for number in numbers if number in self._ranks]
         return max(known, key=lambda number: (self._ranks[number], number), default=None)
 
-    def restore(self, like: TrainState, number: int) -> tuple[TrainState, Progress]:
+    def restore(
+        self, like: TrainState, number: int, *, partly: bool = False
+    ) -> tuple[TrainState, Progress]:
         """The state and the position of a checkpoint.
 
         Args:
           like: a state of the same shapes, on the devices to restore to.
           number: which one.
+          partly: whether it may hold more than `like` has.
 
         Raises:
           UnreadableRunError: if it is damaged, or of another network.
         """
         record = self._record(number)
-        saved = _restore(self._folder / str(number), like, STATE)
+        saved = _restore(self._folder / str(number), like, STATE, partly=partly)
         return step.from_saved(saved, like), Progress(**record["progress"])
 
     def restore_newest(
-        self, like: TrainState, say: Callable[[str], object], *, records: int | None = None
+        self,
+        like: TrainState,
+        say: Callable[[str], object],
+        *,
+        records: int | None = None,
+        partly: bool = False,
     ) -> tuple[TrainState, Progress]:
         """The same of the newest checkpoint that is whole.
 
@@ -187,6 +195,7 @@ class Checkpoints:
           say: is given a sentence about newer ones, if they are damaged.
           records: the lines of metrics.jsonl; checkpoints that go with more of them are passed
             over, too. None if it does not matter.
+          partly: as in `restore`.
 
         Raises:
           FileNotFoundError: if there is none.
@@ -196,7 +205,7 @@ class Checkpoints:
             raise FileNotFoundError(f"{self._run} holds no checkpoint.")
         wrong: list[str] = []
         for number in reversed(self.numbers):
-            found, reason = self._restored(like, number, records)
+            found, reason = self._restored(like, number, records, partly)
             # Processes that train together go on from the same one.
             if devices.agree(found is not None):
                 if found is None:
@@ -211,11 +220,11 @@ class Checkpoints:
         )
 
     def _restored(
-        self, like: TrainState, number: int, records: int | None
+        self, like: TrainState, number: int, records: int | None, partly: bool
     ) -> tuple[tuple[TrainState, Progress] | None, str]:
         """What `restore` returns, and why it is not to be taken."""
         try:
-            found = self.restore(like, number)
+            found = self.restore(like, number, partly=partly)
         except UnreadableRunError as error:
             return None, str(error).rstrip(".")
         needed = found[1].records
@@ -328,14 +337,19 @@ def _check_whole(place: Path) -> None:
             raise UnreadableRunError(f"{place / file} is damaged: its checksum differs.")
 
 
-def _restore(place: Path, like: PyTree, item: str = "") -> PyTree:
-    """The arrays of a checkpoint, or of one of its items."""
+def _restore(place: Path, like: PyTree, item: str = "", *, partly: bool = False) -> PyTree:
+    """The arrays of a checkpoint, or of one of its items; `partly`, of those that `like` has."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, step.to_saved(like))
 
     def read() -> PyTree:
         _check_whole(place)
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(place / item, abstract)
+        if not partly:
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.restore(place / item, abstract)
+        how = ocp.checkpoint_utils.construct_restore_args(abstract)
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            args = ocp.args.PyTreeRestore(abstract, how, partial_restore=True)
+            return checkpointer.restore(place / item, args)
 
     return _understood(place, read)
 
