@@ -4,7 +4,7 @@ import json
 
 from rich.console import Console
 
-from zosam_jax.commands.train import train
+from zosam_jax.training.fitting import train
 from zosam_jax.training import run_folder
 from zosam_jax.training.callbacks import ProgressLogger
 from zosam_jax.training.checkpoints import Checkpoints

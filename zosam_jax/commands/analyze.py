@@ -223,7 +223,7 @@ def _divisor(images: int) -> int:
 
 def _analysed(config: AnalyzeConfig, saved: SavedRun, steps: Steps) -> dict[str, Any]:
     run_folder.check_writable(saved.folder.path)
-    checkpoint = saved.restore().total_steps
+    checkpoint = saved.run.progress.total_steps
     analysis = _Analysis(config, saved, steps)
     if "features" in (config.parts or ()) and (config.layers or _has_depths(saved.model)):
         _draw_features(config, saved)

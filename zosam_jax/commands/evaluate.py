@@ -24,7 +24,7 @@ from zosam_jax.training.config import ProblemConfig, TrainConfig
 from zosam_jax.training.contents import Robustness
 from zosam_jax.training.problem import Network, Problem, load_whole
 from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
-from zosam_jax.training.saved_run import SavedRun, complete_runs, opener, read_config
+from zosam_jax.training.saved_run import SavedRun, Step, complete_runs, opener, read_config
 
 # (corruption, severity) → the test images under it.
 Copies: TypeAlias = Callable[[str, int], Split]
@@ -113,11 +113,12 @@ def evaluate(config: EvaluateConfig, console: Console) -> list[Robustness]:
         with _leaving_out(path, left_out):
             _check(config, path, read_config(path))
     open_next = opener(data_dir=config.data_dir, say=functools.partial(console.print, markup=False))
+    step: Step = "best" if config.checkpoint == "best" else "last"
     groups: dict[tuple[object, ...], list[_Subject]] = {}
     for path in paths:
         if path not in left_out:
-            with _leaving_out(path, left_out), open_next(path) as saved:
-                subject = _subject(config, saved)
+            with _leaving_out(path, left_out), open_next(path, step) as saved:
+                subject = _subject(saved)
                 groups.setdefault(_test_images(saved.config), []).append(subject)
     measured: dict[Path, Robustness] = {}
     with Steps(console) as steps:
@@ -155,7 +156,7 @@ def _check(config: EvaluateConfig, path: Path, options: TrainConfig) -> None:
         )
 
 
-def _subject(config: EvaluateConfig, saved: SavedRun) -> _Subject:
+def _subject(saved: SavedRun) -> _Subject:
     """The network at the checkpoint asked for."""
     path = saved.folder.path
     run_folder.check_writable(path)

@@ -47,7 +47,7 @@ ModelName = Literal[
 
 
 def is_own(name: str) -> bool:
-    """Whether a model, data set or loss is no name of ours: PACKAGE.MODULE:NAME says where it is."""
+    """Whether a model, data set or loss is no name of ours but an import path, MODULE:NAME."""
     return ":" in name and not name.startswith("hub:")
 
 

@@ -284,7 +284,8 @@ class Batches:
           test: batches of at most that size.
           validation: likewise; None without.
           mesh: the devices.
-          num_classes, class_names: of the labels; 0 and None if that is not known.
+          num_classes: of the labels; 0 if that is not known.
+          class_names: likewise; None if that is not known.
 
         Raises:
           ValueError: where several processes train together.
@@ -390,7 +391,7 @@ class Described:
 
     def __getattr__(self, name: str) -> Any:
         raise ValueError(
-            f"this takes the data set's images ({name}), and the run was opened without: pass data=."
+            f"this takes the data set ({name}), and the run was opened without it: pass data=."
         )
 
     def close(self) -> None:

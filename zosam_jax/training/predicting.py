@@ -29,18 +29,21 @@ def inputs(images: Any, info: DataInfo, config: DataConfig) -> Shaped[np.ndarray
     Raises:
       ValueError: for what does not fit, naming the image.
     """
-    one = isinstance(images, str | Path) or hasattr(images, "convert")
-    several = [images] if one else images
-    if isinstance(several, Sequence) and len(several):
-        if all(isinstance(image, str | Path) or hasattr(image, "convert") for image in several):
-            _check_pixels(info)
-            return _fitted(np.stack([_pixels(i, info, config) for i in several]), info, config)
+    several = [images] if _is_image(images) else images
+    if isinstance(several, Sequence) and len(several) and all(map(_is_image, several)):
+        _check_pixels(info)
+        return _fitted(np.stack([_pixels(i, info, config) for i in several]), info, config)
     array = np.asarray(several)
     if array.dtype.kind == "f" and info.dtype == "float32":
         array = array.astype(np.float32, copy=False)
     if array.dtype.kind in "iub" and info.dtype == "int32":
         array = array.astype(np.int32)
     return _fitted(array, info, config)
+
+
+def _is_image(value: Any) -> bool:
+    """A path or an image of Pillow's, which may not be installed."""
+    return isinstance(value, str | Path) or hasattr(value, "convert")
 
 
 def _fitted(array: Any, info: DataInfo, config: DataConfig) -> Shaped[np.ndarray, "n ..."]:

@@ -121,7 +121,7 @@ class SavedRun:
         Args:
           images: what the data set's images were: an array (n, height, width, channels) of uint8;
             or paths of image files or PIL images, or one of them, which are scaled and cropped to
-            the size that the run had. Of a problem of one's own, inputs (n, …) as it was trained on.
+            the size that the run had. Of a problem of one's own, inputs (n, …) like its own.
           batch_size: images a pass.
 
         Returns:
