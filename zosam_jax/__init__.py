@@ -14,12 +14,12 @@ from zosam_jax.optimizers import *  # noqa: F403  # each optimizer, by its own l
 from zosam_jax.transform import diagnostics, pop_aux, sharpness_aware, value
 
 if TYPE_CHECKING:
-    from zosam_jax.training.fitting import fit
-    from zosam_jax.training.saved_run import open_run
+    from zosam_jax.training.fitting import fit as fit
+    from zosam_jax.training.saved_run import open_run as open_run
 
 __version__ = "0.1.0"
 
-# Whole runs take the extra `train`, and are imported once they are asked for.
+# Whole runs take the extra `train`: imported once they are asked for, and so not in __all__.
 _RUNS = {"fit": "fitting", "open_run": "saved_run"}
 
 
@@ -42,8 +42,6 @@ __all__ = [
     "descent",
     "diagnostics",
     "directions",
-    "fit",
-    "open_run",
     "pop_aux",
     "probes",
     "radius",

@@ -119,12 +119,13 @@ def as_split(name: str, pair: Sequence[Any]) -> Split:
     """
     if len(pair) != 2:
         raise ValueError(f"{name} must be (inputs, targets), not {len(pair)} arrays.")
-    split = Split(*(_narrow(name, array) for array in pair))
-    if not len(split) or len(split.images) != len(split):
+    inputs, targets = (_narrow(name, array) for array in pair)
+    if not len(targets) or len(inputs) != len(targets):
         raise ValueError(
-            f"{name} has inputs of shape {split.images.shape} and targets of shape "
-            f"{split.labels.shape}: as many of both are expected, and at least one."
+            f"{name} has inputs of shape {inputs.shape} and targets of shape {targets.shape}: as "
+            "many of both are expected, and at least one."
         )
+    split = Split(inputs, targets)
     if split.labels.dtype == np.int32 and split.labels.min() < 0:
         raise ValueError(f"{name} has the label {split.labels.min()}, where 0, 1, … are expected.")
     return split

@@ -105,7 +105,9 @@ def _parameters(make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     if inspect.isclass(given.func):
         of_class: Any = given.func
         given = functools.partial(of_class.__init__, None, *given.args, **given.keywords)
-    return inspect.signature(given).parameters
+    bound = given.keywords
+    parameters = inspect.signature(given).parameters
+    return {name: parameter for name, parameter in parameters.items() if name not in bound}
 
 
 def of_nnx(make: Make) -> Functions:
