@@ -18,6 +18,7 @@ from rich.console import Console
 from zosam_jax import trees
 from zosam_jax.analysis import features, hessian, sharpness, surface, variance
 from zosam_jax.analysis.estimator import PerturbationQuality
+from zosam_jax.commands.options import OpeningConfig
 from zosam_jax.commands.refusal import refusing
 from zosam_jax.commands.steps import Steps
 from zosam_jax.data.dataset import Images, Labels, Split
@@ -47,7 +48,7 @@ _SEED = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnalyzeConfig:
+class AnalyzeConfig(OpeningConfig):
     """Measure curvature, gradient variance and loss surfaces of finished runs, and draw them."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -106,9 +107,6 @@ class AnalyzeConfig:
     """features: regular expression for the layers' names. Default: a shallow, a middle and a deep
     block, where the model has three."""
 
-    data_dir: Path | None = None
-    """Folder of the data set's files. Default: where the run found them."""
-
     def __post_init__(self) -> None:
         """Checks what the types cannot say."""
         if not self.runs:
@@ -157,7 +155,7 @@ def analyze(config: AnalyzeConfig, console: Console) -> None:
     """
     left_out = []
     say = functools.partial(console.print, markup=False)
-    open_next = opener(data_dir=config.data_dir, say=say)
+    open_next = opener(data_dir=config.data_dir, code=config.code, say=say)
     with Steps(console) as steps:
         for path in complete_runs(config.runs):
             try:

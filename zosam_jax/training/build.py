@@ -110,10 +110,9 @@ def canonical(config: TrainConfig) -> TrainConfig:
 
 def _defaults(config: TrainConfig) -> dict[str, Any]:
     """What None stands for in the options that have an effect."""
-    found: dict[str, Any] = {
-        **_defaults_of_optimizer(config),
-        "base_optimizer": config.optimizer if is_plain(config.optimizer) else "sgd",
-    }
+    found: dict[str, Any] = _defaults_of_optimizer(config)
+    if config.optimizer != OWN_OPTIMIZER:
+        found["base_optimizer"] = config.optimizer if config.optimizer in PLAIN else "sgd"
     if base_optimizer(vars(config), config.optimizer) == "sgd":
         found["momentum"] = MOMENTUM
     if config.schedule == "step":

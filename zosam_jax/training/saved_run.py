@@ -257,6 +257,7 @@ def opener(
     *,
     data_dir: Path | None = None,
     code: Mapping[str, str | None] | None = None,
+    loads: bool = True,
     say: Say = warnings.warn,
 ) -> Callable[..., SavedRun]:
     """(path, step="last") → a run with its data, for several in turn.
@@ -268,6 +269,7 @@ def opener(
       data_dir: where the data set's files are, if not where the runs found them.
       code: of model, loss and dataset those import paths that the user has repeated, which are
         imported for the runs that have them.
+      loads: whether the data are wanted; else runs are as `open_run` opens them.
       say: as for `open_run`.
     """
     problem: Problem | None = None
@@ -280,6 +282,7 @@ def opener(
         following = config.problem
         if problem is None or following != options:
             parts, data = sources.repeated_parts(config, repeated)
+            data = data if loads else _described(path)
             problem, options = _problem(config, parts, data, data_dir), following
         return _opened(path, step, config, problem, say)
 
