@@ -150,7 +150,15 @@ class Loader:
 @pytest.mark.parametrize(
     ("name", "data", "options"),
     [
-        ("linen", TRAIN, {"optimizer": optax.chain(zosam_jax.zo_sam(0.1), optax.adam(0.1))}),
+        (
+            "linen",
+            TRAIN,
+            {
+                "optimizer": optax.chain(zosam_jax.zo_sam(0.1), optax.adam(0.1)),
+                "sparse": "rigl",
+                "sparsity": 0.5,
+            },
+        ),
         (
             "equinox with state",
             Loader(),

@@ -108,7 +108,7 @@ def predictions(opened: SavedRun, files: Sequence[Path], batch_size: int) -> lis
         if images:
             outputs = opened.predict(np.concatenate(images), batch_size=batch_size)
             for row, output in zip(readable, outputs, strict=True):
-                row |= _described(output, opened)
+                row.update(_described(output, opened))
     return rows
 
 

@@ -177,8 +177,17 @@ class Checkpoints:
           UnreadableRunError: if it is damaged, or of another network.
         """
         record = self._record(number)
-        saved = _restore(self._folder / str(number), like, STATE, partly=partly)
-        return step.from_saved(saved, like), Progress(**record["progress"])
+        place, progress = self._folder / str(number), Progress(**record["progress"])
+        if not partly:
+            return step.from_saved(_restore(place, like, STATE), like), progress
+        # What has no arrays here may have some there, and so is left out.
+        held = _with_arrays(like)
+        if "opt_state" in held:
+            held["opt_state"] = _with_arrays(like.opt_state)
+        found = _restore(place, held, STATE, partly=True)
+        opt_state = like.opt_state._replace(**found.pop("opt_state", {}))
+        restored = like._replace(**found, opt_state=opt_state)
+        return step.from_saved(restored, like), progress
 
     def restore_newest(
         self,
@@ -335,6 +344,10 @@ def _check_whole(place: Path) -> None:
             raise UnreadableRunError(f"{place} is damaged: it lacks {file}.")
         if found[file] != expected.get(file):
             raise UnreadableRunError(f"{place / file} is damaged: its checksum differs.")
+
+
+def _with_arrays(fields: Any) -> dict[str, Any]:
+    return {name: tree for name, tree in fields._asdict().items() if jax.tree.leaves(tree)}
 
 
 def _restore(place: Path, like: PyTree, item: str = "", *, partly: bool = False) -> PyTree:
