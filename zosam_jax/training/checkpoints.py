@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self, TypedDict, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from zosam_jax.training import devices, run_folder, step
@@ -227,6 +228,29 @@ class Checkpoints:
             f"none of its checkpoints can be taken: {'; '.join(wrong)}; move {self._run} away to "
             "train anew."
         )
+
+    def newest_arrays(self) -> tuple[PyTree, PyTree]:
+        """The parameters and the state of the newest checkpoint's network, whatever it is.
+
+        Raises:
+          FileNotFoundError: if there is none.
+          UnreadableRunError: if it is damaged.
+        """
+        if self.newest is None:
+            raise FileNotFoundError(f"{self._run} holds no checkpoint.")
+        place = self._folder / str(self.newest)
+
+        def read() -> tuple[PyTree, PyTree]:
+            _check_whole(place)
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                kept = checkpointer.metadata(place / STATE).item_metadata.tree
+                kept = {name: kept[name] for name in ("params", "model_state")}
+                how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), kept)
+                args = ocp.args.PyTreeRestore(kept, how, partial_restore=True)
+                found = checkpointer.restore(place / STATE, args)
+            return found["params"], found["model_state"]
+
+        return _understood(place, read)
 
     def _restored(
         self, like: TrainState, number: int, records: int | None, partly: bool

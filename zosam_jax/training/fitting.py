@@ -12,6 +12,7 @@ from rich.console import Console
 
 from zosam_jax import sparsity
 from zosam_jax.errors import REFUSALS
+from zosam_jax.models import pretrained
 from zosam_jax.training import build, devices, pictures, run_folder, saved_run, sources
 from zosam_jax.training.applicable import OWN_OPTIMIZER
 from zosam_jax.training.callbacks import Callback, Callbacks, ProgressLogger
@@ -221,7 +222,19 @@ def checked_problem(
     """What is trained; nothing has been computed yet that a wrong option could spoil."""
     build.check(config, names)
     devices.compute_exactly(config.precision)
-    return sources.problem(config, *sources.named_parts(config, parts, data))
+    parts, data = sources.named_parts(config, parts, data)
+    if config.init is not None:
+        parts = parts._replace(weights=_weights(config.init))
+    return sources.problem(config, parts, data)
+
+
+def _weights(path: Path) -> dict[str, Any]:
+    """The arrays of a run's newest checkpoint, or of a safetensors file, by name."""
+    if not path.is_dir():
+        return pretrained.read(path)
+    saved_run.read_config(path)  # says what is wrong if it is no run
+    with Checkpoints(path, keep=1, seconds=0.0) as checkpoints:
+        return pretrained.named(checkpoints.newest_arrays())
 
 
 def train(
@@ -255,6 +268,8 @@ def train(
         + (f", {problem.mesh.size} devices" if problem.mesh.size > 1 else "")
     )
     _tell_versions(folder, console)
+    if problem.started_from:
+        console.print(problem.started_from, markup=False, highlight=False)
     folder.write_options(config)
     folder.write_json(run_folder.DATA, problem.feed.info._asdict())
     every = config.keep_every

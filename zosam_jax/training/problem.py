@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from zosam_jax.data import Dataset, Split, augmentation, load, load_records
 from zosam_jax.data import dataset as datasets
 from zosam_jax.data.stream import Stream
 from zosam_jax.integrations import modules
+from zosam_jax.models import pretrained
 from zosam_jax.training import devices, losses
 from zosam_jax.training.accumulation import accumulated
 from zosam_jax.training.config import DataConfig, ProblemConfig, is_own
@@ -82,11 +83,13 @@ class Parts(NamedTuple):
       model: as `zosam_jax.integrations.modules.functions` takes it.
       loss: (outputs, targets) → losses of shape [batch, …].
       tx: the whole optimizer.
+      weights: what it starts from, by name, where the option init is given.
     """
 
     model: Any = None
     loss: Callable[..., Any] | None = None
     tx: optax.GradientTransformation | None = None
+    weights: Mapping[str, Any] | None = None
 
 
 class Problem:
@@ -98,6 +101,7 @@ class Problem:
       mesh: the devices that share each batch.
       feed: where batches come from.
       num_classes: of the labels.
+      started_from: in words, the weights that it starts from; empty without.
       steps_per_epoch, steps: of the run.
     """
 
@@ -150,6 +154,12 @@ class Problem:
                 )
             self._functions = modules.of_nnx(self._model)
         _check_augmentation(config, info)
+        self._start, self.started_from = None, ""
+        if self.parts.weights is not None:
+            shapes = jax.eval_shape(lambda: self._functions.init(0))
+            self._start, self.started_from = pretrained.fitted(
+                self.parts.weights, shapes, str(config.init)
+            )
         self.num_classes = info.num_classes
         usual = (config.loss, info.label_dtype, info.label_shape) == _USUAL
         if is_own(config.model) or not usual:
@@ -185,7 +195,8 @@ class Problem:
 
     def init(self, seed: int) -> Network:
         """Initial weights and statistics; the same for the same seed."""
-        return Network(*self._functions.init(seed))
+        network = Network(*self._functions.init(seed))
+        return network if self._start is None else pretrained.replaced(network, self._start)
 
     def apply(self, params: PyTree, model_state: PyTree, images: Array) -> Array:
         """The network's outputs in inference mode, for images as it takes them."""
