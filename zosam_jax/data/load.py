@@ -126,13 +126,14 @@ def from_npz(path: Path) -> Dataset:
         found = ", ".join(arrays) or "nothing"
         raise ValueError(f"{path} lacks the array {', '.join(missing)}; it holds {found}.")
     x_train, y_train, x_test, y_test = (arrays[name] for name in _ARRAYS)
+    names = arrays["class_names"].tolist() if "class_names" in arrays else None
     held_out = [arrays[name] for name in _HELD_OUT if name in arrays]
     try:
         return from_arrays(
             (x_train, y_train),
             (x_test, y_test),
             held_out or None,
-            class_names=arrays.get("class_names"),
+            class_names=names,
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

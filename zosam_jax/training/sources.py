@@ -144,15 +144,15 @@ def repeated_parts(
 
     Args:
       config: the options of a run that is opened, which alone make nothing be imported.
-      repeated: of model, loss and dataset what the user has typed; another data set than the run's
-        may be typed where that was made of arrays or batches, which no path names.
+      repeated: of model, loss and dataset what the user has typed; another path than the run's
+        where that was given in Python and cannot be typed: arrays, batches, code of a script.
 
     Raises:
       ValueError: for a path that is not the run's.
     """
     for option, name in repeated.items():
         own = getattr(config, option)
-        given_in_python = option == "dataset" and own.startswith(IN_PYTHON)
+        given_in_python = own.startswith((*IN_PYTHON, "__main__:")) or "<" in own
         if name is not None and name != own and not given_in_python:
             raise ValueError(f"{option}={name!r} is not that of the run, which has {own!r}.")
     model, loss = repeated.get("model"), repeated.get("loss")
