@@ -13,7 +13,7 @@ from zosam_jax import cli
 from zosam_jax.commands import options
 from zosam_jax.training.config import TrainConfig
 
-POSITIONAL = ("runs", "file", "containing")
+POSITIONAL = ("runs", "run", "images", "file", "containing")
 
 
 def said(capsys):

@@ -27,7 +27,7 @@ from problems import (
 
 import zosam_jax
 from zosam_jax import ascent, directions, masks
-from zosam_jax.commands.bench import passes as bench_passes
+from zosam_jax.training import passes as bench_passes
 
 SEED, ALPHA = 11, 0.7
 

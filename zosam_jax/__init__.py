@@ -1,5 +1,8 @@
 """Sharpness-aware and sparse training for JAX; the tour starts at `zosam_jax.zo_sam`."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from zosam_jax import ascent, descent, directions, optimizers, probes, radius, sparsity
 from zosam_jax.gradient import (
     Diagnostics,
@@ -10,7 +13,26 @@ from zosam_jax.gradient import (
 from zosam_jax.optimizers import *  # noqa: F403  # each optimizer, by its own list
 from zosam_jax.transform import diagnostics, pop_aux, sharpness_aware, value
 
+if TYPE_CHECKING:
+    from zosam_jax.training.fitting import fit as fit
+    from zosam_jax.training.saved_run import open_run as open_run
+
 __version__ = "0.1.0"
+
+# Whole runs take the extra `train`: imported once they are asked for, and so not in __all__.
+_RUNS = {"fit": "fitting", "open_run": "saved_run"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RUNS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(f"zosam_jax.training.{_RUNS[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"zosam_jax.{name} needs {error.name}, which comes with: pip install 'zosam_jax[train]'"
+        ) from error
+
 
 __all__ = [
     "Diagnostics",

@@ -10,6 +10,9 @@ import numpy as np
 
 T = TypeVar("T")
 
+# What options, files and data cause, and ends in a sentence; anything else is a fault of ours.
+REFUSALS = (ValueError, OSError, ModuleNotFoundError)
+
 
 def is_traced(value: Any) -> bool:
     """Whether `value` is known only when the compiled program runs."""

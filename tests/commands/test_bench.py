@@ -14,9 +14,10 @@ from rich.table import Table
 
 from zosam_jax import cli
 from zosam_jax.analysis.estimator import PerturbationQuality
-from zosam_jax.commands.bench import BenchConfig, command, entries, passes
-from zosam_jax.commands.bench.passes import Passes
+from zosam_jax.commands.bench import BenchConfig, command, entries
 from zosam_jax.commands.steps import Steps
+from zosam_jax.training import passes
+from zosam_jax.training.passes import Passes
 
 SMALL = ["--model", "lenet-300-100", "--batch-size", "16", "--image-shape", "8", "8", "1"]
 SMALLEST = {"model": "lenet-300-100", "batch_size": 4, "image_shape": (8, 8, 1)}

@@ -48,13 +48,13 @@ def read(folder):
 def by_hand(folder, split, shrink=1):
     """The accuracy by a loop of its own over the split, in pixel values that NumPy has scaled."""
     with open_run(folder) as saved:
-        saved.restore()
+        pass
     problem, network = saved.run.problem, saved.run.network
     images = split.images.astype(np.float64)
     n, height, width, channels = images.shape
     blocks = images.reshape(n, height // shrink, shrink, width // shrink, shrink, channels)
     images = np.rint(blocks.mean(axis=(2, 4)))
-    images = (images - problem.feed.pixel_mean) / problem.feed.pixel_sd
+    images = (images - problem.feed.info.pixel_mean) / problem.feed.info.pixel_sd
     outputs = problem.apply(network.params, network.model_state, images.astype(np.float32))
     return float(np.mean(np.argmax(outputs, axis=-1) == split.labels))
 

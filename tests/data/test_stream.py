@@ -22,6 +22,7 @@ class Jpegs:
 
     def __init__(self, count, damaged=None):
         self.num_classes = 100
+        self.class_names = None
         self.contents = []
         for i in range(count):
             noise = np.random.default_rng(i).integers(256, size=(12 + i % 3, 14, 3), dtype=np.uint8)
@@ -278,6 +279,7 @@ def test_where_no_crop_fits_the_centre_is_taken(shape):
 def test_half_the_images_are_flipped():
     class Ramps:
         num_classes = 1
+        class_names = None
 
         def __len__(self):
             return 600

@@ -4,10 +4,10 @@ import json
 
 from rich.console import Console
 
-from zosam_jax.commands.train import train
 from zosam_jax.training import run_folder
 from zosam_jax.training.callbacks import ProgressLogger
 from zosam_jax.training.checkpoints import Checkpoints
+from zosam_jax.training.fitting import train
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.step import to_saved
 from zosam_jax.training.trainer import Run

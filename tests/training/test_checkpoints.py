@@ -6,10 +6,10 @@ import pytest
 from rich.console import Console
 from small_runs import CrashError, crashing, final_state, metrics, options, run_once
 
-from zosam_jax.commands.train import train
 from zosam_jax.training import run_folder
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import TrainConfig
+from zosam_jax.training.fitting import train
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.run_folder import UnreadableRunError
 from zosam_jax.training.trainer import Run

@@ -18,13 +18,13 @@ from rich.console import Console
 from zosam_jax import trees
 from zosam_jax.analysis import features, hessian, sharpness, surface, variance
 from zosam_jax.analysis.estimator import PerturbationQuality
-from zosam_jax.commands import pictures
+from zosam_jax.commands.options import OpeningConfig
 from zosam_jax.commands.refusal import refusing
 from zosam_jax.commands.steps import Steps
 from zosam_jax.data.dataset import Images, Labels, Split
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.optimizers import ESTIMATORS
-from zosam_jax.training import contents, devices, run_folder, step
+from zosam_jax.training import contents, devices, pictures, run_folder, step
 from zosam_jax.training.problem import Examples
 from zosam_jax.training.run_folder import UnreadableRunError
 from zosam_jax.training.saved_run import SavedRun, complete_runs, opener
@@ -48,7 +48,7 @@ _SEED = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnalyzeConfig:
+class AnalyzeConfig(OpeningConfig):
     """Measure curvature, gradient variance and loss surfaces of finished runs, and draw them."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -107,9 +107,6 @@ class AnalyzeConfig:
     """features: regular expression for the layers' names. Default: a shallow, a middle and a deep
     block, where the model has three."""
 
-    data_dir: Path | None = None
-    """Folder of the data set's files. Default: where the run found them."""
-
     def __post_init__(self) -> None:
         """Checks what the types cannot say."""
         if not self.runs:
@@ -153,7 +150,7 @@ def analyze(config: AnalyzeConfig, console: Console) -> None:
     """
     left_out = []
     say = functools.partial(console.print, markup=False)
-    open_next = opener(data_dir=config.data_dir, say=say)
+    open_next = opener(data_dir=config.data_dir, code=config.code, say=say)
     with Steps(console) as steps:
         for path in complete_runs(config.runs):
             try:
@@ -169,7 +166,7 @@ def analyze(config: AnalyzeConfig, console: Console) -> None:
 
 def _fitted(config: AnalyzeConfig, saved: SavedRun) -> AnalyzeConfig:
     """The options with defaults that suit the run's data."""
-    there, own = saved.run.problem.feed.train_images, saved.config.batch_size
+    there, own = saved.run.problem.feed.info.train_images, saved.config.batch_size
     parts = config.parts
     if parts is None:
         parts = tuple(part for part in PARTS if part != "variance" or there >= 2 * own)
@@ -215,7 +212,7 @@ def _divisor(images: int) -> int:
 
 def _analysed(config: AnalyzeConfig, saved: SavedRun, steps: Steps) -> dict[str, Any]:
     run_folder.check_writable(saved.folder.path)
-    checkpoint = saved.restore().total_steps
+    checkpoint = saved.run.progress.total_steps
     analysis = _Analysis(config, saved, steps)
     if "features" in (config.parts or ()) and (config.layers or _has_depths(saved.model)):
         _draw_features(config, saved)

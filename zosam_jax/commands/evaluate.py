@@ -14,17 +14,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from zosam_jax.commands.options import OpeningConfig
 from zosam_jax.commands.refusal import refusing
 from zosam_jax.commands.steps import Steps
 from zosam_jax.data import CORRUPTIONS, Dataset, Split, cifar10_c, corrupt, corruptions
 from zosam_jax.data import dataset as datasets
 from zosam_jax.errors import check_count, check_number
 from zosam_jax.training import devices, run_folder
-from zosam_jax.training.config import ProblemConfig, TrainConfig
+from zosam_jax.training.config import ProblemConfig, TrainConfig, is_own
 from zosam_jax.training.contents import Robustness
 from zosam_jax.training.problem import Network, Problem, load_whole
 from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
-from zosam_jax.training.saved_run import SavedRun, complete_runs, opener, read_config
+from zosam_jax.training.saved_run import SavedRun, Step, complete_runs, opener, read_config
 
 # (corruption, severity) → the test images under it.
 Copies: TypeAlias = Callable[[str, int], Split]
@@ -33,7 +34,7 @@ _RUNS_A_TABLE = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(OpeningConfig):
     """Measure trained networks on corrupted test images; print a table."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -55,9 +56,6 @@ class EvaluateConfig:
 
     seed: int = 0
     """Seed of the corruptions' random numbers."""
-
-    data_dir: Path | None = None
-    """Folder of the data set's files. Default: where the run found them."""
 
     checkpoint: Literal["newest", "best"] = "newest"
     """Which checkpoint of a run to measure."""
@@ -106,12 +104,14 @@ def evaluate(config: EvaluateConfig, console: Console) -> list[Robustness]:
     for path in paths:
         with _leaving_out(path, left_out):
             _check(config, path, read_config(path))
-    open_next = opener(data_dir=config.data_dir, say=functools.partial(console.print, markup=False))
+    say = functools.partial(console.print, markup=False)
+    open_next = opener(data_dir=config.data_dir, code=config.code, say=say)
+    step: Step = "best" if config.checkpoint == "best" else "last"
     groups: dict[tuple[object, ...], list[_Subject]] = {}
     for path in paths:
         if path not in left_out:
-            with _leaving_out(path, left_out), open_next(path) as saved:
-                subject = _subject(config, saved)
+            with _leaving_out(path, left_out), open_next(path, step) as saved:
+                subject = _subject(saved)
                 groups.setdefault(_test_images(saved.config), []).append(subject)
     measured: dict[Path, Robustness] = {}
     with Steps(console) as steps:
@@ -142,6 +142,11 @@ def _check(config: EvaluateConfig, path: Path, options: TrainConfig) -> None:
         raise ValueError(
             f"{path} was trained with stream=True, and only images in memory can be corrupted."
         )
+    if is_own(options.dataset):
+        raise ValueError(
+            f"{path} was trained on {options.dataset}, and only data sets by name or in files can "
+            "be corrupted."
+        )
     if config.cifar10_c is not None and options.dataset != "cifar10":
         raise ValueError(
             f"cifar10_c={str(config.cifar10_c)!r} is for runs on cifar10; {path} was trained "
@@ -149,14 +154,12 @@ def _check(config: EvaluateConfig, path: Path, options: TrainConfig) -> None:
         )
 
 
-def _subject(config: EvaluateConfig, saved: SavedRun) -> _Subject:
+def _subject(saved: SavedRun) -> _Subject:
     """The network at the checkpoint asked for."""
     path = saved.folder.path
     run_folder.check_writable(path)
-    if config.checkpoint == "best" and saved.best is None:
-        raise FileNotFoundError(f"{path} has no best checkpoint: pass --checkpoint newest.")
-    progress = saved.restore(saved.best if config.checkpoint == "best" else None)
-    return _Subject(saved.folder, saved.run.problem, saved.run.network, progress.total_steps)
+    steps = saved.run.progress.total_steps
+    return _Subject(saved.folder, saved.run.problem, saved.run.network, steps)
 
 
 def _measure(

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import docstring_parser
@@ -23,7 +24,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("label_smoothing", "random_erasing", "stream", "workers", "randaugment"),
         "repeated_augmentation",
     ),
-    "model": ("model", "precision", "patch", "drop_path"),
+    "model": ("model", "loss", "init", "precision", "patch", "drop_path"),
     "optimizer": (
         *("optimizer", "rho", "radius", "rho_warmup", "base_optimizer", "momentum", "nesterov"),
         *("weight_decay", "clip_norm", "ema_decay", "num_directions", "fraction", "delta"),
@@ -46,6 +47,29 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 # Commands with options of fewer groups show them in one list.
 _FEWEST_GROUPS = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpeningConfig:
+    """The options of all commands that open runs."""
+
+    data_dir: Path | None = None
+    """Folder of the data set's files. Default: where the run found them."""
+
+    model: str | None = None
+    """Of a run whose network is code, PACKAGE.MODULE:FACTORY, repeated: nothing is executed only
+    because a run names it."""
+
+    dataset: str | None = None
+    """Likewise PACKAGE.MODULE:FUNCTION, for the data set."""
+
+    loss: str | None = None
+    """Likewise, for the loss."""
+
+    @property
+    def code(self) -> dict[str, str | None]:
+        """What is repeated; see `zosam_jax.training.saved_run.opener`."""
+        return {name: getattr(self, name) for name in ("model", "dataset", "loss")}
 
 
 def parse(options: type[T], words: Sequence[str], *, prog: str, default: T | None = None) -> T:

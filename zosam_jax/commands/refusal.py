@@ -4,10 +4,10 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
+from zosam_jax.errors import REFUSALS
+
 # A full or read-only disk, which may be neither later.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-REFUSALS = (ValueError, OSError, ModuleNotFoundError)
 
 
 class RefusedError(Exception):

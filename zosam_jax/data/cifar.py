@@ -36,6 +36,7 @@ class _Layout(NamedTuple):
     num_classes: int
     mean: tuple[float, float, float]
     sd: tuple[float, float, float]
+    class_names: tuple[str, ...] | None = None  # the hub's own, if there are any
 
 
 _CIFAR10 = _Layout(
@@ -49,6 +50,10 @@ _CIFAR10 = _Layout(
     num_classes=10,
     mean=(0.4914, 0.4822, 0.4465),
     sd=(0.2023, 0.1994, 0.2010),
+    class_names=(
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    ),
 )
 _CIFAR100 = _Layout(
     repository="uoft-cs/cifar100",
@@ -87,8 +92,11 @@ def cifar100(data_dir: Path | None = None) -> Dataset:
 
 
 def _load(layout: _Layout, data_dir: Path | None) -> Dataset:
-    return _read(layout, data_dir)._replace(
-        pixel_mean=tuple(255 * m for m in layout.mean), pixel_sd=tuple(255 * s for s in layout.sd)
+    dataset = _read(layout, data_dir)
+    return dataset._replace(
+        pixel_mean=tuple(255 * m for m in layout.mean),
+        pixel_sd=tuple(255 * s for s in layout.sd),
+        class_names=layout.class_names or dataset.class_names,
     )
 
 

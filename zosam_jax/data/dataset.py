@@ -1,12 +1,13 @@
 """Images and labels as plain arrays, and the few things done to them before training."""
 
 import dataclasses
-from typing import NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from zosam_jax.errors import check_count
-from zosam_jax.trees import Int, Integer, UInt8
+from zosam_jax.trees import Int, Integer, Shaped, UInt8
 
 Images: TypeAlias = UInt8[np.ndarray, "n height width channels"]
 Labels: TypeAlias = Int[np.ndarray, " n"]
@@ -22,10 +23,13 @@ _BLOCK = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images (N, height, width, channels) as uint8, and labels (N,) as int32."""
+    """Images (N, height, width, channels) as uint8, and labels (N,) as int32.
 
-    images: Images
-    labels: Labels
+    Of a problem of one's own, inputs and targets of any shape after N and of any dtype.
+    """
+
+    images: Shaped[np.ndarray, "n ..."]
+    labels: Shaped[np.ndarray, "n ..."]
 
     def __len__(self) -> int:
         """The number of images."""
@@ -42,8 +46,11 @@ class Dataset(NamedTuple):
     Attributes:
       train, test: the splits.
       validation: images held out of the training split; None without.
-      num_classes: labels are 0, …, num_classes − 1.
-      pixel_mean, pixel_sd: of the training images, for each channel, in pixel values (0 to 255).
+      num_classes: labels are 0, …, num_classes − 1; of targets that are no labels, the numbers of
+        one.
+      pixel_mean, pixel_sd: of the training images, for each channel, in pixel values (0 to 255);
+        of inputs other than uint8, which are taken as they are, 0 and 1.
+      class_names: what the classes are called; None if that is not known.
     """
 
     train: Split
@@ -52,17 +59,103 @@ class Dataset(NamedTuple):
     pixel_mean: tuple[float, ...]
     pixel_sd: tuple[float, ...]
     validation: Split | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+def from_arrays(
+    train: Sequence[Any],
+    test: Sequence[Any],
+    validation: Sequence[Any] | None = None,
+    *,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
+    """A data set out of arrays.
+
+    Args:
+      train: (inputs, targets). Inputs of shape [n, …]: uint8 pixels are scaled to mean 0 and
+        standard deviation 1, by channel where they have the four axes of images; anything else is
+        taken as it is. Targets of shape [n, …]: integers are labels, from 0; floating-point numbers
+        are targets of a regression.
+      test: likewise.
+      validation: likewise, held out of the training data; None without.
+      num_classes: by default one more than the largest label.
+      class_names: what the classes are called.
+
+    Returns:
+      The data set, of float32 and int32 where the arrays were wider.
+
+    Raises:
+      ValueError: for arrays that do not fit each other, naming the split.
+    """
+    given = {"train": train, "test": test, "validation": validation}
+    splits = {name: as_split(name, pair) for name, pair in given.items() if pair is not None}
+    first = splits["train"]
+    for name, split in splits.items():
+        for part in ("images", "labels"):
+            one, other = getattr(first, part), getattr(split, part)
+            if (one.shape[1:], one.dtype) != (other.shape[1:], other.dtype):
+                raise ValueError(
+                    f"{name}: its arrays of shape {other.shape} and dtype {other.dtype} do not fit "
+                    f"those of train, of shape {one.shape} and dtype {one.dtype}."
+                )
+    if first.labels.dtype == np.int32:
+        highest = max(int(split.labels.max()) for split in splits.values())
+        num_classes = num_classes or (len(class_names) if class_names else highest + 1)
+        for name, split in splits.items():
+            check_labels(split.labels.ravel(), num_classes, name)
+    dataset = from_splits(
+        splits["train"], splits["test"], num_classes or int(np.prod(first.labels.shape[1:]))
+    )
+    names = None if class_names is None else tuple(map(str, class_names))
+    return dataset._replace(validation=splits.get("validation"), class_names=names)
+
+
+def as_split(name: str, pair: Sequence[Any]) -> Split:
+    """(inputs, targets) as arrays of 32 bits at most; `name` is what errors call them.
+
+    Raises:
+      ValueError: if they are no arrays of numbers, not as many, or labels are below 0.
+    """
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be (inputs, targets), not {len(pair)} arrays.")
+    inputs, targets = (_narrow(name, array) for array in pair)
+    if not len(targets) or len(inputs) != len(targets):
+        raise ValueError(
+            f"{name} has inputs of shape {inputs.shape} and targets of shape {targets.shape}: as "
+            "many of both are expected, and at least one."
+        )
+    split = Split(inputs, targets)
+    if split.labels.dtype == np.int32 and split.labels.min() < 0:
+        raise ValueError(f"{name} has the label {split.labels.min()}, where 0, 1, … are expected.")
+    return split
+
+
+def _narrow(name: str, given: Any) -> Shaped[np.ndarray, "n ..."]:
+    """An array as it is trained on: 32 bits at most, as the devices have it."""
+    array = np.asarray(given)
+    if array.ndim == 0 or array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{name} holds {array.dtype} of shape {array.shape}: arrays of numbers are expected, "
+            "with the examples along the first axis."
+        )
+    if array.dtype.kind == "f":
+        return array.astype(np.float32, copy=False)
+    return array if array.dtype == np.uint8 and array.ndim > 1 else array.astype(np.int32)
 
 
 def from_splits(train: Split, test: Split, num_classes: int) -> Dataset:
     """A data set whose pixel scale is that of its training images."""
+    if train.images.dtype != np.uint8:
+        return Dataset(train, test, num_classes, (0.0,), (1.0,))
     values = np.arange(256)
     means, sds = [], []
-    for channel in range(train.images.shape[-1]):
+    images = train.images if train.images.ndim == 4 else train.images[..., None]
+    for channel in range(images.shape[-1]):
         # Counting values is exact; in blocks, since bincount widens what it counts.
         counts = np.zeros(256, np.int64)
         for start in range(0, len(train), _BLOCK):
-            block = train.images[start : start + _BLOCK, ..., channel]
+            block = images[start : start + _BLOCK, ..., channel]
             counts += np.bincount(block.ravel(), minlength=256)
         mean = np.average(values, weights=counts)
         means.append(float(mean))
@@ -109,7 +202,8 @@ def with_label_noise(dataset: Dataset, fraction: float, seed: int) -> Dataset:
 def shrink(dataset: Dataset, factor: int) -> Dataset:
     """Averages blocks of factor × factor pixels into one, in all images."""
     train, test = shrink_split(dataset.train, factor), shrink_split(dataset.test, factor)
-    return from_splits(train, test, dataset.num_classes)
+    small = from_splits(train, test, dataset.num_classes)
+    return small._replace(class_names=dataset.class_names)
 
 
 def shrink_split(split: Split, factor: int) -> Split:

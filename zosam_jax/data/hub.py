@@ -89,8 +89,10 @@ def records(source: str | Path, *, label: str | None = None) -> tuple[Records, R
     chosen = {"train": rows["train"], **_labelled_test_split(rows, source)}
     num_classes = _num_classes(features[label_column], chosen, source)
     folders = _image_folders(source)
+    named = getattr(features[label_column], "names", None)
+    names = None if named is None else tuple(named)
     train, test = (
-        _Rows(split, f"the {name} split of {source}", num_classes, "L", folders)
+        _Rows(split, f"the {name} split of {source}", num_classes, names, "L", folders)
         for name, split in chosen.items()
     )
     if train.has_colour() or test.has_colour():
@@ -108,7 +110,7 @@ def in_memory(train: Records, test: Records, *, image_size: int | None = None) -
         check_image_size(image_size)
     training, testing = _decode_all(train, image_size), _decode_all(test, image_size)
     _check_same_size(training.images.shape[1:], testing.images.shape[1:], f"image 0 of {test}")
-    return from_splits(training, testing, train.num_classes)
+    return from_splits(training, testing, train.num_classes)._replace(class_names=train.class_names)
 
 
 @dataclass
@@ -118,6 +120,7 @@ class _Rows:
     rows: datasets.Dataset
     name: str  # what messages call it
     num_classes: int
+    class_names: tuple[str, ...] | None
     mode: str
     # images that are given by a path lie below one of them; None where the paths have been listed
     # here, so that links in class folders may lead anywhere

@@ -8,7 +8,7 @@ import numpy as np
 
 from zosam_jax.data import files
 from zosam_jax.data.cifar import cifar10, cifar100
-from zosam_jax.data.dataset import Dataset, Split, check_labels, from_splits
+from zosam_jax.data.dataset import Dataset, Split, check_labels, from_arrays, from_splits
 from zosam_jax.data.idx import read_idx
 
 if TYPE_CHECKING:
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 _DIGITS_SPLIT_SEED = 0
 _DIGITS_TEST_IMAGES = 360
+_CLOTHES = (
+    *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_HELD_OUT = ("x_validation", "y_validation")
 
 
 def digits(data_dir: Path | None = None) -> Dataset:
@@ -35,7 +41,8 @@ def digits(data_dir: Path | None = None) -> Dataset:
     everything = Split(images, bunch.target.astype(np.int32))
     order = np.random.default_rng(_DIGITS_SPLIT_SEED).permutation(len(everything))
     train, test = order[:-_DIGITS_TEST_IMAGES], order[-_DIGITS_TEST_IMAGES:]
-    return from_splits(everything.take(train), everything.take(test), num_classes=10)
+    digits = from_splits(everything.take(train), everything.take(test), num_classes=10)
+    return digits._replace(class_names=tuple("0123456789"))
 
 
 def fashion_mnist(data_dir: Path | None = None) -> Dataset:
@@ -56,7 +63,7 @@ def fashion_mnist(data_dir: Path | None = None) -> Dataset:
             f"the t10k images in {data_dir} have {sizes[1]} pixels and the train images {sizes[0]}:"
             " they must have the same."
         )
-    return from_splits(train, test, num_classes=10)
+    return from_splits(train, test, num_classes=10)._replace(class_names=_CLOTHES)
 
 
 def _idx_split(data_dir: Path, prefix: str) -> Split:
@@ -83,6 +90,42 @@ def _find(data_dir: Path, name: str) -> Path:
     )
 
 
+def from_npz(path: Path) -> Dataset:
+    """A data set in one NumPy file; see `dataset.from_arrays` for what the arrays may be.
+
+    Args:
+      path: of a .npz with the arrays x_train, y_train, x_test and y_test and, if there are any,
+        x_validation, y_validation and class_names.
+
+    Raises:
+      ValueError: if the file cannot be read, lacks an array, or the arrays do not fit. Arrays of
+        Python objects are refused: to read them would execute code.
+    """
+    if problem := files.fault(path):
+        raise ValueError(f"dataset={str(path)!r} {problem}.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # zip, zlib and NumPy each have their own
+        raise ValueError(f"{path} cannot be read: {files.one_line(error)}") from error
+    missing = [name for name in _ARRAYS if name not in arrays]
+    if missing:
+        found = ", ".join(arrays) or "nothing"
+        raise ValueError(f"{path} lacks the array {', '.join(missing)}; it holds {found}.")
+    x_train, y_train, x_test, y_test = (arrays[name] for name in _ARRAYS)
+    names = arrays["class_names"].tolist() if "class_names" in arrays else None
+    held_out = [arrays[name] for name in _HELD_OUT if name in arrays]
+    try:
+        return from_arrays(
+            (x_train, y_train),
+            (x_test, y_test),
+            held_out or None,
+            class_names=names,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
     "digits": digits,
     "fashion-mnist": fashion_mnist,
@@ -90,6 +133,7 @@ DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
     "cifar100": cifar100,
 }
 
+NPZ = ".npz"
 _HUB_PREFIX = "hub:"
 _IMAGENET = "ILSVRC/imagenet-1k"
 _RECORDS = ("imagenet", "folder", f"{_HUB_PREFIX}OWNER/NAME")
@@ -105,7 +149,8 @@ def load(
     """Loads a data set into memory.
 
     Args:
-      name: one of DATASETS, or a name that `load_records` knows.
+      name: one of DATASETS, a file that ends in .npz (`from_npz`), or a name that `load_records`
+        knows.
       data_dir: the folder that its files are in.
       image_size: scale the shorter side to so many pixels and cut out the central square; for
         what `load_records` knows.
@@ -123,14 +168,16 @@ def load(
     """
     if data_dir is not None:
         files.check_name(data_dir)
-    if name in DATASETS:
+    if name in DATASETS or name.endswith(NPZ):
         for option, value in (("image_size", image_size), ("label", label)):
             if value is not None:
                 raise ValueError(
                     f"{option}={value!r} is for {', '.join(_RECORDS)}; {name} has no use for it."
                 )
+        if name.endswith(NPZ):
+            return from_npz((data_dir or Path()) / name)
         return DATASETS[name](data_dir)
-    source = _source(name, data_dir, choices=(*DATASETS, *_RECORDS))
+    source = _source(name, data_dir, choices=(*DATASETS, f"FILE{NPZ}", *_RECORDS))
     from zosam_jax.data import hub  # noqa: PLC0415 (an extra)
 
     return hub.in_memory(*hub.records(source, label=label), image_size=image_size)

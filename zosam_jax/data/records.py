@@ -16,6 +16,7 @@ class Records(Protocol):
     """A split of a data set, read image by image; picklable, so that worker processes can read."""
 
     num_classes: int  # labels are 0, …, num_classes − 1
+    class_names: tuple[str, ...] | None  # what the classes are called, if that is known
 
     def __len__(self) -> int:
         """The number of images."""

@@ -34,6 +34,9 @@ Box = tuple[int, int, int, int]
 _ORDER_STREAM = 1
 _SAMPLE_STREAM = 2
 
+# The part of a test image's shorter side that is kept.
+CROP_RATIO = 0.875
+
 _CROP_AREA = (0.08, 1.0)
 _CROP_ASPECT = 4 / 3  # at most, upright or lying
 _CROP_ATTEMPTS = 10
@@ -67,7 +70,7 @@ class Stream:
         randaugment: bool = False,
         repeats: int = 1,
         workers: int = 0,
-        crop_ratio: float = 0.875,
+        crop_ratio: float = CROP_RATIO,
     ) -> None:
         """Reads nothing yet.
 
@@ -96,6 +99,7 @@ class Stream:
             )
         _import_grain()
         self.num_classes = train.num_classes
+        self.class_names = train.class_names
         self.train_images = len(train)
         self.test_images = len(test)
         self._train = functools.partial(
@@ -402,6 +406,7 @@ class _GuardedRecords:
 
     def __init__(self, records: Records, check: Callable[[], None]) -> None:
         self.num_classes = records.num_classes
+        self.class_names = records.class_names
         self._records = records
         self._check = check
 

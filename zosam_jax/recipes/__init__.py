@@ -16,6 +16,7 @@ from zosam_jax.recipes import (
     cifar_wrn_28_10,
     digits_resnet8,
     fashion_mnist_resnet32,
+    finetune,
     imagenet_deit,
 )
 from zosam_jax.recipes.recipe import Recipe
@@ -27,6 +28,7 @@ FILES = (
     imagenet_deit,
     fashion_mnist_resnet32,
     digits_resnet8,
+    finetune,
 )
 
 

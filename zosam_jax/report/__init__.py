@@ -68,6 +68,7 @@ def _sections(study: Study, target: float | None) -> list[Section]:
     styles = figures.styles(study.optimizers, [row.base for row in study.rows])
     made = [
         performance.accuracy(study, styles),
+        performance.loss(study),
         performance.curves(study, styles),
         performance.convergence(study, target),
         performance.cost(study),

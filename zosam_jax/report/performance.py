@@ -56,6 +56,17 @@ def accuracy(study: Study, styles: Mapping[str, Style]) -> Section | None:
     return section._replace(tables=[*gains, *chosen, *_over_control(study), *further])
 
 
+def loss(study: Study) -> Section | None:
+    """The loss on the test images, where targets are no labels."""
+    if not any(math.isnan(run.fact("test_accuracy")) for run in study.runs):
+        return None
+    caption = f"Mean loss on the test examples after the last epoch. {SPREAD}"
+    table = by_optimizer(study, [measured(study, "test loss", "test_loss")], caption)
+    return Section(
+        "Test loss", "Of runs whose targets are no labels, and so have none right.", [table]
+    )
+
+
 def _tuned(study: Study) -> list[Table]:
     """What tuning chose for each optimizer, and what came of it, where anything was tuned."""
     tuned = [option for run in study.runs for option in run.tuned]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias, get_args
 
 from zosam_jax.report.runs import Omission, RunResult
 from zosam_jax.training import build
-from zosam_jax.training.applicable import base_optimizer
+from zosam_jax.training.applicable import OWN_OPTIMIZER, base_optimizer
 from zosam_jax.training.config import (
     CIRCUMSTANCES,
     AscentConfig,
@@ -214,7 +214,8 @@ def _order(one: _Described, settings: Sequence[Any]) -> tuple[Any, ...]:
 def _perturbation_order(perturbation: Options) -> tuple[int, int, float]:
     """Optimizers as they are listed; plain ones with options of their own last, tuned ρ first."""
     rho = perturbation.get("rho", 0.0)
-    place = get_args(OptimizerName).index(perturbation["optimizer"])
+    names = (*get_args(OptimizerName), OWN_OPTIMIZER)
+    place = names.index(perturbation["optimizer"])
     return place, len(perturbation), -1.0 if rho == _TUNED else rho
 
 

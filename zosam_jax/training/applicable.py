@@ -9,6 +9,8 @@ from zosam_jax.optimizers import RECORDS
 Values: TypeAlias = Mapping[str, Any]
 
 PLAIN = ("sgd", "adamw")
+# What stands for an optimizer that was given whole, as a transformation of optax.
+OWN_OPTIMIZER = "optax"
 
 
 class Requirement(NamedTuple):
@@ -38,7 +40,7 @@ def has_radius(optimizer: str) -> bool:
 
 def base_optimizer(values: Values, optimizer: str | None) -> str:
     """What turns the gradient into a step: a plain optimizer itself, or what follows the others."""
-    if optimizer in PLAIN:
+    if optimizer in (*PLAIN, OWN_OPTIMIZER):
         return str(optimizer)
     return values.get("base_optimizer") or "sgd"
 
@@ -109,6 +111,14 @@ RULES = (
     Requirement(("final_learning_rate",), "schedule='cosine'", _needs("schedule", "cosine")),
     Requirement(("milestones",), "schedule='step'", _needs("schedule", "step")),
     Requirement(("initial_learning_rate",), "a warmup", _needs_warmup),
+    Requirement(
+        (
+            *("learning_rate", "schedule", "final_learning_rate", "initial_learning_rate"),
+            *("warmup", "weight_decay", "clip_norm", "milestones", "base_optimizer"),
+        ),
+        "optimizers by name",
+        _unless(lambda optimizer: optimizer != OWN_OPTIMIZER),
+    ),
     Requirement(("mest_soft_bound",), "sparse='mest'", _needs("sparse", "mest")),
     Requirement(("lottery_levels", "rewind_epochs"), "sparse='lth'", _needs("sparse", "lth")),
     Requirement(("sparse_layers", "sparsity_distribution"), "a sparse network", _needs_masks),

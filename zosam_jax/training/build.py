@@ -1,7 +1,8 @@
 """From a run's options to its optimizer, the sharpness-aware part of it, its masks and its cost."""
 
 import dataclasses
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +11,13 @@ import optax
 
 from zosam_jax import sparsity
 from zosam_jax.data import dataset as datasets
+from zosam_jax.integrations import plain
 from zosam_jax.optimizers import RECORDS, SUBBATCH, Passes
 from zosam_jax.sparsity import METHODS, DropAndGrowState, SparseState, macs
 from zosam_jax.sparsity.layers import is_weight
 from zosam_jax.sparsity.lottery import default_levels
 from zosam_jax.training.applicable import (
+    OWN_OPTIMIZER,
     PLAIN,
     base_optimizer,
     check_applicable,
@@ -27,17 +30,23 @@ from zosam_jax.training.config import (
     RHO_WARMUP,
     ProblemConfig,
     TrainConfig,
+    is_own,
 )
-from zosam_jax.training.feed import Resident
+from zosam_jax.training.feed import Described, Resident
+from zosam_jax.training.passes import count, marked_outputs
 from zosam_jax.training.problem import STREAMED_SIZE, Network, Problem
-from zosam_jax.trees import PyTree
+from zosam_jax.trees import Array, PyTree
 
 # The models' kernels; not DeiT's position embedding and class token.
 KERNELS = "kernel"
+ALL = "."
 
 _SNIP_IMAGES = 128
 _GRASP_IMAGES_PER_CLASS = 10
 _GRASP_TEMPERATURE = 200.0
+
+# Examples in a batch whose passes are counted: what parts of a batch divide.
+_COUNTED = 2520
 
 # Pixels a side of a patch.
 DEIT_PATCH = 16
@@ -66,9 +75,12 @@ def build(
     """The optimizer of a run, from its initial network."""
     config = problem.config
     sam_tx = sharpness_aware_part(config, optimizer, rho, seed, problem.steps)
+    own = problem.parts.tx
     tx = under_masks(
         config,
-        transformation(config, optimizer, sam_tx, problem.steps),
+        transformation(config, optimizer, sam_tx, problem.steps)
+        if own is None
+        else optax.with_extra_args_support(own),
         masks_before_training(problem, network, seed),
         steps=problem.steps,
         seed=seed,
@@ -100,16 +112,15 @@ def canonical(config: TrainConfig) -> TrainConfig:
 
 def _defaults(config: TrainConfig) -> dict[str, Any]:
     """What None stands for in the options that have an effect."""
-    found: dict[str, Any] = {
-        **_defaults_of_optimizer(config),
-        "base_optimizer": config.optimizer if is_plain(config.optimizer) else "sgd",
-    }
+    found: dict[str, Any] = _defaults_of_optimizer(config)
+    if config.optimizer != OWN_OPTIMIZER:
+        found["base_optimizer"] = config.optimizer if config.optimizer in PLAIN else "sgd"
     if base_optimizer(vars(config), config.optimizer) == "sgd":
         found["momentum"] = MOMENTUM
     if config.schedule == "step":
         found["milestones"] = MILESTONES
     if not config.is_dense:
-        found["sparse_layers"] = KERNELS
+        found["sparse_layers"] = _layers(config)
         found["sparsity_distribution"] = default_distribution(config.sparse)
     if config.is_lottery:
         found["lottery_levels"] = default_levels(config.sparsity)
@@ -138,8 +149,13 @@ def _defaults_of_optimizer(config: TrainConfig) -> dict[str, Any]:
 
 
 def is_plain(optimizer: str) -> bool:
-    """Whether it takes the gradient where it is."""
-    return optimizer in PLAIN
+    """Whether it takes the gradient where it is, or is a transformation that was given whole."""
+    return optimizer in (*PLAIN, OWN_OPTIMIZER)
+
+
+def _layers(config: ProblemConfig) -> str:
+    """Which parameters are masked: kernels; of a network of one's own all of two axes or more."""
+    return ALL if is_own(config.model) else KERNELS
 
 
 def check(config: ProblemConfig, names: Collection[str]) -> None:
@@ -226,7 +242,7 @@ def transformation(
         links.append(optax.clip_by_global_norm(config.clip_norm))
     rate = schedule(config, steps)
     if base_optimizer(vars(config), optimizer) == "adamw":
-        links.append(optax.adamw(rate, weight_decay=config.weight_decay, mask=_kernels))
+        links.append(optax.adamw(rate, weight_decay=config.weight_decay, mask=_decayed(config)))
     else:
         links.append(optax.add_decayed_weights(config.weight_decay))
         momentum = MOMENTUM if config.momentum is None else config.momentum
@@ -265,11 +281,40 @@ def passes(config: ProblemConfig, optimizer: str) -> Passes:
     return RECORDS[optimizer].count_passes(has_aux=True, **options_of(config, optimizer))
 
 
-def _kernels(params: PyTree) -> PyTree:
-    """True at kernels: not at biases, norms, and embeddings, which AdamW leaves undecayed."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: path[-1].key == "kernel" and is_weight("", leaf), params
-    )
+def passes_of(tx: optax.GradientTransformation, params: PyTree) -> Passes:
+    """Those of a transformation that was given whole, of its dearest step, counted in its program.
+
+    Nothing is computed; in the network's place stands a function that costs nothing to trace.
+    """
+    extended, examples = optax.with_extra_args_support(tx), jnp.ones(_COUNTED)
+
+    def losses(params: PyTree, examples: Array) -> Array:
+        return marked_outputs(examples * optax.tree.norm(params))
+
+    def step(params: PyTree) -> PyTree:
+        return plain.apply_loss(
+            extended,
+            lambda params, examples: losses(params, examples).mean(),
+            params,
+            extended.init(params),
+            losses_fn=losses,
+            examples=examples,
+        )
+
+    return count(jax.make_jaxpr(step)(params), _COUNTED)
+
+
+def _decayed(config: ProblemConfig) -> Callable[[PyTree], PyTree]:
+    """params → True where AdamW decays: at kernels, not at biases, norms and embeddings.
+
+    Of a network of one's own, at all parameters of two axes or more.
+    """
+    name = _layers(config)
+
+    def chosen(path: Any, leaf: Any) -> bool:
+        return is_weight("", leaf) and (name == ALL or path[-1].key == name)
+
+    return lambda params: jax.tree_util.tree_map_with_path(chosen, params)
 
 
 def check_budget(problem: Problem) -> None:
@@ -297,7 +342,9 @@ def masks_before_training(problem: Problem, network: Network, seed: int) -> PyTr
     if config.is_dense or config.sparse in METHODS:
         return None
     params, level, choice = network.params, config.sparsity, mask_options(config)
-    if config.sparse == "random":
+    # Without the data any masks will do: a checkpoint has the run's own.
+    if config.sparse == "random" or isinstance(problem.feed, Described):
+        choice = {"distribution": "erk", **choice}
         return sparsity.random(params, level, key=seed, **choice)
     if config.sparse in ("magnitude", "lth"):
         # A lottery ticket begins with all weights. Untrained ones are not ranked across layers:
@@ -310,7 +357,7 @@ def masks_before_training(problem: Problem, network: Network, seed: int) -> PyTr
             lambda p, images: problem.apply(p, model_state, images),
             params,
             level,
-            problem.feed.image_shape,
+            problem.feed.info.image_shape,
             **choice,
         )
     if config.sparse == "snip":
@@ -368,13 +415,17 @@ class Cost:
 
     def __init__(self, problem: Problem, optimizer: str, network: Network) -> None:
         """Traces the network's forward pass on one image."""
-        image = jnp.zeros((1, *problem.feed.image_shape))
         self._params = network.params
         self._costs = macs.macs(
-            lambda p, x: problem.apply(p, network.model_state, x), network.params, image
+            lambda p, x: problem.apply(p, network.model_state, x),
+            network.params,
+            problem.inputs(1),
         )
-        self._dense = float(sum(jax.tree.leaves(self._costs)))
-        self._passes = passes(problem.config, optimizer).work
+        # NaN, and so are all costs, where nothing is a product.
+        self._dense = float(sum(jax.tree.leaves(self._costs))) or math.nan
+        own = problem.parts.tx
+        made = passes(problem.config, optimizer) if own is None else passes_of(own, network.params)
+        self._passes = made.work
 
     def inference(self, masks: PyTree) -> float:
         """One forward pass under the masks, as a fraction of the dense one."""
@@ -392,7 +443,7 @@ def _grasp_sample(problem: Problem, seed: int) -> Any:
     if not isinstance(feed, Resident):
         raise ValueError("sparse='grasp' does not go with stream: it picks images by class.")
     chosen = datasets.balanced_sample(
-        feed.dataset.train, _GRASP_IMAGES_PER_CLASS, feed.num_classes, seed
+        feed.dataset.train, _GRASP_IMAGES_PER_CLASS, problem.num_classes, seed
     )
     sample = feed.dataset.train.take(chosen)
     return sample.images, sample.labels
@@ -400,7 +451,7 @@ def _grasp_sample(problem: Problem, seed: int) -> Any:
 
 def mask_options(config: ProblemConfig) -> dict[str, Any]:
     """What every method takes: which layers and, where it was chosen, the distribution."""
-    choice: dict[str, Any] = {"where": config.sparse_layers or KERNELS}
+    choice: dict[str, Any] = {"where": config.sparse_layers or _layers(config)}
     # SynFlow has no other distribution than its own.
     if config.sparsity_distribution is not None and config.sparse != "synflow":
         choice["distribution"] = config.sparsity_distribution

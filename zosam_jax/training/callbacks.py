@@ -39,6 +39,33 @@ class Callback:
         """After each epoch."""
 
 
+class Callbacks(Callback):
+    """Several, told in turn."""
+
+    def __init__(self, *callbacks: Callback) -> None:
+        self._callbacks = callbacks
+
+    def on_start(self, run: "Run") -> None:
+        """Each one's."""
+        for callback in self._callbacks:
+            callback.on_start(run)
+
+    def on_step(self, run: "Run") -> None:
+        """Each one's."""
+        for callback in self._callbacks:
+            callback.on_step(run)
+
+    def on_reading(self, run: "Run") -> None:
+        """Each one's."""
+        for callback in self._callbacks:
+            callback.on_reading(run)
+
+    def on_epoch(self, record: EpochRecord, run: "Run") -> None:
+        """Each one's."""
+        for callback in self._callbacks:
+            callback.on_epoch(record, run)
+
+
 class ProgressLogger(Callback):
     """Shows progress, and appends to the run folder as the run goes; entered around the training.
 
@@ -125,11 +152,14 @@ class ProgressLogger(Callback):
                 "finite",
             )
         if not self._console.is_terminal:
-            skipped = math.isnan(record.test_accuracy)
-            test = "" if skipped else f"  test {record.test_accuracy:.2%}"
+            test = "" if math.isnan(record.test_loss) else f"  test loss {record.test_loss:.4f}"
+            if not math.isnan(record.train_accuracy):
+                skipped = math.isnan(record.test_accuracy)
+                test = "" if skipped else f"  test {record.test_accuracy:.2%}"
+                test = f"  train {record.train_accuracy:.2%}{test}"
             self._say(
                 f"epoch {record.epoch}/{self._problem.config.epochs}  loss {record.train_loss:.4f}"
-                f"  train {record.train_accuracy:.2%}{test}  "
+                f"{test}  "
                 f"{record.images_per_second:,.0f} images/s"
             )
         self._bar.update(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self, TypedDict, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from zosam_jax.training import devices, run_folder, step
@@ -186,22 +187,39 @@ class Checkpoints:
         known = [number for number in numbers if number in self._ranks]
         return max(known, key=lambda number: (self._ranks[number], number), default=None)
 
-    def restore(self, like: RunState, number: int) -> tuple[RunState, Progress]:
+    def restore(
+        self, like: RunState, number: int, *, partly: bool = False
+    ) -> tuple[RunState, Progress]:
         """The state and the position of a checkpoint.
 
         Args:
           like: a state of the same shapes, on the devices to restore to.
           number: which one.
+          partly: whether it may hold more than `like` has.
 
         Raises:
           UnreadableRunError: if it is damaged, or of another network.
         """
         record = self._record(number)
-        saved = _restore(self._folder / str(number), like, STATE)
-        return step.from_saved(saved, like), Progress(**record["progress"])
+        place, progress = self._folder / str(number), Progress(**record["progress"])
+        if not partly:
+            return step.from_saved(_restore(place, like, STATE), like), progress
+        # What has no arrays here may have some there, and so is left out.
+        held = _with_arrays(like)
+        if "opt_state" in held:
+            held["opt_state"] = _with_arrays(like.opt_state)
+        found = _restore(place, held, STATE, partly=True)
+        opt_state = like.opt_state._replace(**found.pop("opt_state", {}))
+        restored = like._replace(**found, opt_state=opt_state)
+        return step.from_saved(restored, like), progress
 
     def restore_newest(
-        self, like: RunState, say: Callable[[str], object], *, records: int | None = None
+        self,
+        like: RunState,
+        say: Callable[[str], object],
+        *,
+        records: int | None = None,
+        partly: bool = False,
     ) -> tuple[RunState, Progress]:
         """The same of the newest checkpoint that is whole.
 
@@ -210,6 +228,7 @@ class Checkpoints:
           say: is given a sentence about newer ones, if they are damaged.
           records: the lines of metrics.jsonl; checkpoints that go with more of them are passed
             over, too. None if it does not matter.
+          partly: as in `restore`.
 
         Raises:
           FileNotFoundError: if there is none.
@@ -219,7 +238,7 @@ class Checkpoints:
             raise FileNotFoundError(f"{self._run} holds no checkpoint.")
         wrong: list[str] = []
         for number in reversed(self.numbers):
-            found, reason = self._restored(like, number, records)
+            found, reason = self._restored(like, number, records, partly)
             # Processes that train together go on from the same one.
             if devices.agree(found is not None):
                 if found is None:
@@ -233,12 +252,35 @@ class Checkpoints:
             "train anew."
         )
 
+    def newest_arrays(self) -> tuple[PyTree, PyTree]:
+        """The parameters and the state of the newest checkpoint's network, whatever it is.
+
+        Raises:
+          FileNotFoundError: if there is none.
+          UnreadableRunError: if it is damaged.
+        """
+        if self.newest is None:
+            raise FileNotFoundError(f"{self._run} holds no checkpoint.")
+        place = self._folder / str(self.newest)
+
+        def read() -> tuple[PyTree, PyTree]:
+            _check_whole(place)
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                kept = checkpointer.metadata(place / STATE).item_metadata.tree
+                kept = {name: kept[name] for name in ("params", "model_state")}
+                how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), kept)
+                args = ocp.args.PyTreeRestore(kept, how, partial_restore=True)
+                found = checkpointer.restore(place / STATE, args)
+            return found["params"], found["model_state"]
+
+        return _understood(place, read)
+
     def _restored(
-        self, like: RunState, number: int, records: int | None
+        self, like: RunState, number: int, records: int | None, partly: bool
     ) -> tuple[tuple[RunState, Progress] | None, str]:
         """What `restore` returns, and why it is not to be taken."""
         try:
-            found = self.restore(like, number)
+            found = self.restore(like, number, partly=partly)
         except UnreadableRunError as error:
             return None, str(error).rstrip(".")
         needed = found[1].records
@@ -390,14 +432,23 @@ def _check_whole(place: Path) -> None:
             raise UnreadableRunError(f"{place / file} is damaged: its checksum differs.")
 
 
-def _restore(place: Path, like: PyTree, item: str = "") -> PyTree:
-    """The arrays of a checkpoint, or of one of its items."""
+def _with_arrays(fields: Any) -> dict[str, Any]:
+    return {name: tree for name, tree in fields._asdict().items() if jax.tree.leaves(tree)}
+
+
+def _restore(place: Path, like: PyTree, item: str = "", *, partly: bool = False) -> PyTree:
+    """The arrays of a checkpoint, or of one of its items; `partly`, of those that `like` has."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, step.to_saved(like))
 
     def read() -> PyTree:
         _check_whole(place)
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(place / item, abstract)
+        if not partly:
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.restore(place / item, abstract)
+        how = ocp.checkpoint_utils.construct_restore_args(abstract)
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            args = ocp.args.PyTreeRestore(abstract, how, partial_restore=True)
+            return checkpointer.restore(place / item, args)
 
     return _understood(place, read)
 

@@ -4,9 +4,15 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from zosam_jax.errors import check_count, check_delta, check_number, check_positive_fraction
+from zosam_jax.errors import (
+    check_count,
+    check_delta,
+    check_number,
+    check_one_of,
+    check_positive_fraction,
+)
 from zosam_jax.optimizers import RECORDS
 from zosam_jax.radius import RULES
 from zosam_jax.sparsity import METHODS
@@ -40,14 +46,20 @@ ModelName = Literal[
 ]
 
 
+def is_own(name: str) -> bool:
+    """Whether a model, data set or loss is no name of ours but an import path, MODULE:NAME."""
+    return ":" in name and not name.startswith("hub:")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is trained on."""
 
     dataset: str = "digits"
     """Data set: digits (comes with scikit-learn), fashion-mnist, cifar10, cifar100, imagenet,
-    hub:OWNER/NAME (any image classification set on the Hugging Face hub), or folder (parquet
-    files, or train/CLASS/*.jpg and val/CLASS/*.jpg, in --data-dir)."""
+    hub:OWNER/NAME (any image classification set on the Hugging Face hub), folder (parquet files,
+    or train/CLASS/*.jpg and val/CLASS/*.jpg, in --data-dir), FILE.npz (x_train, y_train, x_test,
+    y_test), or PACKAGE.MODULE:FUNCTION, which returns one."""
 
     data_dir: Path | None = None
     """Folder of the data set's files. Default: download from the hub, where it has the set."""
@@ -126,8 +138,17 @@ class DataConfig:
 class ModelConfig:
     """The network."""
 
-    model: ModelName = "resnet8"
-    """Network."""
+    model: str = "resnet8"
+    """Network: lenet-300-100, resnet8, resnet32, resnet50, resnet50-cifar, wrn-28-10, deit-micro,
+    deit-tiny, deit-small, or PACKAGE.MODULE:FACTORY, which makes one of Flax or Equinox."""
+
+    loss: str = "cross_entropy"
+    """What is minimised: cross_entropy, squared_error, or PACKAGE.MODULE:FUNCTION, which returns
+    each example's loss from the outputs and the targets."""
+
+    init: Path | None = None
+    """Start from these weights: a run folder, or pretrained ones in a safetensors file, with the
+    names of timm, transformers or our own. A head of another size starts anew."""
 
     patch: int | None = None
     """deit: pixels a side of a patch. Default: 16."""
@@ -140,6 +161,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """As for the data."""
+        if not is_own(self.model):
+            check_one_of("model", self.model, get_args(ModelName))
         if self.patch is not None:
             check_count("patch", self.patch)
         check_fraction("drop_path", self.drop_path)

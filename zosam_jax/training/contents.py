@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from zosam_jax.analysis.variance import GradientVariance
-from zosam_jax.training.config import TrainConfig
+from zosam_jax.training.applicable import OWN_OPTIMIZER
+from zosam_jax.training.config import OptimizerName, TrainConfig
 
 # Numbers are finite in these files: `float` stands for a number, or null where it is none.
 Numbers: typing.TypeAlias = list[float]
@@ -16,18 +17,23 @@ Numbers: typing.TypeAlias = list[float]
 
 if typing.TYPE_CHECKING:
     Config: typing.TypeAlias = dict[str, Any]
+    OPTIONS: dict[str, Any]
 else:
+    # Option → its type; an optimizer that was given whole has no name that could be typed.
+    OPTIONS = typing.get_type_hints(TrainConfig)
+    OPTIONS["optimizer"] = typing.Literal[*typing.get_args(OptimizerName), OWN_OPTIMIZER]
     # config.json: the options of `zosam train`, and the versions of libraries.
-    Config = TypedDict("Config", {**typing.get_type_hints(TrainConfig), "versions": dict[str, str]})
+    Config = TypedDict("Config", {**OPTIONS, "versions": dict[str, str]})
 
 
 class Summary(TypedDict):
-    """summary.json; see `zosam_jax.commands.train.train`."""
+    """summary.json; see `zosam_jax.training.fitting.train`."""
 
     test_accuracy: float
     best_test_accuracy: float
     chosen_test_accuracy: float
     validation_accuracy: float
+    test_loss: float
     ema_test_accuracy: float
     train_loss: float
     sparse: str

@@ -7,7 +7,7 @@ images themselves.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from zosam_jax.data import augmentation
-from zosam_jax.data.dataset import Dataset, Images, Labels, Split
+from zosam_jax.data.dataset import Dataset, Images, Labels, Split, as_split
 from zosam_jax.data.stream import Stream
 from zosam_jax.training import devices
 from zosam_jax.trees import Array, PyTree
@@ -37,29 +37,47 @@ class Example(NamedTuple):
     """A batch inside the compiled program.
 
     Attributes:
-      images: (N, height, width, channels), uint8.
-      labels: (N,), int32; −1 fills the last batch of an evaluation.
+      images: (N, height, width, channels), uint8, or other inputs.
+      labels: (N,), int32, or other targets; −1, or NaN, fills the last batch of an evaluation.
     """
 
     images: Array
     labels: Array
 
 
+class DataInfo(NamedTuple):
+    """What there is to know of a data set without having it; data.json in a run folder.
+
+    Attributes:
+      num_classes: labels are 0, …, num_classes − 1; 0 if that is not known.
+      image_shape, dtype: of one input: (height, width, channels) and "uint8" for images.
+      label_shape, label_dtype: of one target: () and "int32" for labels.
+      pixel_mean, pixel_sd: by channel, in pixel values (0 to 255).
+      class_names: what the classes are called; None if that is not known.
+      train_images: how many an epoch goes through.
+    """
+
+    num_classes: int
+    image_shape: tuple[int, ...]
+    dtype: str
+    label_shape: tuple[int, ...]
+    label_dtype: str
+    pixel_mean: tuple[float, ...]
+    pixel_sd: tuple[float, ...]
+    class_names: tuple[str, ...] | None
+    train_images: int
+
+
 class Feed(Protocol):
     """What training and evaluation ask of a data set.
 
     Attributes:
-      train_images: how many images an epoch goes through.
-      num_classes, image_shape, pixel_mean, pixel_sd: of the images, as the network gets them.
+      info: what there is to know of the images, as the network gets them.
       splits: the names of the splits to evaluate on: "test", and "validation" if there is one.
       arrays: what is kept on the devices, an argument of the compiled programs.
     """
 
-    train_images: int
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    pixel_mean: tuple[float, ...]
-    pixel_sd: tuple[float, ...]
+    info: DataInfo
     splits: tuple[str, ...]
     arrays: PyTree
 
@@ -78,9 +96,6 @@ class Feed(Protocol):
     def plain(self, arrays: PyTree, batch: Batch, split: str) -> Example:
         """The images and labels of an evaluation batch, as they are; within jit."""
 
-    def size(self, split: str) -> int:
-        """The number of images of a split."""
-
     def raw(self, seed: int, count: int) -> tuple[Images, Labels]:
         """The first images and labels of epoch 0, on the host, whole on every process."""
 
@@ -96,15 +111,23 @@ class Resident:
     ) -> None:
         """Puts all splits on the devices of the mesh."""
         self.dataset = dataset
-        self.train_images = len(dataset.train)
-        self.num_classes = dataset.num_classes
-        height, width, channels = dataset.train.images.shape[1:]
-        self.image_shape = (height, width, channels)
-        self.pixel_mean, self.pixel_sd = dataset.pixel_mean, dataset.pixel_sd
+        self.info = _info(
+            dataset.train.images,
+            dataset.train.labels,
+            dataset.num_classes,
+            (dataset.pixel_mean, dataset.pixel_sd),
+            dataset.class_names,
+        )
+        images = len(self.info.image_shape) == 3 and self.info.dtype == "uint8"
+        if crop_and_flip and not images:
+            raise ValueError(
+                "crop_and_flip=True is for uint8 images of shape (height, width, channels), not "
+                f"for inputs of dtype {self.info.dtype} and shape {self.info.image_shape}."
+            )
         held_out = () if dataset.validation is None else ("validation",)
         self.splits: tuple[str, ...] = (*held_out, "test")
         self._batch_size, self._crop_and_flip = batch_size, crop_and_flip
-        self._mesh, self._steps = mesh, self.train_images // batch_size
+        self._mesh, self._steps = mesh, self.info.train_images // batch_size
         self._evaluation_batch = _multiple_of(mesh.size, _EVALUATION_BATCH)
         arrays = {name: self._split(name) for name in ("train", *self.splits)}
         self.arrays = devices.replicate(
@@ -117,7 +140,7 @@ class Resident:
 
     def order(self, seed: int, epoch: int) -> npt.NDArray[np.integer]:
         """The order in which an epoch goes through the training images."""
-        return np.random.default_rng((seed, epoch)).permutation(self.train_images)
+        return np.random.default_rng((seed, epoch)).permutation(self.info.train_images)
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """As in `Feed`: the indices of all images of the epoch, (steps, batch size)."""
@@ -141,7 +164,7 @@ class Resident:
 
     def evaluation(self, split: str) -> Iterator[Batch]:
         """As in `Feed`: indices, −1 where there is no image left."""
-        size = self.size(split)
+        size = len(self._split(split))
         for start in range(0, size, self._evaluation_batch):
             indices = np.arange(start, start + self._evaluation_batch, dtype=np.int32)
             indices = np.where(indices < size, indices, -1)
@@ -150,11 +173,7 @@ class Resident:
     def plain(self, arrays: PyTree, batch: Batch, split: str) -> Example:
         """As in `Feed`."""
         images, labels = arrays[split]
-        return Example(images[batch], jnp.where(batch < 0, -1, labels[batch]))
-
-    def size(self, split: str) -> int:
-        """As in `Feed`."""
-        return len(self._split(split))
+        return Example(images[batch], filled(labels[batch], batch >= 0))
 
     def raw(self, seed: int, count: int) -> tuple[Images, Labels]:
         """As in `Feed`."""
@@ -168,8 +187,6 @@ class Resident:
 class Streamed:
     """A data set that is decoded while the devices compute; a `Feed`."""
 
-    pixel_mean: tuple[float, ...] = _IMAGENET_MEAN
-    pixel_sd: tuple[float, ...] = _IMAGENET_SD
     splits: tuple[str, ...] = ("test",)
     arrays: PyTree = None
 
@@ -177,9 +194,17 @@ class Streamed:
         """Reads nothing yet."""
         self._stream, self._batch_size, self._mesh = stream, batch_size, mesh
         self._evaluation_batch = _multiple_of(mesh.size, batch_size)
-        self.train_images = stream.train_images
-        self.num_classes = stream.num_classes
-        self.image_shape = (image_size, image_size, 3)
+        self.info = DataInfo(
+            num_classes=stream.num_classes,
+            image_shape=(image_size, image_size, 3),
+            dtype="uint8",
+            label_shape=(),
+            label_dtype="int32",
+            pixel_mean=_IMAGENET_MEAN,
+            pixel_sd=_IMAGENET_SD,
+            class_names=stream.class_names,
+            train_images=stream.train_images,
+        )
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """As in `Feed`: images and labels."""
@@ -195,7 +220,7 @@ class Streamed:
 
     def batch_shapes(self) -> Batch:
         """As in `Feed`."""
-        shape = (self._batch_size, *self.image_shape)
+        shape = (self._batch_size, *self.info.image_shape)
         sharding = devices.by_batch(self._mesh)
         return (
             jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding),
@@ -226,11 +251,6 @@ class Streamed:
         del arrays, split
         return Example(*batch)
 
-    def size(self, split: str) -> int:
-        """As in `Feed`."""
-        del split
-        return self._stream.test_images
-
     def raw(self, seed: int, count: int) -> tuple[Images, Labels]:
         """As in `Feed`."""
         images, labels = next(iter(self._stream.epoch(seed, 0, batch_size=count)))
@@ -241,13 +261,183 @@ class Streamed:
         self._stream.close()
 
 
-def batches_of(split: Split, mesh: Mesh) -> Iterator[Example]:
-    """Images of no feed in batches of one size, on the devices, filled up with labels of −1."""
-    size = _multiple_of(mesh.size, _EVALUATION_BATCH)
+class Batches:
+    """Batches that something else makes, such as a data loader; a `Feed`."""
+
+    arrays: PyTree = None
+
+    def __init__(
+        self,
+        train: Any,
+        test: Iterable[Any],
+        validation: Iterable[Any] | None,
+        mesh: Mesh,
+        *,
+        num_classes: int,
+        class_names: Sequence[str] | None,
+    ) -> None:
+        """Looks at the first batch.
+
+        Args:
+          train: (inputs, targets) of one size; it has a length. Each pass over it is an epoch, of
+            which its method set_epoch, if it has one, is told the number, from 0.
+          test: batches of at most that size.
+          validation: likewise; None without.
+          mesh: the devices.
+          num_classes: of the labels; 0 if that is not known.
+          class_names: likewise; None if that is not known.
+
+        Raises:
+          ValueError: where several processes train together.
+        """
+        if not devices.is_alone():
+            raise ValueError("batches that another program makes are for one process alone.")
+        self._train, self._mesh = train, mesh
+        self._held_out = {"test": test} | ({} if validation is None else {"validation": validation})
+        self.splits: tuple[str, ...] = tuple(sorted(self._held_out, reverse=True))
+        first = _as_split(next(self._pass(0)))
+        scale = ((0.0,), (1.0,))
+        info = _info(first.images, first.labels, num_classes, scale, class_names)
+        self.batch_size, self._steps = len(first), len(train)
+        self.info = info._replace(train_images=self._steps * self.batch_size)
+
+    def _pass(self, epoch: int) -> Iterator[Any]:
+        tell = getattr(self._train, "set_epoch", None)
+        if tell is not None:
+            tell(epoch)
+        return iter(self._train)
+
+    def _checked(self, batch: Any) -> Split:
+        split, info = _as_split(batch), self.info
+        found = (split.images.shape[1:], str(split.images.dtype), split.labels.shape[1:])
+        if (
+            found != (info.image_shape, info.dtype, info.label_shape)
+            or len(split) > self.batch_size
+        ):
+            raise BrokenDataError(
+                f"a batch of {len(split)} examples has inputs of shape {found[0]} and dtype "
+                f"{found[1]} and targets of shape {found[2]}, where the first one has "
+                f"{self.batch_size} of {info.image_shape}, {info.dtype} and {info.label_shape}."
+            )
+        return split
+
+    def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """As in `Feed`: inputs and targets. The seed is the iterable's affair."""
+        del seed
+        batches = itertools.islice(self._pass(epoch), start, self._steps)
+        for number, batch in enumerate(batches, start=start):
+            split = self._checked(batch)
+            if len(split) < self.batch_size:
+                raise BrokenDataError(
+                    f"batch {number} of the training data has {len(split)} examples, and the first "
+                    f"one {self.batch_size}: leave an incomplete last batch out (drop_last=True)."
+                )
+            yield devices.distribute((split.images, split.labels), self._mesh)
+
+    def batch_shapes(self) -> Batch:
+        """As in `Feed`."""
+        sharding, info = devices.by_batch(self._mesh), self.info
+        kinds = ((info.image_shape, info.dtype), (info.label_shape, info.label_dtype))
+        return tuple(
+            jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=sharding)
+            for shape, dtype in kinds
+        )
+
+    def examples(self, arrays: PyTree, batch: Batch, step: Array, key: Array) -> Example:
+        """As in `Feed`."""
+        del arrays, step, key
+        return Example(*batch)
+
+    def evaluation(self, split: str) -> Iterator[Batch]:
+        """As in `Feed`: inputs and targets."""
+        for batch in self._held_out[split]:
+            yield next(batches_of(self._checked(batch), self._mesh, self.batch_size))
+
+    def plain(self, arrays: PyTree, batch: Batch, split: str) -> Example:
+        """As in `Feed`."""
+        del arrays, split
+        return Example(*batch)
+
+    def raw(self, seed: int, count: int) -> tuple[Any, Any]:
+        """As in `Feed`."""
+        del seed
+        found: list[Split] = []
+        for batch in self._pass(0):
+            found.append(self._checked(batch))
+            if sum(map(len, found)) >= count:
+                break
+        inputs = np.concatenate([split.images for split in found])
+        return inputs[:count], np.concatenate([split.labels for split in found])[:count]
+
+    def close(self) -> None:
+        """As in `Feed`: nothing that is ours."""
+
+
+def _as_split(batch: Any) -> Split:
+    try:
+        return as_split("a batch", batch)
+    except (TypeError, ValueError) as error:
+        raise BrokenDataError(str(error)) from error
+
+
+class Described:
+    """A data set of which no more than its description is there; a `Feed` that has no batches."""
+
+    splits: tuple[str, ...] = ()
+    arrays: PyTree = None
+
+    def __init__(self, info: DataInfo) -> None:
+        self.info = info
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(
+            f"this takes the data set ({name}), and the run was opened without it: pass data=."
+        )
+
+    def close(self) -> None:
+        """As in `Feed`: nothing does."""
+
+
+def _info(
+    inputs: Any,
+    targets: Any,
+    num_classes: int,
+    scale: tuple[tuple[float, ...], tuple[float, ...]],
+    class_names: Sequence[str] | None,
+) -> DataInfo:
+    return DataInfo(
+        num_classes,
+        inputs.shape[1:],
+        str(inputs.dtype),
+        targets.shape[1:],
+        str(targets.dtype),
+        *scale,
+        None if class_names is None else tuple(class_names),
+        len(inputs),
+    )
+
+
+def filled(labels: Array, known: Array) -> Array:
+    """The labels or other targets where they are known; −1 or NaN elsewhere."""
+    filler = jnp.nan if jnp.issubdtype(labels.dtype, jnp.floating) else -1
+    known = known.reshape(known.shape + (1,) * (labels.ndim - 1))
+    return jnp.where(known, labels, jnp.asarray(filler, labels.dtype))
+
+
+def are_known(labels: Array) -> Array:
+    """Which of a batch's labels or other targets are not what `filled` fills in; (N,)."""
+    floating = jnp.issubdtype(labels.dtype, jnp.floating)
+    known = ~jnp.isnan(labels) if floating else labels >= 0
+    return jnp.all(known, axis=tuple(range(1, labels.ndim)))
+
+
+def batches_of(split: Split, mesh: Mesh, at_least: int = _EVALUATION_BATCH) -> Iterator[Example]:
+    """Images of no feed in batches of one size, on the devices, filled up with no labels."""
+    size = _multiple_of(mesh.size, at_least)
     for start in range(0, len(split), size):
         indices = _own_part(np.arange(start, start + size))
         taken = split.take(np.minimum(indices, len(split) - 1))
-        labels = np.where(indices < len(split), taken.labels, -1)
+        labels = np.asarray(filled(jnp.asarray(taken.labels), jnp.asarray(indices < len(split))))
         yield Example(*devices.distribute((taken.images, labels), mesh))
 
 

@@ -1,11 +1,13 @@
 """A data set, a model and a loss, ready to be trained from any seed."""
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -13,15 +15,29 @@ from zosam_jax import models
 from zosam_jax.data import Dataset, Split, augmentation, load, load_records
 from zosam_jax.data import dataset as datasets
 from zosam_jax.data.stream import Stream
-from zosam_jax.integrations import nnx as nnx_integration
-from zosam_jax.training import devices
+from zosam_jax.integrations import modules
+from zosam_jax.models import pretrained
+from zosam_jax.training import devices, losses
 from zosam_jax.training.accumulation import accumulated
-from zosam_jax.training.config import DataConfig, ProblemConfig
-from zosam_jax.training.feed import Batch, Example, Feed, Resident, Streamed, batches_of
+from zosam_jax.training.config import DataConfig, ProblemConfig, is_own
+from zosam_jax.training.feed import (
+    Batch,
+    DataInfo,
+    Example,
+    Feed,
+    Resident,
+    Streamed,
+    are_known,
+    batches_of,
+)
+from zosam_jax.training.losses import Metrics
 from zosam_jax.trees import Array, PyTree
 
 _LABEL_NOISE_SEED = 0
 _VALIDATION_SEED = 0
+
+# The loss of images' labels, and what these are.
+_USUAL = (losses.CROSS_ENTROPY, "int32", ())
 
 # Pixels a side of streamed images, if not told otherwise.
 STREAMED_SIZE = 224
@@ -39,11 +55,11 @@ class Network(NamedTuple):
     model_state: PyTree
 
 
-class Metrics(NamedTuple):
-    """What a pass of the model reports beside the loss: of `seen` images, `correct` are right."""
+class Evaluation(NamedTuple):
+    """Means over a split: how many labels are right, NaN where there are none, and the loss."""
 
-    correct: Array
-    seen: Array
+    accuracy: float
+    loss: float
 
 
 class Examples(NamedTuple):
@@ -60,56 +76,146 @@ class Examples(NamedTuple):
     targets: Array
 
 
+class Parts(NamedTuple):
+    """What a run is made of that its options cannot name, but say only where it comes from.
+
+    Attributes:
+      model: as `zosam_jax.integrations.modules.functions` takes it.
+      loss: (outputs, targets) → losses of shape [batch, …].
+      tx: the whole optimizer.
+      weights: what it starts from, by name, where the option init is given.
+    """
+
+    model: Any = None
+    loss: Callable[..., Any] | None = None
+    tx: optax.GradientTransformation | None = None
+    weights: Mapping[str, Any] | None = None
+
+
 class Problem:
     """What `zosam train` and `zosam compare` train.
 
     Attributes:
       config: the options.
+      parts: what they name by where it comes from.
       mesh: the devices that share each batch.
       feed: where batches come from.
+      num_classes: of the labels.
+      started_from: in words, the weights that it starts from; empty without.
       steps_per_epoch, steps: of the run.
     """
 
-    def __init__(self, config: ProblemConfig, dataset: Dataset | Stream | None = None) -> None:
+    def __init__(
+        self,
+        config: ProblemConfig,
+        dataset: Dataset | Stream | Callable[[jax.sharding.Mesh], Feed] | None = None,
+        parts: Parts | None = None,
+    ) -> None:
         """Builds the model's structure and puts a resident data set on the devices.
 
         Args:
           config: the options.
-          dataset: what to train on instead of what the options name.
+          dataset: what to train on instead of what the options name; or mesh → a feed of it.
+          parts: what the options name by where it comes from.
+
+        Raises:
+          ValueError: if the options and the parts do not fit each other.
         """
-        self.config = config
+        self.config, self.parts = config, parts or Parts()
         self.mesh = devices.make_mesh(config.mesh, config.batch_size)
         self.feed = _feed(config, load_dataset(config) if dataset is None else dataset, self.mesh)
-        if config.batch_size > self.feed.train_images:
+        info = self.feed.info
+        if config.batch_size > info.train_images:
             raise ValueError(
-                f"batch_size={config.batch_size} is more than the {self.feed.train_images} "
+                f"batch_size={config.batch_size} is more than the {info.train_images} "
                 "training images."
             )
-        self.steps_per_epoch = self.feed.train_images // config.batch_size
+        self.steps_per_epoch = info.train_images // config.batch_size
         self.steps = self.steps_per_epoch * config.epochs
-        # Only the structure is kept: no weight is computed here.
-        model = nnx.eval_shape(lambda: self._model(seed=0))
-        model.train()
-        self._train_graph = nnx.graphdef(model)
-        model.eval()
-        self._eval_graph = nnx.graphdef(model)
+        own_loss = _given("loss", config.loss, self.parts.loss) if is_own(config.loss) else None
+        self._losses = losses.function(config.loss, own_loss)
+        if is_own(config.model):
+            known = {"num_classes": info.num_classes} if info.num_classes else {}
+            self._functions = modules.functions(
+                _given("model", config.model, self.parts.model),
+                jax.eval_shape(lambda: self.inputs(1)),
+                image_shape=info.image_shape,
+                **known,
+            )
+        else:
+            if not info.num_classes:
+                raise ValueError(
+                    f"model={config.model!r} has an output for each class: pass num_classes=."
+                )
+            if len(info.image_shape) != 3:
+                raise ValueError(
+                    f"model={config.model!r} takes images of shape (height, width, channels), not "
+                    f"inputs of shape {info.image_shape}: pass a network of your own."
+                )
+            self._functions = modules.of_nnx(self._model)
+        _check_augmentation(config, info)
+        self._start, self.started_from = None, ""
+        if self.parts.weights is not None:
+            shapes = jax.eval_shape(lambda: self._functions.init(0))
+            self._start, self.started_from = pretrained.fitted(
+                self.parts.weights, shapes, str(config.init)
+            )
+        self.num_classes = info.num_classes
+        usual = (config.loss, info.label_dtype, info.label_shape) == _USUAL
+        if is_own(config.model) or not usual:
+            outputs = self._check_outputs()
+            self.num_classes = info.num_classes or outputs
+
+    def _check_outputs(self) -> int:
+        """How many outputs there are, the last axis; nothing is computed.
+
+        Raises:
+          ValueError: if the loss cannot be that of the outputs.
+        """
+        info = self.feed.info
+
+        def outputs() -> Array:
+            return self.apply(*self.init(0), self.inputs(2))
+
+        targets = jnp.zeros((2, *info.label_shape), info.label_dtype)
+        found = jax.eval_shape(outputs)
+        jax.eval_shape(self._losses, found, targets)
+        is_label = info.label_dtype == "int32" and found.shape[:-1] == targets.shape
+        if is_label and found.shape[-1] < info.num_classes:
+            raise ValueError(
+                f"the network has {found.shape[-1]} outputs and the data {info.num_classes} "
+                "classes: as many outputs are needed, at least."
+            )
+        return found.shape[-1] if found.ndim > 1 else 1
+
+    def inputs(self, count: int) -> Array:
+        """Zeros, as the network takes its inputs."""
+        info = self.feed.info
+        return self.pixels(jnp.zeros((count, *info.image_shape), info.dtype))
 
     def init(self, seed: int) -> Network:
         """Initial weights and statistics; the same for the same seed."""
-        _, params, model_state = nnx_integration.split(self._model(seed))
-        return Network(params, model_state)
+        network = Network(*self._functions.init(seed))
+        return network if self._start is None else pretrained.replaced(network, self._start)
 
     def apply(self, params: PyTree, model_state: PyTree, images: Array) -> Array:
         """The network's outputs in inference mode, for images as it takes them."""
-        outputs: Array = nnx.merge(self._eval_graph, params, model_state, copy=True)(images)
-        return outputs
+        return self._functions.apply(params, model_state, images, False)[0]
 
-    def model(self, network: Network) -> nnx.Module:
+    def predict(self, network: Network, images: Array) -> Array:
+        """Probabilities of the classes; the outputs where targets are no labels.
+
+        Args:
+          network: the network.
+          images: as the data set has them.
+        """
+        outputs = self.apply(network.params, network.model_state, self.pixels(images))
+        is_label = self.feed.info.label_dtype == "int32" and self.config.loss != "squared_error"
+        return jax.nn.softmax(outputs) if is_label else outputs
+
+    def model(self, network: Network) -> Any:
         """The network as a module of its own, in inference mode."""
-        module: nnx.Module = nnx.merge(
-            self._eval_graph, network.params, network.model_state, copy=True
-        )
-        return module
+        return self._functions.module(network.params, network.model_state)
 
     def loss(
         self, arrays: PyTree, model_state: PyTree, batch: Batch, step: Array, key: Array
@@ -144,7 +250,7 @@ class Problem:
                 images,
                 labels,
                 mix_key,
-                num_classes=self.feed.num_classes,
+                num_classes=self.num_classes,
                 mixup=config.mixup,
                 cutmix=config.cutmix,
                 smoothing=config.label_smoothing,
@@ -181,18 +287,17 @@ class Problem:
         """(params, examples) → the cross-entropy of each example, in one forward pass."""
 
         def losses(params: PyTree, examples: Examples) -> Array:
-            model = nnx.merge(self._train_graph, params, model_state, copy=True)
-            return _losses(model(examples.images), examples.targets)
+            outputs, _ = self._functions.apply(params, model_state, examples.images, True)
+            return self._losses(outputs, examples.targets)
 
         return losses
 
     def _part_loss(
         self, params: PyTree, model_state: PyTree, part: Examples
     ) -> tuple[Array, tuple[PyTree, Metrics]]:
-        functional = nnx_integration.functional_loss(
-            _cross_entropy, self._train_graph, model_state, has_aux=True
-        )
-        return functional(params, *part)
+        outputs, after = self._functions.apply(params, model_state, part.images, True)
+        loss = self._losses(outputs, part.targets).mean()
+        return loss, (after, losses.metrics(outputs, part.labels))
 
     def score_loss(
         self, model_state: PyTree, *, training: bool, temperature: float = 1.0
@@ -204,20 +309,23 @@ class Problem:
           training: whether BatchNorm takes the batch's statistics.
           temperature: what the logits are divided by.
         """
-        graph = self._train_graph if training else self._eval_graph
 
         def loss(params: PyTree, images: Array, labels: Array) -> Array:
-            logits = nnx.merge(graph, params, model_state, copy=True)(self.pixels(images))
-            return _losses(logits / temperature, labels).mean()
+            images = self.pixels(images)
+            logits, _ = self._functions.apply(params, model_state, images, training)
+            return self._losses(logits / temperature, labels).mean()
 
         return loss
 
     def accuracy(self, network: Network, split: str = "test") -> float:
         """The fraction of a split's images that the network labels correctly."""
-        correct = 0
-        for batch in self.feed.evaluation(split):
-            correct += self._correct(self.feed.arrays, network, batch, split)
-        return int(correct) / self.feed.size(split)
+        return self.evaluate(network, split).accuracy
+
+    def evaluate(self, network: Network, split: str = "test") -> Evaluation:
+        """The accuracy and the mean loss of the network on a split."""
+        arrays = self.feed.arrays
+        sums = (self._sums(arrays, network, b, split) for b in self.feed.evaluation(split))
+        return _means(sums)
 
     def accuracy_on(self, network: Network, split: Split) -> float:
         """The fraction of any other images that the network labels correctly.
@@ -226,23 +334,30 @@ class Problem:
           network: the network.
           split: images of the size and in the pixel values of the problem's own.
         """
-        correct = sum(self._correct_of(network, batch) for batch in batches_of(split, self.mesh))
-        return int(correct) / len(split)
+        return _means(self._sums_of(network, b) for b in batches_of(split, self.mesh)).accuracy
 
     @functools.partial(jax.jit, static_argnums=(0, 4))
-    def _correct(self, arrays: PyTree, network: Network, batch: Batch, split: str) -> Array:
-        correct: Array = self._correct_of(network, self.feed.plain(arrays, batch, split))
-        return correct
+    def _sums(self, arrays: PyTree, network: Network, batch: Batch, split: str) -> PyTree:
+        return self._sums_of(network, self.feed.plain(arrays, batch, split))
 
     @functools.partial(jax.jit, static_argnums=0)
-    def _correct_of(self, network: Network, batch: Example) -> Array:
-        logits = self.apply(network.params, network.model_state, self.pixels(batch.images))
-        return jnp.sum(jnp.argmax(logits, axis=-1) == batch.labels)
+    def _sums_of(self, network: Network, batch: Example) -> tuple[Metrics, Array, Array]:
+        """What is right, the sum of the losses, and of how many examples."""
+        known = are_known(batch.labels)
+        outputs = self.apply(network.params, network.model_state, self.pixels(batch.images))
+        found = losses.metrics(outputs, batch.labels)
+        each = jnp.where(known, self._losses(outputs, batch.labels), 0.0)
+        return found, each.sum(), known.sum()
 
     def pixels(self, images: Array) -> Array:
-        """Pixel values at mean 0 and standard deviation 1 over the training images."""
-        mean = jnp.asarray(self.feed.pixel_mean, jnp.float32)
-        sd = jnp.asarray(self.feed.pixel_sd, jnp.float32)
+        """Pixel values at mean 0 and standard deviation 1 over the training images.
+
+        Inputs that are no pixels, of another dtype than uint8, stay as they are.
+        """
+        if images.dtype != jnp.uint8:
+            return images
+        mean = jnp.asarray(self.feed.info.pixel_mean, jnp.float32)
+        sd = jnp.asarray(self.feed.info.pixel_sd, jnp.float32)
         return (images.astype(jnp.float32) - mean) / sd
 
     def _model(self, seed: int) -> Any:
@@ -254,9 +369,9 @@ class Problem:
                 options["patch"] = config.patch
         return models.create(
             config.model,
-            self.feed.num_classes,
+            self.feed.info.num_classes,
             rngs=nnx.Rngs(seed),
-            image_shape=self.feed.image_shape,
+            image_shape=self.feed.info.image_shape,
             dtype=jnp.dtype(config.precision),
             **options,
         )
@@ -272,7 +387,20 @@ def load_dataset(config: ProblemConfig) -> Dataset | Stream:
             repeats=config.repeated_augmentation,
             workers=config.workers,
         )
-    dataset = load_whole(config)
+    return changed(load_whole(config), config)
+
+
+def changed(dataset: Dataset, config: ProblemConfig) -> Dataset:
+    """A data set in memory as the options change it.
+
+    Raises:
+      ValueError: for options that are for images or for labels, where it has none.
+    """
+    images, labels = dataset.train.images, dataset.train.labels
+    if config.shrink > 1 and (images.dtype != np.uint8 or images.ndim != 4):
+        raise ValueError(f"shrink={config.shrink} is for images of uint8 pixels.")
+    if config.label_noise and (labels.dtype != np.int32 or labels.ndim != 1):
+        raise ValueError(f"label_noise={config.label_noise} is for labels, not other targets.")
     if config.train_images is not None:
         dataset = datasets.limit(dataset, config.train_images)
     if config.shrink > 1:
@@ -291,24 +419,43 @@ def load_whole(config: DataConfig) -> Dataset:
     )
 
 
-def _feed(config: ProblemConfig, dataset: Dataset | Stream, mesh: jax.sharding.Mesh) -> Feed:
+def _feed(config: ProblemConfig, dataset: Any, mesh: jax.sharding.Mesh) -> Feed:
     if isinstance(dataset, Stream):
         image_size = config.image_size or STREAMED_SIZE
         return Streamed(dataset, image_size, config.batch_size, mesh)
-    return Resident(dataset, config.batch_size, mesh, crop_and_flip=config.crop_and_flip)
+    if isinstance(dataset, Dataset):
+        return Resident(dataset, config.batch_size, mesh, crop_and_flip=config.crop_and_flip)
+    feed: Feed = dataset(mesh)
+    return feed
 
 
-def _cross_entropy(
-    model: Any, images: Array, labels: Array, targets: Array
-) -> tuple[Array, Metrics]:
-    logits = model(images)
-    correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
-    return _losses(logits, targets).mean(), Metrics(correct, jnp.asarray(labels.size))
+def _check_augmentation(config: ProblemConfig, info: DataInfo) -> None:
+    """Raises ValueError for options that are for images or labels, where there are none."""
+    labelled = (info.label_dtype, info.label_shape) == ("int32", ())
+    kinds = {"random_erasing": (True, False), "mixup": (True, True), "cutmix": (True, True)}
+    for name, (images, labels) in {**kinds, "label_smoothing": (False, True)}.items():
+        if getattr(config, name) and images and len(info.image_shape) != 3:
+            raise ValueError(
+                f"{name}={getattr(config, name)} is for images of shape (height, width, channels), "
+                f"not for inputs of shape {info.image_shape}."
+            )
+        if getattr(config, name) and labels and not labelled:
+            raise ValueError(f"{name}={getattr(config, name)} is for labels, not other targets.")
 
 
-def _losses(logits: Array, targets: Array) -> Array:
-    """Cross-entropies to labels (N,) or to distributions (N, classes)."""
-    if targets.ndim == 1:
-        losses: Array = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        return losses
-    return jnp.asarray(optax.softmax_cross_entropy(logits, targets))
+def _given(option: str, name: str, part: Any) -> Any:
+    """A part of the run that comes from code."""
+    if part is None:
+        raise ValueError(
+            f"{option}={name!r} is code, which is not executed because a file names it: pass "
+            f"{option}= what it names, or repeat --{option} {name}."
+        )
+    return part
+
+
+def _means(sums: Iterable[tuple[Metrics, Array, Array]]) -> Evaluation:
+    (correct, seen), loss, count = functools.reduce(
+        lambda total, more: jax.tree.map(jnp.add, total, more), sums
+    )
+    accuracy = int(correct) / int(seen) if int(seen) else math.nan
+    return Evaluation(accuracy, float(loss) / int(count))

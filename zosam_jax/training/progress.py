@@ -14,8 +14,9 @@ class EpochRecord(NamedTuple):
         the loss at θ+ε where the optimizer perturbs; the accuracy likewise, but SAM's at θ, whose
         pass comes first, and of images mixed by mixup or CutMix as if they were the first one.
       test_accuracy: at the end of the epoch.
-      validation_accuracy: likewise, on the images held out.
-      ema_test_accuracy: likewise, of the moving average of the weights, under the masks.
+      validation_accuracy, validation_loss: likewise, on the images held out.
+      test_loss: the mean loss on the test images, at the same time.
+      ema_test_accuracy: the test accuracy of the moving average of the weights, under the masks.
       sparsity: the fraction of zeros among the maskable weights then.
       training_cost: MACs since the start of the run, earlier rounds included, in epochs
         of the dense network with SGD (see `training.build.Cost`).
@@ -35,6 +36,8 @@ class EpochRecord(NamedTuple):
     train_accuracy: float
     test_accuracy: float
     validation_accuracy: float
+    validation_loss: float
+    test_loss: float
     ema_test_accuracy: float
     sparsity: float
     training_cost: float
@@ -50,9 +53,15 @@ class EpochRecord(NamedTuple):
 
     @property
     def score(self) -> float:
-        """By what the best epoch is chosen: validation accuracy, without one test accuracy."""
-        held_out = not math.isnan(self.validation_accuracy)
-        return self.validation_accuracy if held_out else self.test_accuracy
+        """By what the best epoch is chosen, between 0 and 1.
+
+        The validation accuracy, without one the test accuracy; where targets are no labels, a
+        falling function of the loss, on the same images.
+        """
+        known = [x for x in (self.validation_accuracy, self.test_accuracy) if not math.isnan(x)]
+        held_out = not math.isnan(self.validation_loss)
+        loss = self.validation_loss if held_out else self.test_loss
+        return known[0] if known else math.atan2(1.0, loss) / math.pi
 
 
 class Progress(NamedTuple):

@@ -23,6 +23,7 @@ from zosam_jax.training.progress import EpochRecord
 
 # Of a run.
 CONFIG = "config.json"
+DATA = "data.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 MASKS = "masks.txt"
@@ -111,8 +112,20 @@ class RunFolder:
         Raises:
           UnreadableRunError: if there is one that is damaged.
         """
+        return self.summary is not None
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What summary.json holds; None if there is none.
+
+        Raises:
+          UnreadableRunError: if it is damaged.
+        """
         file = self.path / SUMMARY
-        return os.path.lexists(file) and bool(read_json(file, contents.Summary))
+        if not os.path.lexists(file):
+            return None
+        found: dict[str, Any] = read_json(file, contents.Summary)
+        return found
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a whole JSON file, numbers that are not finite as null."""

@@ -16,7 +16,7 @@ from zosam_jax.training.callbacks import Callback
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.feed import Batch
 from zosam_jax.training.interruption import InterruptedRunError, Interruption
-from zosam_jax.training.problem import Network, Problem
+from zosam_jax.training.problem import Evaluation, Network, Problem
 from zosam_jax.training.progress import EpochRecord, Progress
 from zosam_jax.training.step import RunState
 from zosam_jax.trees import PyTree
@@ -219,24 +219,28 @@ class TrainingLoop:
         steps = problem.steps_per_epoch
         bad = int(run.state.bad_steps)
 
-        def accuracy(network: Network | None, split: str) -> float:
+        def evaluated(network: Network | None, split: str) -> Evaluation:
             if not evaluates or network is None or split not in problem.feed.splits:
-                return math.nan
-            return problem.accuracy(network, split)
+                return Evaluation(math.nan, math.nan)
+            return problem.evaluate(network, split)
 
         epoch, good = run.progress.epoch + 1, steps - bad
         average = run.state.average
         if average is not None:
             average = average._replace(params=sparsity.apply_masks(average.params, run.masks))
+        test, validation = evaluated(run.network, "test"), evaluated(run.network, "validation")
+        seen = int(run.state.seen)
         return EpochRecord(
             round=run.progress.round,
             epoch=epoch,
             step=epoch * steps,
             train_loss=float(run.state.loss_sum) / good if good else math.nan,
-            train_accuracy=int(run.state.correct) / int(run.state.seen) if good else math.nan,
-            test_accuracy=accuracy(run.network, "test"),
-            validation_accuracy=accuracy(run.network, "validation"),
-            ema_test_accuracy=accuracy(average, "test"),
+            train_accuracy=int(run.state.correct) / seen if seen else math.nan,
+            test_accuracy=test.accuracy,
+            validation_accuracy=validation.accuracy,
+            validation_loss=validation.loss,
+            test_loss=test.loss,
+            ema_test_accuracy=evaluated(average, "test").accuracy,
             sparsity=run.sparsity,
             training_cost=cost / steps,
             bad_steps=bad,

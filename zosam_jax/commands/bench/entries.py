@@ -13,10 +13,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from optax import contrib
 
 from zosam_jax import keys
-from zosam_jax.commands.bench import passes
 from zosam_jax.data import Dataset, dataset
 from zosam_jax.optimizers import Passes
-from zosam_jax.training import build, step
+from zosam_jax.training import build, passes, step
 from zosam_jax.training.feed import Batch
 from zosam_jax.training.problem import Examples, Problem
 from zosam_jax.training.step import RunState
@@ -79,7 +78,7 @@ class Entry:
             traced = jitted.trace(self.state, self._batch, self._arrays)
             self._program = traced.lower().compile()
             self.compile_seconds = time.perf_counter() - started
-        outputs = problem.config.batch_size * problem.feed.num_classes
+        outputs = problem.config.batch_size * problem.num_classes
         self.passes: Passes = passes.count(traced.jaxpr, outputs)
         self.varies = passes.count(traced.jaxpr, outputs, branch=min) != self.passes
         self.temp_bytes = int(self._program.memory_analysis().temp_size_in_bytes)

@@ -27,6 +27,12 @@ def marked(model: Any) -> Any:
     return model
 
 
+def marked_outputs(outputs: Array) -> Array:
+    """A network's outputs, marked for `count`."""
+    marked_array: Array = _output.bind(outputs, of="output")
+    return marked_array
+
+
 def count(
     program: core.ClosedJaxpr, outputs: int, *, branch: Callable[..., Passes] = max
 ) -> Passes:
@@ -75,9 +81,7 @@ def _plus(some: Passes, others: Passes) -> Passes:
 @functools.cache
 def _marked_class(kind: type) -> type:
     def call(self: Any, *args: Any, **kwargs: Any) -> Array:
-        outputs: Array = kind.__call__(self, *args, **kwargs)
-        marked_outputs: Array = _output.bind(outputs, of="output")
-        return marked_outputs
+        return marked_outputs(kind.__call__(self, *args, **kwargs))
 
     return type(kind)(kind.__name__, (kind,), {"__call__": call})
 
