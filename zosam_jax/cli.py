@@ -30,6 +30,7 @@ COMMANDS = {
     "bench": "time several optimizers' steps side by side; nothing is trained",
     "analyze": "measure curvature, gradient variance and loss surfaces of finished runs",
     "evaluate": "measure finished runs on corrupted test images",
+    "export": "write a trained network for other programs: StableHLO, ONNX, safetensors",
     "report": "gather runs into one page of tables and figures",
     "recipes": "list the paper's experiments by name, for zosam train --recipe NAME",
 }

@@ -6,8 +6,9 @@ Layouts, each lossless:
 - bitmask: an array NAME with many zeros becomes NAME.compressed (what is kept, row by row),
   NAME.bitmask (a bit for each element, rows filled up to bytes, lowest bit first), NAME.shape and
   NAME.row_offsets (where each row begins among what is kept), as compressed-tensors reads them.
-- packed: all arrays of a dtype, one after another, become DTYPE.values (what is kept) and DTYPE.bits
-  (the same bits without filling, deflated by zlib); the metadata's DTYPE lists names and shapes.
+- packed: all arrays of a dtype, one after another, become DTYPE.values (what is kept) and
+  DTYPE.bits (such bits without filling, deflated by zlib); the metadata's DTYPE has their names and
+  shapes.
 
 With int8, an array NAME of two or more axes holds rint(w / s) for the s of its channel on the last
 axis, max |w| / 127; NAME.scale has these s.

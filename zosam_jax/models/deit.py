@@ -115,7 +115,9 @@ class DeiT(nnx.Module):
                 f"image_shape={self.image_shape}, and has position embeddings for no other."
             )
         x = self.patches(images).reshape(images.shape[0], -1, self.class_token.shape[-1])
-        token = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+        token = jnp.broadcast_to(
+            self.class_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1])
+        )
         x = jnp.concatenate([token, x], axis=1) + self.positions[...].astype(x.dtype)
         for block in self.blocks:
             x = block(x)
