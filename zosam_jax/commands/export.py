@@ -39,8 +39,8 @@ class ExportConfig:
     Default: export in the run folder."""
 
     layout: Literal["dense", "bitmask", "packed"] | None = None
-    """Of safetensors: dense; bitmask, without zeros, as compressed-tensors reads it; packed, smaller
-    still. Default: bitmask for a sparse network, else dense."""
+    """Of safetensors: dense; bitmask, without zeros, as compressed-tensors reads it; or packed,
+    smaller still. Default: bitmask for a sparse network, else dense."""
 
     int8: bool = False
     """Round the weights of onnx (and its activations) and safetensors to 8 bits."""
@@ -172,7 +172,7 @@ def _check_folder(folder: Path) -> None:
 def _table(found: dict[str, Verified], folder: Path) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=f"exported to {folder}")
     for heading in card.HEADINGS:
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
     for row in card.rows(found):
         table.add_row(*row)
     return table

@@ -35,7 +35,7 @@ _SCALING = {
 }
 
 HEADINGS = (
-    *("", "bytes", "of float32", "largest difference", "accuracy (%)"),
+    *("", "bytes", "of float32", "difference", "accuracy (%)"),
     *(f"ms for {size}" for size in LATENCY_BATCHES),
 )
 
@@ -45,7 +45,7 @@ def rows(found: Mapping[str, Verified]) -> list[list[str]]:
     whole = found[NETWORK].bytes
     return [
         [
-            "the network in JAX" if name == NETWORK else FILES[name],
+            "network in JAX" if name == NETWORK else FILES[name],
             f"{one.bytes:,}",
             f"{one.bytes / whole:.1%}",
             f"{one.difference:.1e}",

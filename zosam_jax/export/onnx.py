@@ -160,7 +160,7 @@ def _converter() -> tuple[Any, Callable[..., Any]]:
         operations = importlib.import_module("jax2onnx.plugins.jax.lax")
         for module in pkgutil.iter_modules(operations.__path__):
             importlib.import_module(f"{operations.__name__}.{module.name}")
-        conversion = importlib.import_module("jax2onnx.converter.conversion_api")
+        conversion: Any = importlib.import_module("jax2onnx.converter.conversion_api")
         interface = importlib.import_module("jax2onnx.user_interface")
     except ModuleNotFoundError as error:
         raise missing("onnx", error) from error

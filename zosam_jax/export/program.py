@@ -58,9 +58,9 @@ class Program:
             "classes": ", ".join(map(str, range(feed.num_classes))),
         }
 
-    def prepared(self, images: Array) -> Array:
+    def prepared(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """uint8 images as the program takes them."""
-        return self._problem.pixels(images) if self._raw else images
+        return np.asarray(self._problem.pixels(jnp.asarray(images))) if self._raw else images
 
     def __call__(self, images: Array) -> Array:
         """Images (N, height, width, channels) → probabilities or logits (N, classes)."""
@@ -83,14 +83,14 @@ class Program:
         return jax.ShapeDtypeStruct((size, *self.image.shape), self.image.dtype)
 
 
-class TestBatch(NamedTuple):
+class HeldOut(NamedTuple):
     """uint8 images and labels of the test split, on the host."""
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.integer[Any]]
 
 
-def test_batches(problem: Problem, count: int | None = None) -> Iterator[TestBatch]:
+def held_out_batches(problem: Problem, count: int | None) -> Iterator[HeldOut]:
     """The test images in batches, all or the first so many."""
     left = problem.feed.size("test") if count is None else count
     for batch in problem.feed.evaluation("test"):
@@ -99,7 +99,7 @@ def test_batches(problem: Problem, count: int | None = None) -> Iterator[TestBat
         if not len(there):
             return
         left -= len(there)
-        yield TestBatch(images[there], labels[there])
+        yield HeldOut(images[there], labels[there])
 
 
 def _name(path: tuple[Any, ...]) -> str:

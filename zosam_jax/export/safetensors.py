@@ -128,7 +128,7 @@ def _kept(array: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 
 def _to_bitmasks(arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
-    found = {}
+    found: dict[str, npt.NDArray[Any]] = {}
     for name, array in arrays.items():
         parts = _bitmask(array) if array.ndim > 1 else {}
         is_smaller = sum(part.nbytes for part in parts.values()) < array.nbytes
@@ -183,7 +183,7 @@ def _to_packed(arrays: Arrays) -> tuple[dict[str, npt.NDArray[Any]], dict[str, s
 
 
 def _from_packed(stored: Arrays, index: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
-    found = {}
+    found: dict[str, npt.NDArray[Any]] = {}
     for dtype in (name.removesuffix(".bits") for name in stored if name.endswith(".bits")):
         shapes = dict(map(_name_and_shape, index[dtype].split(", ")))
         sizes = [math.prod(shape) for shape in shapes.values()]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zosam_jax.export import onnx, safetensors, stablehlo
-from zosam_jax.export.program import Program, test_batches
+from zosam_jax.export.program import Program, held_out_batches
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.run_folder import UnwritableError, check_writable, replacing
 
@@ -150,7 +150,7 @@ def _made(
         calibration = None
         if int8:
             count = min(_CALIBRATION_IMAGES, problem.feed.train_images)
-            calibration = np.asarray(program.prepared(problem.feed.raw(0, count)[0]))
+            calibration = program.prepared(problem.feed.raw(0, count)[0])
         onnx.save(file, program, calibration)
         return onnx.load(file)
     safetensors.save(file, program.arrays, layout, int8=int8, metadata=program.metadata)
@@ -176,8 +176,8 @@ def _compared(
     """The largest differences, accuracies, and what differences may be."""
     differences, correct = dict.fromkeys(functions, 0.0), dict.fromkeys(functions, 0)
     seen, size = 0, 1.0
-    for batch in test_batches(problem, images):
-        prepared = np.asarray(program.prepared(batch.images))
+    for batch in held_out_batches(problem, images):
+        prepared = program.prepared(batch.images)
         expected = functions[NETWORK](prepared)
         seen, size = seen + len(batch.labels), max(size, float(np.abs(expected).max()))
         for name, function in functions.items():
@@ -193,10 +193,10 @@ def _latencies(
     problem: Problem, program: Program, functions: Mapping[str, Function]
 ) -> dict[str, dict[str, float]]:
     """Medians in milliseconds; the functions take turns, so that all see the same machine."""
-    first = next(test_batches(problem)).images
+    first = next(held_out_batches(problem, max(LATENCY_BATCHES))).images
     found: dict[str, dict[str, float]] = {name: {} for name in functions}
     for size in LATENCY_BATCHES:
-        batch = np.asarray(program.prepared(np.resize(first, (size, *first.shape[1:]))))
+        batch = program.prepared(np.resize(first, (size, *first.shape[1:])))
         times: dict[str, list[float]] = {name: [] for name in functions}
         for _ in range(_ROUNDS + 1):
             for name, function in functions.items():
