@@ -31,6 +31,7 @@ COMMANDS = {
     "analyze": "measure curvature, gradient variance and loss surfaces of finished runs",
     "evaluate": "measure finished runs on corrupted test images",
     "predict": "label images with a finished run",
+    "export": "write a trained network for other programs: StableHLO, ONNX, safetensors",
     "report": "gather runs into one page of tables and figures",
     "recipes": "list the paper's experiments by name, for zosam train --recipe NAME",
 }

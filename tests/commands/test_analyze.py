@@ -11,10 +11,10 @@ import pytest
 
 from zosam_jax import cli
 from zosam_jax.analysis import hessian
-from zosam_jax.commands import analyze, pictures
+from zosam_jax.commands import analyze
 from zosam_jax.commands.analyze import AnalyzeConfig
-from zosam_jax.training import step
-from zosam_jax.training.saved_run import open_run
+from zosam_jax.training import pictures, step
+from zosam_jax.training.saved_run import opener
 
 ONE = ["--mesh", "data=1"]
 SMALL = ["--model", "lenet-300-100", "--train-images", "256", "--epochs", "4", *ONE]
@@ -53,7 +53,7 @@ def test_it_leaves_numbers_and_pictures(run, found):
 def test_the_variance_is_that_of_the_steps_own_batches(run, found):
     assert [look["epoch"] for look in found["checkpoints"]][-1] == 4
     assert {2, 4} <= {look["epoch"] for look in found["checkpoints"]}
-    with open_run(run) as saved:
+    with opener()(run) as saved:
         saved.restore()
         problem, state = saved.run.problem, saved.run.state
         images, labels = problem.feed.raw(0, 128)
@@ -81,7 +81,7 @@ def test_sams_climb_is_aimed_and_the_variance_at_its_end_another(found):
 
 @pytest.mark.slow
 def test_the_spectrum_is_that_of_the_network_in_inference(run, found):
-    with open_run(run) as saved:
+    with opener()(run) as saved:
         saved.restore()
         problem, state = saved.run.problem, saved.run.state
         images, labels = map(jnp.asarray, problem.feed.raw(0, 128))
@@ -99,7 +99,7 @@ def test_the_spectrum_is_that_of_the_network_in_inference(run, found):
 
 @pytest.mark.slow
 def test_lines_and_plane_go_through_the_weights(run, found):
-    with open_run(run) as saved:
+    with opener()(run) as saved:
         saved.restore()
         loss = saved.run.problem.score_loss(saved.run.state.model_state, training=False)
         at = float(
@@ -191,7 +191,7 @@ def test_a_residual_network_shows_three_blocks_and_takes_either_statistics(tmp_p
         cli.main(["analyze", str(run), *look, *options])
         at[statistics] = json.loads((run / "analysis.json").read_text())["surface"]["random"][1]
     assert (run / "features.png").read_bytes().startswith(b"\x89PNG")
-    with open_run(run) as saved:
+    with opener()(run) as saved:
         saved.restore()
         state, problem = saved.run.state, saved.run.problem
         images, labels = map(jnp.asarray, problem.feed.raw(0, 128))
@@ -238,7 +238,9 @@ def test_wrong_options(options, sentence, tmp_path):
 def test_defaults_fit_the_data(there, own, options, expected, tmp_path):
     saved = SimpleNamespace(
         config=SimpleNamespace(batch_size=own),
-        run=SimpleNamespace(problem=SimpleNamespace(feed=SimpleNamespace(train_images=there))),
+        run=SimpleNamespace(
+            problem=SimpleNamespace(feed=SimpleNamespace(info=SimpleNamespace(train_images=there)))
+        ),
     )
     fitted = analyze._fitted(AnalyzeConfig(runs=(tmp_path,), **options), saved)
     assert (fitted.images, fitted.batch_size) == expected

@@ -114,8 +114,10 @@ class DeiT(nnx.Module):
                 f"images of shape {images.shape} do not fit: this model was made with "
                 f"image_shape={self.image_shape}, and has position embeddings for no other."
             )
-        x = self.patches(images).reshape(len(images), -1, self.class_token.shape[-1])
-        token = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+        x = self.patches(images).reshape(images.shape[0], -1, self.class_token.shape[-1])
+        token = jnp.broadcast_to(
+            self.class_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1])
+        )
         x = jnp.concatenate([token, x], axis=1) + self.positions[...].astype(x.dtype)
         for block in self.blocks:
             x = block(x)

@@ -30,7 +30,7 @@ class LeNet300100(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images (N, height, width, channels) → logits (N, num_classes) in float32."""
-        x = images.reshape(len(images), -1)
+        x = images.reshape(images.shape[0], -1)
         x = nnx.relu(self.hidden1(x))
         x = nnx.relu(self.hidden2(x))
         return self.head(x)

@@ -166,8 +166,8 @@ def _read(folder: Path, name: str) -> RunResult:
     last_step = records[-1].step if records else 0
     if last_step != summary["steps"]:
         raise UnreadableRunError(
-            f"{folder / METRICS} or {SUMMARY} is damaged: the one ends at step {last_step}, the "
-            f"other at {summary['steps']}."
+            f"{folder / METRICS} is damaged: it ends at step {last_step}; or {SUMMARY} is, where "
+            f"the run ends at {summary['steps']}."
         )
     analysis = _understood(folder / ANALYSIS, contents.Analysis, _analysis)
     robustness = _understood(folder / ROBUSTNESS, contents.Robustness, _robustness)

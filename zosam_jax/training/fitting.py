@@ -347,7 +347,9 @@ def _summary(
     config: TrainConfig, run: Run, rho: float, records: list[EpochRecord]
 ) -> dict[str, Any]:
     last = records[-1]
-    evaluated = [r for r in records if not math.isnan(r.test_loss)]
+    evaluated = [
+        r for r in records if not (math.isnan(r.test_loss) and math.isnan(r.test_accuracy))
+    ]
     chosen = max(evaluated, key=lambda r: r.score)
     return {
         "test_accuracy": last.test_accuracy,

@@ -42,6 +42,10 @@ ROBUSTNESS = "robustness.json"
 TUNING_RUNS = "tune"
 TUNING = "tuning.json"
 COMPARISON = "compare.json"
+# Of an export: a folder in a run's, or any other.
+EXPORT = "export"
+EXPORT_RECORD = "export.json"
+MODEL_CARD = "README.md"
 # Of a report.
 REPORT_PAGE = "report.html"
 REPORT_MARKDOWN = "report.md"

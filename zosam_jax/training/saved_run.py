@@ -258,6 +258,7 @@ def opener(
     data_dir: Path | None = None,
     code: Mapping[str, str | None] | None = None,
     loads: bool = True,
+    precision: Literal["float32", "bfloat16"] | None = None,
     say: Say = warnings.warn,
 ) -> Callable[..., SavedRun]:
     """(path, step="last") → a run with its data, for several in turn.
@@ -270,6 +271,7 @@ def opener(
       code: of model, loss and dataset those import paths that the user has repeated, which are
         imported for the runs that have them.
       loads: whether the data are wanted; else runs are as `open_run` opens them.
+      precision: of the network's products, if not the run's.
       say: as for `open_run`.
     """
     problem: Problem | None = None
@@ -279,6 +281,8 @@ def opener(
     def open_next(path: Path, step: Step = "last") -> SavedRun:
         nonlocal problem, options
         config = read_config(path)
+        if precision is not None:
+            config = dataclasses.replace(config, precision=precision)
         following = config.problem
         if problem is None or following != options:
             parts, data = sources.repeated_parts(config, repeated)

@@ -1,0 +1,166 @@
+"""`zosam export`: a trained network as files that other programs run."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import jax
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from zosam_jax.commands.refusal import refusing
+from zosam_jax.errors import check_count
+from zosam_jax.export import card, verified
+from zosam_jax.export.program import Program, held_out_size
+from zosam_jax.export.verified import FILES, Verified
+from zosam_jax.training import devices, run_folder
+from zosam_jax.training.run_folder import RunFolder
+from zosam_jax.training.saved_run import SavedRun, opener
+
+FormatName: TypeAlias = Literal["stablehlo", "onnx", "safetensors"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a trained network for use without this library, and check every file against it."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run folder."""
+
+    format: tuple[FormatName, ...] = ("stablehlo", "onnx", "safetensors")
+    """Which files to write: stablehlo for jax, onnx for ONNX Runtime, safetensors for the arrays
+    alone."""
+
+    output: Path | None = None
+    """Folder for them, export.json and README.md, which replace those of an earlier export.
+    Default: export in the run folder."""
+
+    layout: Literal["dense", "bitmask", "packed"] | None = None
+    """Of safetensors: dense; bitmask, without zeros, as compressed-tensors reads it; or packed,
+    smaller still. Default: bitmask for a sparse network, else dense."""
+
+    int8: bool = False
+    """Round the weights of onnx (and its activations) and safetensors to 8 bits."""
+
+    logits: bool = False
+    """End before the softmax."""
+
+    raw: bool = False
+    """Begin after the scaling of pixels: take float32 at mean 0 and standard deviation 1."""
+
+    images: int | None = None
+    """Check on the first so many test images. Default: all."""
+
+    checkpoint: Literal["newest", "best"] = "newest"
+    """Which checkpoint of the run to export."""
+
+    data_dir: Path | None = None
+    """Folder of the data set's files. Default: where the run found them."""
+
+    def __post_init__(self) -> None:
+        """Checks what the types cannot say."""
+        if not self.format:
+            raise ValueError(f"format=() is empty: name some of {', '.join(FILES)}.")
+        if self.images is not None:
+            check_count("images", self.images)
+        if self.layout is not None and "safetensors" not in self.format:
+            raise ValueError(
+                f"layout={self.layout!r} has no effect without safetensors in format={self.format}."
+            )
+        if self.int8 and self.format == ("stablehlo",):
+            raise ValueError("int8=True has no effect on format=('stablehlo',): add onnx.")
+
+
+def run(config: ExportConfig, console: Console) -> None:
+    """`export`, with compiled programs kept on the disk."""
+    devices.keep_compiled(None)
+    with refusing():
+        export(config, console)
+
+
+def export(config: ExportConfig, console: Console) -> dict[str, Verified]:
+    """Writes and checks every file, then moves all into place, and prints a table.
+
+    Networks that were trained in bfloat16 are exported in float32, as their parameters are.
+
+    Raises:
+      FileNotFoundError: if there is no run, or no such checkpoint.
+      FileExistsError: if the folder holds anything but an export.
+      ModuleNotFoundError: if a library is missing, naming the extra that brings it.
+      ValueError: if a network cannot be converted, or a file does not compute what it computes;
+        nothing is written then.
+    """
+    folder = config.output or config.run / run_folder.EXPORT
+    _check_folder(folder)
+    open_next = opener(data_dir=config.data_dir, precision="float32", say=console.print)
+    with (
+        open_next(config.run, "best" if config.checkpoint == "best" else "last") as saved,
+        verified.working_folder(folder) as name,
+    ):
+        return _export(config, saved, Path(name), folder, console)
+
+
+def _export(
+    config: ExportConfig, saved: SavedRun, work: Path, folder: Path, console: Console
+) -> dict[str, Verified]:
+    run, problem = saved.run, saved.run.problem
+    images = held_out_size(problem)
+    if config.images is not None and config.images > images:
+        raise ValueError(f"images={config.images} is more than the {images} test images there are.")
+    is_dense = run.masks is None
+    layout = config.layout or ("dense" if is_dense else "bitmask")
+    program = Program(problem, run.network, logits=config.logits, raw=config.raw)
+    formats = tuple(name for name in FILES if name in config.format)
+    found = verified.write(
+        *(problem, program, formats, work),
+        layout=layout,
+        int8=config.int8,
+        images=config.images,
+    )
+    about = {
+        "run": config.run.name,
+        "checkpoint": run.progress.total_steps,
+        "optimizer": saved.config.optimizer,
+        "sparse": "none" if is_dense else saved.config.sparse,
+        "sparsity": run.sparsity,
+        "inference_cost": run.cost.inference(run.masks),
+        "training_cost": run.progress.cost / problem.steps,
+        "program": program.metadata,
+        "layout": layout,
+        "int8": config.int8,
+        "images": config.images or images,
+        "tolerance": verified.TOLERANCE,
+        "device": jax.devices()[0].device_kind,
+        "versions": run_folder.versions(),
+    }
+    kernel = max(program.arrays, key=lambda name: program.arrays[name].size)
+    made = RunFolder(work, "export", may_hold_results=True)
+    made.write_text(run_folder.MODEL_CARD, card.card(about, found, kernel))
+    measured = {name: one._asdict() for name, one in found.items()}
+    made.write_json(run_folder.EXPORT_RECORD, {**about, "measured": measured})
+    verified.move(work, folder)
+    console.print(_table(found, folder))
+    return found
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises for a folder with files of another kind, such as a README.md of its own."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"output={str(folder)!r} is a file: choose a folder.")
+    is_export = (folder / run_folder.EXPORT_RECORD).is_file()
+    if folder.is_dir() and any(folder.iterdir()) and not is_export:
+        raise FileExistsError(
+            f"output={str(folder)!r} is not empty, and holds no export to be replaced: choose "
+            "another --output or move it away."
+        )
+
+
+def _table(found: dict[str, Verified], folder: Path) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=f"exported to {folder}")
+    for heading in card.HEADINGS:
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
+    for row in card.rows(found):
+        table.add_row(*row)
+    return table

@@ -1,0 +1,183 @@
+"""ONNX through jax2onnx: a program that ONNX Runtime runs, on servers, phones and in browsers."""
+
+import contextlib
+import importlib
+import logging
+import pkgutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from zosam_jax.export.extra import missing
+from zosam_jax.export.program import IMAGES, Program
+from zosam_jax.trees import Array
+
+# What most runtimes in use understand; of these operators, none has changed since.
+_OPSET = 21
+
+
+def save(path: Path, program: Program, calibration: npt.NDArray[Any] | None = None) -> None:
+    """Writes the program with its weights, for batches of any size.
+
+    Args:
+      path: the file.
+      program: what to write.
+      calibration: images, as the program takes them, on which the ranges of activations are
+        measured; weights and activations are then int8. None for float32.
+
+    Raises:
+      ModuleNotFoundError: if jax2onnx or ONNX Runtime is missing, naming the extra that brings it.
+      ValueError: if the converter does not know an operation of the network.
+    """
+    onnx, convert = _converter()
+    (size,) = jax.export.symbolic_shape("batch")
+    try:
+        with _quiet():
+            model = convert(
+                lambda images: _inlined(jax.make_jaxpr(program)(program.batch(size)), images)[0],
+                [program.batch(size)],
+                model_name=program.metadata["model"],
+                opset=_OPSET,
+                input_names=[IMAGES],
+                output_names=[program.output],
+            )
+    except (NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"jax2onnx cannot convert model={program.metadata['model']!r}: {error}; the other "
+            "formats serve it."
+        ) from error
+    _drop_zero_biases(onnx, model)
+    onnx.helper.set_model_props(model, program.metadata)
+    onnx.checker.check_model(model)
+    if calibration is not None:
+        model = _quantized(onnx, model, calibration)
+    path.write_bytes(model.SerializeToString())
+
+
+def load(path: Path) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
+    """The program of a file in ONNX Runtime, on the CPU: images → outputs.
+
+    Raises:
+      ModuleNotFoundError: if ONNX Runtime is missing, naming the extra that brings it.
+    """
+    session = _runtime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        (outputs,) = session.run(None, {IMAGES: images})
+        return np.asarray(outputs)
+
+    return run
+
+
+def _inlined(closed: Any, *arguments: Array) -> Sequence[Array]:
+    """A program of jax's own operations alone: functions with derivatives of their own inlined."""
+    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    values |= dict(zip(closed.jaxpr.invars, arguments, strict=True))
+
+    def value(variable: Any) -> Any:
+        return variable.val if isinstance(variable, jax.extend.core.Literal) else values[variable]
+
+    for equation in closed.jaxpr.eqns:
+        inputs = map(value, equation.invars)
+        inner = equation.params.get("call_jaxpr") or equation.params.get("jaxpr")
+        if inner is not None:
+            outputs: Any = _inlined(inner, *inputs)
+        else:
+            outputs = equation.primitive.bind(*inputs, **equation.params)
+            outputs = outputs if equation.primitive.multiple_results else [outputs]
+        values |= dict(zip(equation.outvars, outputs, strict=True))
+    return [value(variable) for variable in closed.jaxpr.outvars]
+
+
+def _drop_zero_biases(onnx: Any, model: Any) -> None:
+    """Products without the scalar 0 that jax2onnx adds, on which quantization fails."""
+    scalars = {
+        array.name: onnx.numpy_helper.to_array(array)
+        for array in model.graph.initializer
+        if not array.dims
+    }
+    dropped = set()
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and scalars.get(node.input[-1], 1) == 0:
+            dropped.add(node.input.pop())
+    for array in [a for a in model.graph.initializer if a.name in dropped]:
+        model.graph.initializer.remove(array)
+
+
+def _quantized(onnx: Any, model: Any, calibration: npt.NDArray[Any]) -> Any:
+    """Convolutions and products in int8, by ONNX Runtime's own tools: weights for each channel."""
+    quantization = importlib.import_module("onnxruntime.quantization")
+
+    class Images(quantization.CalibrationDataReader):  # type: ignore[misc,name-defined]
+        """Hands over the calibration images in batches."""
+
+        _batches: Iterator[Mapping[str, npt.NDArray[Any]]] = iter(
+            {IMAGES: batch} for batch in np.array_split(calibration, -(-len(calibration) // 64))
+        )
+
+        def get_next(self) -> Mapping[str, npt.NDArray[Any]] | None:
+            return next(self._batches, None)
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        before, prepared, after = (Path(folder) / name for name in ("before", "prepared", "after"))
+        before.write_bytes(model.SerializeToString())
+        quantization.quant_pre_process(before, prepared, skip_symbolic_shape=True)
+        quantization.quantize_static(
+            prepared,
+            after,
+            Images(),
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+        )
+        return onnx.load(after)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the libraries log of each step."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _converter() -> tuple[Any, Callable[..., Any]]:
+    """The package onnx, and jax2onnx's function.
+
+    Of jax2onnx only what lowers jax's own operations is loaded: the rest replaces functions of jax,
+    flax and others while it traces, and does not load beside every version of them.
+    """
+    try:
+        onnx = importlib.import_module("onnx")
+        operations = importlib.import_module("jax2onnx.plugins.jax.lax")
+        for module in pkgutil.iter_modules(operations.__path__):
+            importlib.import_module(f"{operations.__name__}.{module.name}")
+        conversion: Any = importlib.import_module("jax2onnx.converter.conversion_api")
+        interface = importlib.import_module("jax2onnx.user_interface")
+    except ModuleNotFoundError as error:
+        raise missing("onnx", error) from error
+
+    def convert(*arguments: Any, **options: Any) -> Any:
+        replaced = conversion._activate_plugin_worlds
+        conversion._activate_plugin_worlds = contextlib.nullcontext
+        try:
+            return interface.to_onnx(*arguments, **options)
+        finally:
+            conversion._activate_plugin_worlds = replaced
+
+    return onnx, convert
+
+
+def _runtime() -> Any:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ModuleNotFoundError as error:
+        raise missing("onnx", error) from error
