@@ -11,10 +11,10 @@ import pytest
 
 from zosam_jax import cli
 from zosam_jax.analysis import hessian
-from zosam_jax.commands import analyze, pictures
+from zosam_jax.commands import analyze
 from zosam_jax.commands.analyze import AnalyzeConfig
-from zosam_jax.training import step
-from zosam_jax.training.saved_run import open_run
+from zosam_jax.training import pictures, step
+from zosam_jax.training.saved_run import opener
 
 ONE = ["--mesh", "data=1"]
 SMALL = ["--model", "lenet-300-100", "--train-images", "256", "--epochs", "4", *ONE]
@@ -51,8 +51,7 @@ def test_it_leaves_numbers_and_pictures(run, found):
 def test_the_variance_is_that_of_the_steps_own_batches(run, found):
     assert [look["epoch"] for look in found["checkpoints"]][-1] == 4
     assert {2, 4} <= {look["epoch"] for look in found["checkpoints"]}
-    with open_run(run) as saved:
-        saved.restore()
+    with opener()(run) as saved:
         problem, state = saved.run.problem, saved.run.state
         images, labels = problem.feed.raw(0, 128)
         loss = step.value_fn(problem, state)
@@ -77,8 +76,7 @@ def test_sams_climb_is_aimed_and_the_variance_at_its_end_another(found):
 
 
 def test_the_spectrum_is_that_of_the_network_in_inference(run, found):
-    with open_run(run) as saved:
-        saved.restore()
+    with opener()(run) as saved:
         problem, state = saved.run.problem, saved.run.state
         images, labels = map(jnp.asarray, problem.feed.raw(0, 128))
         loss = problem.score_loss(state.model_state, training=False)
@@ -94,8 +92,7 @@ def test_the_spectrum_is_that_of_the_network_in_inference(run, found):
 
 
 def test_lines_and_plane_go_through_the_weights(run, found):
-    with open_run(run) as saved:
-        saved.restore()
+    with opener()(run) as saved:
         loss = saved.run.problem.score_loss(saved.run.state.model_state, training=False)
         at = float(
             loss(saved.run.state.params, *map(jnp.asarray, saved.run.problem.feed.raw(0, 128)))
@@ -182,8 +179,7 @@ def test_a_residual_network_shows_three_blocks_and_takes_either_statistics(tmp_p
         cli.main(["analyze", str(run), *look, *options])
         at[statistics] = json.loads((run / "analysis.json").read_text())["surface"]["random"][1]
     assert (run / "features.png").read_bytes().startswith(b"\x89PNG")
-    with open_run(run) as saved:
-        saved.restore()
+    with opener()(run) as saved:
         state, problem = saved.run.state, saved.run.problem
         images, labels = map(jnp.asarray, problem.feed.raw(0, 128))
         for statistics, found in at.items():

@@ -98,9 +98,10 @@ def test_where_no_checkpoint_is_whole_a_sentence_names_all(victim, run):
 
 def test_what_is_opened_again_warns_of_a_damaged_checkpoint(run):
     flip(arrays_of(run, damaged.NEWEST))
-    with open_run(run) as saved:
-        with pytest.warns(UserWarning, match="taken instead: the checkpoint of step 2"):
-            assert saved.restore().total_steps == 2
+    with pytest.warns(UserWarning, match="taken instead: the checkpoint of step 2"):
+        saved = open_run(run)
+    with saved:
+        assert saved.run.progress.total_steps == 2
         with pytest.raises(UnreadableRunError, match="its checksum differs"):
             saved.restore(damaged.NEWEST)
 
