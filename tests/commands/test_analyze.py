@@ -225,7 +225,9 @@ def test_wrong_options(options, sentence, tmp_path):
 def test_defaults_fit_the_data(there, own, options, expected, tmp_path):
     saved = SimpleNamespace(
         config=SimpleNamespace(batch_size=own),
-        run=SimpleNamespace(problem=SimpleNamespace(feed=SimpleNamespace(info=SimpleNamespace(train_images=there)))),
+        run=SimpleNamespace(
+            problem=SimpleNamespace(feed=SimpleNamespace(info=SimpleNamespace(train_images=there)))
+        ),
     )
     fitted = analyze._fitted(AnalyzeConfig(runs=(tmp_path,), **options), saved)
     assert (fitted.images, fitted.batch_size) == expected
