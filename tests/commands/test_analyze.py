@@ -54,7 +54,6 @@ def test_the_variance_is_that_of_the_steps_own_batches(run, found):
     assert [look["epoch"] for look in found["checkpoints"]][-1] == 4
     assert {2, 4} <= {look["epoch"] for look in found["checkpoints"]}
     with opener()(run) as saved:
-        saved.restore()
         problem, state = saved.run.problem, saved.run.state
         images, labels = problem.feed.raw(0, 128)
         loss = step.value_fn(problem, state)
@@ -82,7 +81,6 @@ def test_sams_climb_is_aimed_and_the_variance_at_its_end_another(found):
 @pytest.mark.slow
 def test_the_spectrum_is_that_of_the_network_in_inference(run, found):
     with opener()(run) as saved:
-        saved.restore()
         problem, state = saved.run.problem, saved.run.state
         images, labels = map(jnp.asarray, problem.feed.raw(0, 128))
         loss = problem.score_loss(state.model_state, training=False)
@@ -100,7 +98,6 @@ def test_the_spectrum_is_that_of_the_network_in_inference(run, found):
 @pytest.mark.slow
 def test_lines_and_plane_go_through_the_weights(run, found):
     with opener()(run) as saved:
-        saved.restore()
         loss = saved.run.problem.score_loss(saved.run.state.model_state, training=False)
         at = float(
             loss(saved.run.state.params, *map(jnp.asarray, saved.run.problem.feed.raw(0, 128)))
@@ -192,7 +189,6 @@ def test_a_residual_network_shows_three_blocks_and_takes_either_statistics(tmp_p
         at[statistics] = json.loads((run / "analysis.json").read_text())["surface"]["random"][1]
     assert (run / "features.png").read_bytes().startswith(b"\x89PNG")
     with opener()(run) as saved:
-        saved.restore()
         state, problem = saved.run.state, saved.run.problem
         images, labels = map(jnp.asarray, problem.feed.raw(0, 128))
         for statistics, found in at.items():

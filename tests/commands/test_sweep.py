@@ -105,7 +105,10 @@ def test_recipes_and_seeds_are_axes():
         ('[train]\nrecipe = "nothing"\n', "recipe='nothing' is not known"),
         ("[grid]\nsparsity = [0.5, 0.5]\n", "has sparsity=0.5 twice"),
         ('[train]\noutput = "here"\n', "output is no option of a sweep's runs"),
-        ('[train]\nmodel = "resnet99"\n', "model='resnet99' is not known; choose one of 'lenet"),
+        (
+            '[train]\nmodel = "resnet99"\n',
+            "run: model='resnet99' is not known; choose one of 'lenet",
+        ),
         ("[train]\nseed = 1.5\n", "[train]: seed=1.5 must be an integer"),
         ("[train]\nstream = 1\n", "[train]: stream=1 must be true or false"),
         ("[grid]\nrho = [0.1, '0.2']\n", "[grid]: rho='0.2' must be a finite number"),

@@ -39,8 +39,8 @@ def run(tmp_path_factory):
 
 def test_a_run_folder_holds_what_is_promised(run):
     names = {path.name for path in run.iterdir()}
-    files = {"config.json", "metrics.jsonl", "summary.json", "masks.txt", "curves.png", "data.json"}
-    assert names == files | {"checkpoints"}
+    files = {"config.json", "data.json", "metrics.jsonl", "summary.json"}
+    assert names == files | {"masks.txt", "curves.png", "checkpoints"}
     summary = json.loads((run / "summary.json").read_text())
     assert summary["optimizer"] == "zo_sam"
     assert summary["seed"] == 3

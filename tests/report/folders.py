@@ -40,7 +40,7 @@ def make_run(path, accuracies=(0.5, 0.9), *, analysis=None, robustness=None, tra
         "best_test_accuracy": max(a for a in accuracies if a is not None),
         "chosen_test_accuracy": None,
         "validation_accuracy": None,
-        "test_loss": None,
+        "test_loss": 0.3,
         "ema_test_accuracy": None,
         "train_loss": 0.1,
         "sparse": config.sparse,

@@ -99,8 +99,8 @@ def test_where_no_checkpoint_is_whole_a_sentence_names_all(victim, run):
 def test_what_is_opened_again_warns_of_a_damaged_checkpoint(run):
     flip(arrays_of(run, damaged.NEWEST))
     with pytest.warns(UserWarning, match="taken instead: the checkpoint of step 2"):
-        opened = open_run(run)
-    with opened as saved:
+        saved = open_run(run)
+    with saved:
         assert saved.run.progress.total_steps == 2
         with pytest.raises(UnreadableRunError, match="its checksum differs"):
             saved.restore(damaged.NEWEST)

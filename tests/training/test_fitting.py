@@ -91,7 +91,12 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# Each is compiled anew; the others are trained in further tests.
+QUICK = ("nnx class", "equinox", "functions")
+CASES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NETWORKS]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_networks_of_all_libraries_train_and_come_back(name, tmp_path):
     model = NETWORKS[name]
     sparse = {"sparse": "random", "sparsity": 0.5} if name != "functions" else {}

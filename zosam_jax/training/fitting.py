@@ -347,16 +347,15 @@ def _summary(
     config: TrainConfig, run: Run, rho: float, records: list[EpochRecord]
 ) -> dict[str, Any]:
     last = records[-1]
-    evaluated = [
-        r for r in records if not (math.isnan(r.test_loss) and math.isnan(r.test_accuracy))
-    ]
+    # A loss may be NaN although the epoch was evaluated, as the last one always is.
+    known = [r for r in records if not (math.isnan(r.test_loss) and math.isnan(r.test_accuracy))]
+    evaluated = known or [last]
+    held_out = "validation" in run.problem.feed.splits
     chosen = max(evaluated, key=lambda r: r.score)
     return {
         "test_accuracy": last.test_accuracy,
         "best_test_accuracy": max(r.test_accuracy for r in evaluated),
-        "chosen_test_accuracy": math.nan
-        if math.isnan(last.validation_loss)
-        else chosen.test_accuracy,
+        "chosen_test_accuracy": chosen.test_accuracy if held_out else math.nan,
         "validation_accuracy": last.validation_accuracy,
         "test_loss": last.test_loss,
         "ema_test_accuracy": last.ema_test_accuracy,

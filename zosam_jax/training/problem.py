@@ -134,37 +134,43 @@ class Problem:
         self.steps = self.steps_per_epoch * config.epochs
         own_loss = _given("loss", config.loss, self.parts.loss) if is_own(config.loss) else None
         self._losses = losses.function(config.loss, own_loss)
-        if is_own(config.model):
-            known = {"num_classes": info.num_classes} if info.num_classes else {}
-            self._functions = modules.functions(
-                _given("model", config.model, self.parts.model),
-                jax.eval_shape(lambda: self.inputs(1)),
-                image_shape=info.image_shape,
-                **known,
-            )
-        else:
-            if not info.num_classes:
-                raise ValueError(
-                    f"model={config.model!r} has an output for each class: pass num_classes=."
-                )
-            if len(info.image_shape) != 3:
-                raise ValueError(
-                    f"model={config.model!r} takes images of shape (height, width, channels), not "
-                    f"inputs of shape {info.image_shape}: pass a network of your own."
-                )
-            self._functions = modules.of_nnx(self._model)
+        self._functions = self._network()
         _check_augmentation(config, info)
-        self._start, self.started_from = None, ""
-        if self.parts.weights is not None:
-            shapes = jax.eval_shape(lambda: self._functions.init(0))
-            self._start, self.started_from = pretrained.fitted(
-                self.parts.weights, shapes, str(config.init)
-            )
+        self._start, self.started_from = self._weights()
         self.num_classes = info.num_classes
         usual = (config.loss, info.label_dtype, info.label_shape) == _USUAL
         if is_own(config.model) or not usual:
             outputs = self._check_outputs()
             self.num_classes = info.num_classes or outputs
+
+    def _network(self) -> modules.Functions:
+        """The model's functions; no weight is computed."""
+        config, info = self.config, self.feed.info
+        if is_own(config.model):
+            known = {"num_classes": info.num_classes} if info.num_classes else {}
+            return modules.functions(
+                _given("model", config.model, self.parts.model),
+                jax.eval_shape(lambda: self.inputs(1)),
+                image_shape=info.image_shape,
+                **known,
+            )
+        if not info.num_classes:
+            raise ValueError(
+                f"model={config.model!r} has an output for each class: pass num_classes=."
+            )
+        if len(info.image_shape) != 3:
+            raise ValueError(
+                f"model={config.model!r} takes images of shape (height, width, channels), not "
+                f"inputs of shape {info.image_shape}: pass a network of your own."
+            )
+        return modules.of_nnx(self._model)
+
+    def _weights(self) -> tuple[Mapping[str, Array] | None, str]:
+        """What the option init names of the network's arrays, and that in words."""
+        if self.parts.weights is None:
+            return None, ""
+        shapes = jax.eval_shape(lambda: self._functions.init(0))
+        return pretrained.fitted(self.parts.weights, shapes, str(self.config.init))
 
     def _check_outputs(self) -> int:
         """How many outputs there are, the last axis; nothing is computed.

@@ -61,7 +61,8 @@ class EpochRecord(NamedTuple):
         known = [x for x in (self.validation_accuracy, self.test_accuracy) if not math.isnan(x)]
         held_out = not math.isnan(self.validation_loss)
         loss = self.validation_loss if held_out else self.test_loss
-        return known[0] if known else math.atan2(1.0, loss) / math.pi
+        of_loss = 0.0 if math.isnan(loss) else math.atan2(1.0, loss) / math.pi
+        return known[0] if known else of_loss
 
 
 class Progress(NamedTuple):
