@@ -127,7 +127,10 @@ def _pool_images(onnx: Any, model: Any) -> None:
 
     for pool in [node for node in nodes if node.op_type == "MaxPool"]:
         given = {attribute.name: list(attribute.ints) for attribute in pool.attribute}
-        adds = producers[pool.input[0]]
+        adds = producers.get(pool.input[0])
+        height_and_width = len(given["kernel_shape"]) == 4 and given["kernel_shape"][::3] == [1, 1]
+        if adds is None or adds.op_type != "Unsqueeze" or not height_and_width:
+            continue
         become(producers[adds.input[0]], "Transpose", perm=[0, 3, 1, 2])
         become(adds, "Identity")
         kept = {name: given[name][1:3] for name in ("kernel_shape", "strides")}
