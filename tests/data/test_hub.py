@@ -510,7 +510,9 @@ def test_a_name_that_the_hub_cannot_have(name):
 
 def test_unknown_names_list_the_choices():
     streamed = "imagenet, folder, hub:OWNER/NAME"
-    with pytest.raises(ValueError, match=f"choose one of digits, .*, cifar100, {streamed}"):
+    with pytest.raises(
+        ValueError, match=f"choose one of digits, .*, cifar100, FILE.npz, {streamed}"
+    ):
         data.load("mnist")
     with pytest.raises(ValueError, match=f"'cifar10' is not known; choose one of {streamed}"):
         data.load_records("cifar10")
