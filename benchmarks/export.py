@@ -4,8 +4,8 @@
     zosam train --model resnet8 --sparse rigl --sparsity 0.95 --epochs 5 --output runs/resnet8
     zosam train --model resnet32 --sparse rigl --sparsity 0.95 --epochs 2 --optimizer sgd \
         --output runs/resnet32
-    zosam train --model deit-tiny --patch 4 --sparse rigl --sparsity 0.95 --epochs 10 \
-        --optimizer sgd --base-optimizer adamw --learning-rate 0.0005 --output runs/deit-tiny
+    zosam train --model deit-tiny --patch 4 --sparse rigl --sparsity 0.95 --epochs 5 \
+        --optimizer adamw --learning-rate 0.0005 --output runs/deit-tiny
     python benchmarks/export.py runs/lenet runs/resnet8 runs/resnet32 runs/deit-tiny \
         --output benchmarks/results/export.json
 
@@ -15,58 +15,42 @@ turns in one process; the dense network is the network in JAX, whose program ski
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich.console import Console
+from zosam_jax.export.run import export_run
+from zosam_jax.export.verified import MismatchError
+from zosam_jax.training.saved_run import opener
 
-from zosam_jax.commands.export import ExportConfig, export
-from zosam_jax.export import safetensors
-from zosam_jax.export.verified import FILES, MismatchError
+# What is made together: formats, layout, int8. The first row has the programs in float32.
+EXPORTS: list[tuple[list[str], str, bool]] = [
+    (["stablehlo", "onnx", "safetensors"], "dense", False),
+    (["safetensors"], "bitmask", False),
+    (["safetensors"], "packed", False),
+    (["onnx"], "dense", True),
+    (["safetensors"], "dense", True),
+    (["safetensors"], "bitmask", True),
+    (["safetensors"], "packed", True),
+]
 
-PROGRAMS = ("stablehlo", "onnx")
 
-
-def variants(run: Path) -> dict[str, Any]:
-    """Every layout in float32 and int8; the programs with the first of each."""
+def measured(run: Path) -> dict[str, Any]:
+    """What each file of a run is called → what was measured of it, or why it was refused."""
     found: dict[str, Any] = {}
-    for int8 in (False, True):
-        for layout in safetensors.LAYOUTS:
-            formats = ["safetensors"]
-            if layout == "dense":
-                formats += PROGRAMS[int8:]  # StableHLO has no int8
-            for formats_ in [[name] for name in formats] if int8 else [formats]:
-                found |= measured(run, tuple(formats_), layout, int8=int8)
+    with opener(precision="float32")(run, "best") as saved, TemporaryDirectory() as folder:
+        for formats, layout, int8 in EXPORTS:
+            names = {"network": "network"} if not found else {}
+            for name in formats:
+                words = [name, layout] if name == "safetensors" else [name]
+                names[name] = ", ".join([*words, "int8" if int8 else "float32"])
+            try:
+                rows = export_run(saved, folder, formats=formats, layout=layout, int8=int8)
+            except MismatchError as error:
+                found |= dict.fromkeys(names.values(), str(error))
+            else:
+                found |= {names[name]: one._asdict() for name, one in rows.items() if name in names}
     return found
-
-
-def measured(run: Path, formats: Any, layout: str, *, int8: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {"layout": layout} if "safetensors" in formats else {}
-    suffix = "int8" if int8 else "float32"
-    with tempfile.TemporaryDirectory() as folder:
-        config = ExportConfig(
-            run=run, format=formats, output=Path(folder), int8=int8, checkpoint="best", **options
-        )
-        try:
-            rows = export(config, Console(quiet=True))
-        except MismatchError as error:
-            return {f"{name}, {suffix}": str(error) for name in formats}
-    return {
-        name_of(name, layout, suffix): one._asdict()
-        for name, one in rows.items()
-        if keeps(name, layout, int8)
-    }
-
-
-def keeps(name: str, layout: str, int8: bool) -> bool:
-    return name in FILES or (layout == "dense" and not int8)
-
-
-def name_of(name: str, layout: str, suffix: str) -> str:
-    if name == "network":
-        return name
-    return f"{name}, {layout}, {suffix}" if name == "safetensors" else f"{name}, {suffix}"
 
 
 def main() -> None:
@@ -76,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     results = {}
     for run in options.runs:
-        results[run.name] = found = variants(run)
+        results[run.name] = found = measured(run)
         dense = found["safetensors, dense, float32"]["bytes"]
         for name, one in found.items():
             if isinstance(one, str):
