@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import logging
 import pkgutil
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ def save(path: Path, program: Program, calibration: npt.NDArray[Any] | None = No
             "formats serve it."
         ) from error
     _drop_zero_biases(onnx, model)
+    _name_products(model)
     _pool_images(onnx, model)
     onnx.helper.set_model_props(model, program.metadata)
     onnx.checker.check_model(model)
@@ -108,6 +110,16 @@ def _drop_zero_biases(onnx: Any, model: Any) -> None:
             dropped.add(node.input.pop())
     for array in [a for a in model.graph.initializer if a.name in dropped]:
         model.graph.initializer.remove(array)
+
+
+def _name_products(model: Any) -> None:
+    """Einsum over the last axis and a matrix's first as MatMul, which runtimes quantize."""
+    for node in model.graph.node:
+        if node.op_type != "Einsum":
+            continue
+        if re.fullmatch(rb"(\w+)(\w),\2(\w)->\1\3", node.attribute[0].s):
+            node.op_type = "MatMul"
+            del node.attribute[:]
 
 
 def _pool_images(onnx: Any, model: Any) -> None:
