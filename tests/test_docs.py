@@ -9,11 +9,11 @@ import pytest
 from sphinx.util.inventory import InventoryFile
 
 import zosam_jax
-from zosam_jax import ascent, data, descent, models, report, sparsity
+from zosam_jax import ascent, data, descent, export, models, report, sparsity
 
 DOCS = Path(__file__).parents[1] / "docs"
 pytestmark = pytest.mark.slow  # building the site takes half a minute
-PACKAGES = (zosam_jax, ascent, descent, sparsity, models, data, report)
+PACKAGES = (zosam_jax, ascent, descent, sparsity, models, data, report, export)
 
 
 @pytest.fixture(scope="module")

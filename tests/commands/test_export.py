@@ -144,7 +144,6 @@ def test_a_folder_of_something_else_stays_as_it_is(sparse, tmp_path, console):
         ({"format": ()}, "format=() is empty: name some of stablehlo, onnx, safetensors."),
         ({"images": 0}, "images=0 must be at least 1."),
         ({"format": ("onnx",), "layout": "packed"}, "has no effect without safetensors"),
-        ({"format": ("stablehlo",), "int8": True}, "int8=True has no effect"),
     ],
 )
 def test_options_without_sense(options, sentence, tmp_path):

@@ -4,26 +4,25 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-import jax
 import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from zosam_jax.commands.options import OpeningConfig
 from zosam_jax.commands.refusal import refusing
 from zosam_jax.errors import check_count
-from zosam_jax.export import card, verified
-from zosam_jax.export.program import Program, held_out_size
+from zosam_jax.export import card
+from zosam_jax.export.run import check_folder, export_run
 from zosam_jax.export.verified import FILES, Verified
 from zosam_jax.training import devices, run_folder
-from zosam_jax.training.run_folder import RunFolder
-from zosam_jax.training.saved_run import SavedRun, opener
+from zosam_jax.training.saved_run import opener
 
 FormatName: TypeAlias = Literal["stablehlo", "onnx", "safetensors"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(OpeningConfig):
     """Write a trained network for use without this library, and check every file against it."""
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -56,9 +55,6 @@ class ExportConfig:
     checkpoint: Literal["newest", "best"] = "newest"
     """Which checkpoint of the run to export."""
 
-    data_dir: Path | None = None
-    """Folder of the data set's files. Default: where the run found them."""
-
     def __post_init__(self) -> None:
         """Checks what the types cannot say."""
         if not self.format:
@@ -69,8 +65,6 @@ class ExportConfig:
             raise ValueError(
                 f"layout={self.layout!r} has no effect without safetensors in format={self.format}."
             )
-        if self.int8 and self.format == ("stablehlo",):
-            raise ValueError("int8=True has no effect on format=('stablehlo',): add onnx.")
 
 
 def run(config: ExportConfig, console: Console) -> None:
@@ -93,68 +87,23 @@ def export(config: ExportConfig, console: Console) -> dict[str, Verified]:
         nothing is written then.
     """
     folder = config.output or config.run / run_folder.EXPORT
-    _check_folder(folder)
-    open_next = opener(data_dir=config.data_dir, precision="float32", say=console.print)
-    with (
-        open_next(config.run, "best" if config.checkpoint == "best" else "last") as saved,
-        verified.working_folder(folder) as name,
-    ):
-        return _export(config, saved, Path(name), folder, console)
-
-
-def _export(
-    config: ExportConfig, saved: SavedRun, work: Path, folder: Path, console: Console
-) -> dict[str, Verified]:
-    run, problem = saved.run, saved.run.problem
-    images = held_out_size(problem)
-    if config.images is not None and config.images > images:
-        raise ValueError(f"images={config.images} is more than the {images} test images there are.")
-    is_dense = run.masks is None
-    layout = config.layout or ("dense" if is_dense else "bitmask")
-    program = Program(problem, run.network, logits=config.logits, raw=config.raw)
-    formats = tuple(name for name in FILES if name in config.format)
-    found = verified.write(
-        *(problem, program, formats, work),
-        layout=layout,
-        int8=config.int8,
-        images=config.images,
+    check_folder(folder)
+    open_next = opener(
+        data_dir=config.data_dir, code=config.code, precision="float32", say=console.print
     )
-    about = {
-        "run": config.run.name,
-        "checkpoint": run.progress.total_steps,
-        "optimizer": saved.config.optimizer,
-        "sparse": "none" if is_dense else saved.config.sparse,
-        "sparsity": run.sparsity,
-        "inference_cost": run.cost.inference(run.masks),
-        "training_cost": run.progress.cost / problem.steps,
-        "program": program.metadata,
-        "layout": layout,
-        "int8": config.int8,
-        "images": config.images or images,
-        "tolerance": verified.TOLERANCE,
-        "device": jax.devices()[0].device_kind,
-        "versions": run_folder.versions(),
-    }
-    kernel = max(program.arrays, key=lambda name: program.arrays[name].size)
-    made = RunFolder(work, "export", may_hold_results=True)
-    made.write_text(run_folder.MODEL_CARD, card.card(about, found, kernel))
-    measured = {name: one._asdict() for name, one in found.items()}
-    made.write_json(run_folder.EXPORT_RECORD, {**about, "measured": measured})
-    verified.move(work, folder)
+    with open_next(config.run, "best" if config.checkpoint == "best" else "last") as saved:
+        found = export_run(
+            saved,
+            folder,
+            formats=config.format,
+            layout=config.layout,
+            int8=config.int8,
+            logits=config.logits,
+            raw=config.raw,
+            images=config.images,
+        )
     console.print(_table(found, folder))
     return found
-
-
-def _check_folder(folder: Path) -> None:
-    """Raises for a folder with files of another kind, such as a README.md of its own."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"output={str(folder)!r} is a file: choose a folder.")
-    is_export = (folder / run_folder.EXPORT_RECORD).is_file()
-    if folder.is_dir() and any(folder.iterdir()) and not is_export:
-        raise FileExistsError(
-            f"output={str(folder)!r} is not empty, and holds no export to be replaced: choose "
-            "another --output or move it away."
-        )
 
 
 def _table(found: dict[str, Verified], folder: Path) -> Table:

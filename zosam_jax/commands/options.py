@@ -109,7 +109,8 @@ def _groups(options: Any) -> dict[str, list[str]]:
     """Group → the options of this type in it; without empty ones."""
     names = {field.name for field in dataclasses.fields(options)}
     groups = {title: [n for n in group if n in names] for title, group in GROUPS.items()}
-    return {title: group for title, group in groups.items() if group}
+    # A command may have an option of a group's name: zosam export RUN.
+    return {title: group for title, group in groups.items() if group and title not in names}
 
 
 def _nested(options: Any, groups: Mapping[str, Sequence[str]], default: Any) -> Any:

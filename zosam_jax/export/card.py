@@ -1,5 +1,6 @@
 """The model card: what an export is, how well it does, and how each of its files is loaded."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,10 +30,7 @@ kernel = arrays["{kernel}"]
 ```""",
 }
 
-_SCALING = {
-    "uint8": "pixels as the data set has them",
-    "float32": "pixels less {pixel_mean}, divided by {pixel_sd}, channel by channel",
-}
+_SCALED = "; pixels less {pixel_mean}, divided by {pixel_sd}, channel by channel"
 
 HEADINGS = (
     *("", "bytes", "of float32", "difference", "accuracy (%)"),
@@ -49,7 +47,7 @@ def rows(found: Mapping[str, Verified]) -> list[list[str]]:
             f"{one.bytes:,}",
             f"{one.bytes / whole:.1%}",
             f"{one.difference:.1e}",
-            f"{100 * one.accuracy:.2f}",
+            "" if math.isnan(one.accuracy) else f"{100 * one.accuracy:.2f}",
             *(f"{one.latency[str(n)]:.2f}" if one.latency else "" for n in LATENCY_BATCHES),
         ]
         for name, one in found.items()
@@ -71,7 +69,7 @@ def card(about: Mapping[str, Any], found: Mapping[str, Verified], kernel: str) -
         "sparsity": f"{about['sparsity']:.2%} of the weights under masks ({about['sparse']})",
         "multiply-adds of a prediction": f"{about['inference_cost']:.1%} of the dense network's",
         "multiply-adds of training": f"{about['training_cost']:.1%} of dense SGD's",
-        "input": f"{program['input']}; {_SCALING[program['input'].split()[0]].format(**program)}",
+        "input": program["input"] + (_SCALED.format(**program) if about["raw"] else ""),
         "output": program["output"],
         "classes": program["classes"],
     }

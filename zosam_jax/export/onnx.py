@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import logging
 import pkgutil
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ def save(path: Path, program: Program, calibration: npt.NDArray[Any] | None = No
             "formats serve it."
         ) from error
     _drop_zero_biases(onnx, model)
+    _name_products(model)
+    _pool_images(onnx, model)
     onnx.helper.set_model_props(model, program.metadata)
     onnx.checker.check_model(model)
     if calibration is not None:
@@ -107,6 +110,46 @@ def _drop_zero_biases(onnx: Any, model: Any) -> None:
             dropped.add(node.input.pop())
     for array in [a for a in model.graph.initializer if a.name in dropped]:
         model.graph.initializer.remove(array)
+
+
+def _name_products(model: Any) -> None:
+    """Einsum over the last axis and a matrix's first as MatMul, which runtimes quantize."""
+    for node in model.graph.node:
+        if node.op_type != "Einsum":
+            continue
+        if re.fullmatch(rb"(\w+)(\w),\2(\w)->\1\3", node.attribute[0].s):
+            node.op_type = "MatMul"
+            del node.attribute[:]
+
+
+def _pool_images(onnx: Any, model: Any) -> None:
+    """Pooling over height and width, where jax2onnx pools over all four axes.
+
+    It adds two axes, pools and takes them away again; runtimes pool over three axes at most.
+    """
+    nodes = list(model.graph.node)
+    producers = {name: node for node in nodes for name in node.output}
+    users = {name: node for node in nodes for name in node.input}
+
+    def become(node: Any, operation: str, **attributes: Any) -> None:
+        node.op_type = operation
+        del node.input[1:], node.attribute[:]
+        made = onnx.helper.make_attribute
+        node.attribute.extend(made(name, value) for name, value in attributes.items())
+
+    for pool in [node for node in nodes if node.op_type == "MaxPool"]:
+        given = {attribute.name: list(attribute.ints) for attribute in pool.attribute}
+        adds = producers.get(pool.input[0])
+        height_and_width = len(given["kernel_shape"]) == 4 and given["kernel_shape"][::3] == [1, 1]
+        if adds is None or adds.op_type != "Unsqueeze" or not height_and_width:
+            continue
+        become(producers[adds.input[0]], "Transpose", perm=[0, 3, 1, 2])
+        become(adds, "Identity")
+        kept = {name: given[name][1:3] for name in ("kernel_shape", "strides")}
+        pads = given.get("pads", [0] * 8)
+        become(pool, "MaxPool", **kept, pads=[*pads[1:3], *pads[5:7]])
+        become(users[pool.output[0]], "Transpose", perm=[0, 2, 3, 1])
+        del model.graph.value_info[:]  # of shapes that are no longer so
 
 
 def _quantized(onnx: Any, model: Any, calibration: npt.NDArray[Any]) -> Any:

@@ -1,6 +1,5 @@
 """What is exported: a trained network as one function, from pixels to probabilities."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -20,8 +19,8 @@ class Program:
     """A network with what is done to images before it and to logits after it.
 
     Attributes:
-      image: shape and dtype of one image, uint8 pixels or, if raw, what the network takes.
-      output: "probabilities" or "logits".
+      image: shape and dtype of one input: uint8 pixels or, if raw, what the network takes.
+      output: "probabilities", "logits", or "outputs" where targets are no labels.
       arrays: the network's arrays by name, without random keys.
       metadata: what someone who uses the program has to know, in words.
     """
@@ -39,10 +38,14 @@ class Program:
         """
         self._problem, self._raw = problem, raw
         info = problem.feed.info
-        self.image = jax.ShapeDtypeStruct(info.image_shape, jnp.float32 if raw else jnp.uint8)
-        self.output = "logits" if logits else "probabilities"
+        dtype = jnp.float32 if raw and info.dtype == "uint8" else jnp.dtype(info.dtype)
+        self.image = jax.ShapeDtypeStruct(info.image_shape, dtype)
+        of_classes = "logits" if logits else "probabilities"
+        self.output = of_classes if problem.has_classes else "outputs"
         leaves, self._structure = jax.tree_util.tree_flatten_with_path(network._asdict())
         self._leaves = {_name(path): leaf for path, leaf in leaves}
+        if len(self._leaves) < len(leaves):  # of parameters and other state that share names
+            self._leaves = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
         self.arrays: dict[str, npt.NDArray[Any]] = {
             name: np.asarray(leaf)
             for name, leaf in self._leaves.items()
@@ -52,8 +55,8 @@ class Program:
         self.metadata = {
             "model": problem.config.model,
             "dataset": problem.config.dataset,
-            "input": f"{self.image.dtype} [batch, {', '.join(map(str, self.image.shape))}]",
-            "output": f"float32 [batch, {info.num_classes}], {self.output}",
+            "input": f"{self.image.dtype} [{', '.join(['batch', *map(str, self.image.shape)])}]",
+            "output": f"float32 {self._output_shape()}, {self.output}",
             "pixel_mean": mean,
             "pixel_sd": sd,
             "classes": ", ".join(info.class_names or map(str, range(info.num_classes))),
@@ -75,9 +78,13 @@ class Program:
         def function(images: Array) -> Array:
             x = images if self._raw else self._problem.pixels(images)
             logits = self._problem.apply(network["params"], network["model_state"], x)
-            return logits if self.output == "logits" else jax.nn.softmax(logits, axis=-1)
+            return jax.nn.softmax(logits) if self.output == "probabilities" else logits
 
         return function
+
+    def _output_shape(self) -> str:
+        found = jax.eval_shape(self.of({}), self.batch(1))
+        return f"[{', '.join(['batch', *map(str, found.shape[1:])])}]"
 
     def batch(self, size: Any) -> jax.ShapeDtypeStruct:
         """Shape and dtype of a batch; its size may be symbolic."""
@@ -85,29 +92,32 @@ class Program:
 
 
 class HeldOut(NamedTuple):
-    """uint8 images and labels of the test split, on the host."""
+    """Images and labels of the test split, or other inputs and targets, on the host."""
 
-    images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.integer[Any]]
+    images: npt.NDArray[Any]
+    labels: npt.NDArray[Any]
 
 
 def held_out_batches(problem: Problem, count: int | None) -> Iterator[HeldOut]:
-    """The test images in batches, all or the first so many."""
-    left = sys.maxsize if count is None else count
+    """The test images in batches, all or the first so many.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    if "test" not in problem.feed.splits:
+        raise ValueError("the run's data have no test split, on which exports are checked.")
+    seen = 0
     for batch in problem.feed.evaluation("test"):
         images, labels = map(np.asarray, problem.feed.plain(problem.feed.arrays, batch, "test"))
-        there = np.flatnonzero(labels >= 0)[:left]
+        filling = labels < 0 if labels.dtype.kind == "i" else np.isnan(labels)
+        there = np.flatnonzero(~filling.reshape(len(labels), -1).any(axis=1))
+        there = there if count is None else there[: count - seen]
         if not len(there):
             return
-        left -= len(there)
+        seen += len(there)
         yield HeldOut(images[there], labels[there])
-
-
-def held_out_size(problem: Problem) -> int:
-    """How many test images there are."""
-    return sum(len(batch.labels) for batch in held_out_batches(problem, None))
 
 
 def _name(path: tuple[Any, ...]) -> str:
     """blocks.0.conv1.kernel: without the first key, which tells parameters from other state."""
-    return ".".join(str(key.key) for key in path[1:])
+    return jax.tree_util.keystr(path[1:], simple=True, separator=".")

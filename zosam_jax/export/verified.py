@@ -1,5 +1,6 @@
 """Exports that are checked against the network as they are made, and appear whole or not at all."""
 
+import math
 import statistics
 import tempfile
 import time
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
+from zosam_jax.errors import check_one_of
 from zosam_jax.export import onnx, safetensors, stablehlo
 from zosam_jax.export.program import Program, held_out_batches
 from zosam_jax.training.problem import Problem
@@ -37,7 +39,7 @@ class Verified(NamedTuple):
     Attributes:
       bytes: on the disk; of the network, its float32 arrays.
       difference: the largest, of any output of any image, to the network's.
-      accuracy: on these images.
+      accuracy: on these images; NaN where targets are no labels.
       latency: batch size → the median of a call in milliseconds; none of safetensors, which is no
         program.
     """
@@ -60,8 +62,8 @@ def write(
     *,
     layout: str,
     int8: bool,
-    images: int | None = None,
-) -> dict[str, Verified]:
+    images: int | None,
+) -> tuple[dict[str, Verified], int]:
     """Makes files of a program in a folder, and checks each on the test images.
 
     Args:
@@ -74,7 +76,7 @@ def write(
       images: use only the first so many test images; None for all.
 
     Returns:
-      For "network" and each format what was measured.
+      For "network" and each format what was measured; and on how many images.
 
     Raises:
       MismatchError: beyond TOLERANCE, or with int8 if more than LARGEST_LOSS_OF_ACCURACY is lost.
@@ -88,7 +90,7 @@ def write(
         file = folder / FILES[name]
         functions[name] = _made(name, file, problem, program, layout=layout, int8=int8)
         sizes[name] = file.stat().st_size
-    differences, accuracies, tolerance = _compared(problem, program, functions, images)
+    differences, accuracies, tolerance, seen = _compared(problem, program, functions, images)
     rounded = {"onnx", "safetensors"} if int8 else set()
     for name in formats:
         lost = accuracies[NETWORK] - accuracies[name]
@@ -103,10 +105,24 @@ def write(
     latencies = _latencies(
         problem, program, {n: f for n, f in functions.items() if n != "safetensors"}
     )
-    return {
+    found = {
         name: Verified(sizes[name], differences[name], accuracies[name], latencies.get(name, {}))
         for name in functions
     }
+    return found, seen
+
+
+def check_choice(problem: Problem, formats: Sequence[str], layout: str, *, int8: bool) -> None:
+    """Raises ValueError for formats and layouts that do not exist, or have no effect."""
+    for name in formats:
+        check_one_of("format", name, tuple(FILES))
+    if not formats:
+        raise ValueError(f"format=() is empty: name some of {', '.join(FILES)}.")
+    check_one_of("layout", layout, safetensors.LAYOUTS)
+    if int8 and set(formats) == {"stablehlo"}:
+        raise ValueError("int8=True has no effect on format=('stablehlo',): add onnx.")
+    if int8 and not problem.has_classes:
+        raise ValueError("int8=True is judged by accuracy, and the run's targets are no labels.")
 
 
 def move(made: Path, folder: Path) -> None:
@@ -172,21 +188,27 @@ def _check_same_arrays(
 
 def _compared(
     problem: Problem, program: Program, functions: Mapping[str, Function], images: int | None
-) -> tuple[dict[str, float], dict[str, float], float]:
-    """The largest differences, accuracies, and what differences may be."""
+) -> tuple[dict[str, float], dict[str, float], float, int]:
+    """The largest differences, accuracies, what differences may be, and the number of images."""
     differences, correct = dict.fromkeys(functions, 0.0), dict.fromkeys(functions, 0)
-    seen, size = 0, 1.0
+    seen, labels, size = 0, 0, 1.0
     for batch in held_out_batches(problem, images):
         prepared = program.prepared(batch.images)
         expected = functions[NETWORK](prepared)
-        seen, size = seen + len(batch.labels), max(size, float(np.abs(expected).max()))
+        size = max(size, float(np.abs(expected).max()))
+        seen, labels = seen + len(batch.labels), labels + batch.labels.size
         for name, function in functions.items():
             outputs = function(prepared)
             largest = np.maximum(differences[name], np.abs(outputs - expected).max())
             differences[name] = float(largest)
-            correct[name] += int(np.sum(outputs.argmax(axis=-1) == batch.labels))
-    accuracies = {name: count / seen for name, count in correct.items()}
-    return differences, accuracies, TOLERANCE * size
+            if problem.has_classes:
+                correct[name] += int(np.sum(outputs.argmax(axis=-1) == batch.labels))
+    if images is not None and seen < images:
+        raise ValueError(f"images={images} is more than the {seen} test images there are.")
+    accuracies = {
+        name: count / labels if problem.has_classes else math.nan for name, count in correct.items()
+    }
+    return differences, accuracies, TOLERANCE * size, seen
 
 
 def _latencies(

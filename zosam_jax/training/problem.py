@@ -216,8 +216,12 @@ class Problem:
           images: as the data set has them.
         """
         outputs = self.apply(network.params, network.model_state, self.pixels(images))
-        is_label = self.feed.info.label_dtype == "int32" and self.config.loss != "squared_error"
-        return jax.nn.softmax(outputs) if is_label else outputs
+        return jax.nn.softmax(outputs) if self.has_classes else outputs
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether targets are labels, and outputs therefore logits."""
+        return self.feed.info.label_dtype == "int32" and self.config.loss != "squared_error"
 
     def model(self, network: Network) -> Any:
         """The network as a module of its own, in inference mode."""
