@@ -121,7 +121,7 @@ def test_formats_and_layouts_that_there_are(options, sentence):
 def test_reading_arrays_loads_little():
     program = """if True:
         import sys
-        from zosam_jax.export import read_safetensors, verified
+        from zosam_jax.export import read_safetensors
         loaded = {name.partition(".")[0] for name in sys.modules}
         assert not loaded & {"onnx", "jax2onnx", "onnxruntime", "safetensors", "orbax", "flax"}
     """

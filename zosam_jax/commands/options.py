@@ -109,8 +109,9 @@ def _groups(options: Any) -> dict[str, list[str]]:
     """Group → the options of this type in it; without empty ones."""
     names = {field.name for field in dataclasses.fields(options)}
     groups = {title: [n for n in group if n in names] for title, group in GROUPS.items()}
-    # A command may have an option of a group's name: zosam export RUN.
-    return {title: group for title, group in groups.items() if group and title not in names}
+    # An option outside the groups may have a group's name: zosam export RUN.
+    others = names.difference(*GROUPS.values())
+    return {title: group for title, group in groups.items() if group and title not in others}
 
 
 def _nested(options: Any, groups: Mapping[str, Sequence[str]], default: Any) -> Any:
