@@ -37,7 +37,7 @@ class ExportConfig(OpeningConfig):
     Default: export in the run folder."""
 
     layout: Literal["dense", "bitmask", "packed"] | None = None
-    """Of safetensors: dense; bitmask, without zeros, as compressed-tensors reads it; or packed,
+    """Of safetensors: dense; bitmask, without zeros, in compressed-tensors' layout; or packed,
     smaller still. Default: bitmask for a sparse network, else dense."""
 
     int8: bool = False

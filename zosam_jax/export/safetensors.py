@@ -5,7 +5,7 @@ Layouts, each lossless:
 - dense: every array as it is.
 - bitmask: an array NAME with many zeros becomes NAME.compressed (what is kept, row by row),
   NAME.bitmask (a bit for each element, rows filled up to bytes, lowest bit first), NAME.shape and
-  NAME.row_offsets (where each row begins among what is kept), as compressed-tensors reads them.
+  NAME.row_offsets (where each row begins among what is kept), the layout of compressed-tensors.
 - packed: all arrays of a dtype, one after another, become DTYPE.values (what is kept) and
   DTYPE.bits (such bits without filling, deflated by zlib); the metadata's DTYPE has their names and
   shapes.
