@@ -18,6 +18,8 @@ from zosam_jax.export.verified import FILES, Verified
 from zosam_jax.training import devices, run_folder
 from zosam_jax.training.saved_run import opener
 
+_TABLE_WIDTH = 96
+
 FormatName: TypeAlias = Literal["stablehlo", "onnx", "safetensors"]
 
 
@@ -102,6 +104,7 @@ def export(config: ExportConfig, console: Console) -> dict[str, Verified]:
             raw=config.raw,
             images=config.images,
         )
+    console.width = max(console.width, _TABLE_WIDTH)  # a wrapped line is better than cut numbers
     console.print(_table(found, folder))
     return found
 
@@ -109,7 +112,7 @@ def export(config: ExportConfig, console: Console) -> dict[str, Verified]:
 def _table(found: dict[str, Verified], folder: Path) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=f"exported to {folder}")
     for heading in card.HEADINGS:
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for row in card.rows(found):
         table.add_row(*row)
     return table
