@@ -7,9 +7,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import zosam_jax
 from zosam_jax import cli, data
+from zosam_jax.commands import predict as command
 
 SMALL = ["--model", "lenet-300-100", "--epochs", "2", "--mesh", "data=1", "--optimizer", "sgd"]
 
@@ -110,3 +112,14 @@ def test_refusals(folder, tmp_path, capsys):
     assert (status, "holds no images" in out) == (2, True)
     out, _, status = predict(folder, folder, "--model", "a.b:c", capsys=capsys)
     assert status == 2
+
+
+def test_names_are_printed_as_they_are():
+    row = {"image": "[red]a:smile:.png", "class": "[b]", "probabilities": {"[b]": 1.0}}
+    console = Console(file=io.StringIO(), width=80)
+    console.print(command._table([row], 3))
+    command._write(console, command._csv([row]))
+    table, line = console.file.getvalue().splitlines()[3].strip(), console.file.getvalue()
+    assert table.startswith("[red]a:smile:.png")
+    assert "[b] 100.0%" in table
+    assert line.endswith("[red]a:smile:.png,[b],1.0\n")

@@ -102,3 +102,33 @@ def test_a_class_with_too_few_images_is_named(digits):
     threes = digits.train.take(np.flatnonzero(digits.train.labels != 3))
     with pytest.raises(ValueError, match="class 3 has 0 of the 5 training images"):
         datasets.balanced_sample(threes, 5, 10, seed=0)
+
+
+PIXELS = np.zeros((4, 8, 8, 1), np.uint8)
+FOUR = (PIXELS, np.arange(4))
+
+
+def test_a_given_validation_split_is_shrunk_and_never_replaced():
+    given = datasets.from_arrays(FOUR, FOUR, FOUR)
+    small = datasets.shrink(given, 2)
+    assert small.validation.images.shape == (4, 4, 4, 1)
+    np.testing.assert_array_equal(small.validation.labels, np.arange(4))
+    with pytest.raises(ValueError, match="would replace the data set's own validation split"):
+        datasets.with_validation(given, 0.5, seed=0)
+
+
+def test_integers_that_32_bits_do_not_hold_are_refused():
+    with pytest.raises(ValueError, match=r"train holds integers from 0 to 4294967297"):
+        datasets.from_arrays((PIXELS, np.array([0, 1, 2**32, 2**32 + 1])), FOUR)
+
+
+def test_labels_of_uint8_are_labels():
+    masks = (PIXELS, np.ones((4, 8, 8), np.uint8))
+    found = datasets.from_arrays(masks, masks)
+    assert (found.train.labels.dtype, found.num_classes) == (np.int32, 2)
+
+
+@pytest.mark.parametrize("names", ["abcd", ["a", "b"], ["a", "a", "b", "c"]])
+def test_names_are_different_and_one_for_each_class(names):
+    with pytest.raises(ValueError, match="must be a different name for each of 4 classes"):
+        datasets.from_arrays(FOUR, FOUR, class_names=names, num_classes=4)

@@ -8,6 +8,7 @@ import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from zosam_jax.commands.options import OpeningConfig
 from zosam_jax.commands.refusal import refusing
@@ -110,7 +111,7 @@ def export(config: ExportConfig, console: Console) -> dict[str, Verified]:
 
 
 def _table(found: dict[str, Verified], folder: Path) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=f"exported to {folder}")
+    table = Table(box=box.SIMPLE_HEAD, title=Text(f"exported to {folder}"))
     for heading in card.HEADINGS:
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for row in card.rows(found):

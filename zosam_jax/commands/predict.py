@@ -15,6 +15,7 @@ import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from zosam_jax.commands.options import OpeningConfig
 from zosam_jax.commands.refusal import refusing
@@ -66,7 +67,7 @@ def run(config: PredictConfig, console: Console) -> None:
     Raises:
       SystemExit: with status 1 if an image could not be read; the others are labelled.
     """
-    errors = Console(stderr=True, soft_wrap=True)
+    errors = Console(stderr=True, soft_wrap=True, emoji=False)
     open_run = opener(
         code=config.code,
         loads=False,
@@ -115,7 +116,9 @@ def predictions(opened: SavedRun, files: Sequence[Path], batch_size: int) -> lis
 def _described(output: Any, opened: SavedRun) -> dict[str, Any]:
     if opened.data.label_dtype != "int32":
         return {"outputs": output.tolist()}
-    names = opened.data.class_names or tuple(map(str, range(len(output))))
+    # A network may have more outputs than the data have classes.
+    names = [*(opened.data.class_names or ())]
+    names += map(str, range(len(names), len(output)))
     best = int(np.argmax(output))
     probabilities = dict(zip(names, map(float, output), strict=True))
     return {
@@ -143,7 +146,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _write(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.file.write(f"{text}\n")  # as it is, for other programs
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
@@ -174,5 +177,5 @@ def _table(rows: Sequence[Mapping[str, Any]], top: int) -> Table:
             told = ",  ".join(f"{name} {found[name]:.1%}" for name in likely)
         else:
             told = "  ".join(f"{value:.4g}" for value in found.values())
-        table.add_row(row["image"], told)
+        table.add_row(Text(row["image"]), Text(told))
     return table

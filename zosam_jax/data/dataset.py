@@ -107,8 +107,17 @@ def from_arrays(
     dataset = from_splits(
         splits["train"], splits["test"], num_classes or int(np.prod(first.labels.shape[1:]))
     )
-    names = None if class_names is None else tuple(map(str, class_names))
+    names = None if class_names is None else _names(class_names, dataset.num_classes)
     return dataset._replace(validation=splits.get("validation"), class_names=names)
+
+
+def _names(given: Sequence[str], count: int) -> tuple[str, ...]:
+    names = tuple(map(str, given))
+    if isinstance(given, str) or len(set(names)) != len(names) or len(names) != count:
+        raise ValueError(
+            f"class_names={given!r:.80} must be a different name for each of {count} classes."
+        )
+    return names
 
 
 def as_split(name: str, pair: Sequence[Any]) -> Split:
@@ -125,7 +134,7 @@ def as_split(name: str, pair: Sequence[Any]) -> Split:
             f"{name} has inputs of shape {inputs.shape} and targets of shape {targets.shape}: as "
             "many of both are expected, and at least one."
         )
-    split = Split(inputs, targets)
+    split = Split(inputs, targets.astype(np.int32) if targets.dtype == np.uint8 else targets)
     if split.labels.dtype == np.int32 and split.labels.min() < 0:
         raise ValueError(f"{name} has the label {split.labels.min()}, where 0, 1, … are expected.")
     return split
@@ -141,7 +150,18 @@ def _narrow(name: str, given: Any) -> Shaped[np.ndarray, "n ..."]:
         )
     if array.dtype.kind == "f":
         return array.astype(np.float32, copy=False)
-    return array if array.dtype == np.uint8 and array.ndim > 1 else array.astype(np.int32)
+    return array if array.dtype == np.uint8 and array.ndim > 1 else as_int32(name, array)
+
+
+def as_int32(name: str, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+    """Integers of 32 bits; raises ValueError for those that would become others."""
+    limits = np.iinfo(np.int32)
+    if array.size and not limits.min <= array.min() <= array.max() <= limits.max:
+        raise ValueError(
+            f"{name} holds integers from {array.min()} to {array.max()}: they are trained on in 32 "
+            "bits, which do not hold them."
+        )
+    return array.astype(np.int32)
 
 
 def from_splits(train: Split, test: Split, num_classes: int) -> Dataset:
@@ -203,7 +223,8 @@ def shrink(dataset: Dataset, factor: int) -> Dataset:
     """Averages blocks of factor × factor pixels into one, in all images."""
     train, test = shrink_split(dataset.train, factor), shrink_split(dataset.test, factor)
     small = from_splits(train, test, dataset.num_classes)
-    return small._replace(class_names=dataset.class_names)
+    held_out = dataset.validation and shrink_split(dataset.validation, factor)
+    return small._replace(validation=held_out, class_names=dataset.class_names)
 
 
 def shrink_split(split: Split, factor: int) -> Split:
@@ -222,6 +243,10 @@ def with_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     """
     if not 0 < fraction < 1:
         raise ValueError(f"validation_fraction={fraction!r} must be between 0 and 1.")
+    if dataset.validation is not None:
+        raise ValueError(
+            f"validation_fraction={fraction!r} would replace the data set's own validation split."
+        )
     order = np.random.default_rng((seed, _HOLD_OUT_STREAM)).permutation(len(dataset.train))
     held_out = round(fraction * len(order))
     if not 0 < held_out < len(order):

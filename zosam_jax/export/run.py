@@ -29,7 +29,7 @@ def export_run(
         saved = zosam_jax.open_run("runs/mine", model=Net, data=(train, test))
         export_run(saved, "device", formats=["onnx"])
 
-    All files appear together, or none.
+    Files appear once all of them have been checked; until then none does.
 
     Args:
       saved: the run, opened with its data.

@@ -103,7 +103,7 @@ def quantized(arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
     """Arrays of two or more axes as int8 beside their scales, the others as they are."""
     found: dict[str, npt.NDArray[Any]] = {}
     for name, array in arrays.items():
-        if array.ndim < 2:
+        if array.ndim < 2 or not array.size:
             found[name] = array
             continue
         largest = np.abs(array).max(axis=tuple(range(array.ndim - 1)))
@@ -171,6 +171,8 @@ def _from_bitmasks(stored: Arrays) -> dict[str, npt.NDArray[Any]]:
 
 def _to_packed(arrays: Arrays) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     found, index = {}, {}
+    if unfit := [name for name in arrays if "," in name or " " in name]:
+        raise ValueError(f"layout='packed' takes no names with a comma or space, as {unfit[0]!r}.")
     for dtype in sorted({str(array.dtype) for array in arrays.values()}):
         group = {name: array for name, array in arrays.items() if array.dtype == dtype}
         flat = np.concatenate([array.ravel() for array in group.values()])

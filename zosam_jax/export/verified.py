@@ -133,7 +133,8 @@ def move(made: Path, folder: Path) -> None:
     Raises:
       UnwritableError: if the folder cannot be written.
     """
-    files = sorted(made.iterdir())
+    # What is said of the programs comes after them.
+    files = sorted(made.iterdir(), key=lambda file: (file.name not in FILES.values(), file.name))
     for file in files:
         with replacing(folder / file.name) as partial:
             file.replace(partial)

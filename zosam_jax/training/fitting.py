@@ -185,6 +185,9 @@ class Fitting:
             return train(self.config, self._problem, self.folder, self._console, callbacks)
         parts, _ = sources.named_parts(self.config, *self._given)
         path = self.folder.path
+        self._console.print(
+            f"{path} is complete and is opened as it is; code is not compared", markup=False
+        )
         with saved_run.open_run(path, model=parts.model, loss=parts.loss) as run:
             return FitResult(run.model, run.masks, run.metrics, run.summary or {}, path)
 

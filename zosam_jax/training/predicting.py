@@ -37,7 +37,7 @@ def inputs(images: Any, info: DataInfo, config: DataConfig) -> Shaped[np.ndarray
     if array.dtype.kind == "f" and info.dtype == "float32":
         array = array.astype(np.float32, copy=False)
     if array.dtype.kind in "iub" and info.dtype == "int32":
-        array = array.astype(np.int32)
+        array = datasets.as_int32("images", array)
     return _fitted(array, info, config)
 
 
