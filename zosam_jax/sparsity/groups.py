@@ -1,0 +1,65 @@
+"""Units that structured pruning removes whole: channels, heads and neurons, and where they lie.
+
+A group is a set of units of one kind, for example the output channels of a convolution. Each of its
+members is one axis of one array, along which the units lie: the convolution's kernel and bias, the
+BatchNorm behind it, the input axis of the layers that read it. To remove a unit is to remove its
+positions from every member.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from zosam_jax.trees import Int
+
+CHANNELS, NEURONS, HEADS = "channels", "neurons", "heads"
+
+#: What a member is to its units: it makes them, scales or shifts them, or reads them.
+OUTPUT, ELEMENTWISE, INPUT = "output", "elementwise", "input"
+
+
+class Member(NamedTuple):
+    """One axis of one array, along which the units of a group lie.
+
+    Attributes:
+      path: the name of the array, as jax.tree_util.keystr gives it.
+      axis: which of its axes, counted from 0.
+      unit_of: for each position along the axis the unit to which it belongs, from 0 up; −1 for a
+        position that belongs to no unit of the group (an axis that reads a concatenation).
+      role: "output" for an array that makes the units (a kernel's output axis), "elementwise" for
+        one that scales or shifts them (bias, BatchNorm and its statistics), "input" for one that
+        reads them (a kernel's input axis).
+    """
+
+    path: str
+    axis: int
+    unit_of: Int[np.ndarray, " positions"]
+    role: str
+
+
+class Group(NamedTuple):
+    """Units that stand in the same arrays.
+
+    Attributes:
+      name: the array that makes them, without its last key, as in "['fc1']".
+      kind: "channels", "neurons" or "heads".
+      size: the number of units.
+      members: every array that has them, those that make them first.
+    """
+
+    name: str
+    kind: str
+    size: int
+    members: tuple[Member, ...]
+
+
+class Units(NamedTuple):
+    """The units of a network.
+
+    Attributes:
+      groups: what can be removed.
+      whole: what was left whole, one sentence for each axis or set of axes, with its reason.
+    """
+
+    groups: tuple[Group, ...]
+    whole: tuple[str, ...] = ()
