@@ -4,11 +4,11 @@ import os
 import tempfile
 
 # Before jax is imported, whoever imports it first.
-os.environ["XLA_FLAGS"] = (
-    # Most of the time goes to compiling what runs for a few steps: LLVM need not optimize it.
-    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4 "
-    + os.environ.get("XLA_FLAGS", "")
-).strip()
+# Most of the time goes to compiling what runs for a few steps: LLVM need not optimize it.
+FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4"
+# Processes of xdist inherit them; the cache of compiled programs is shared by equal flags alone.
+if FLAGS not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 # Many tests compile the same training step; the processes that run them share it.
 os.environ.setdefault(

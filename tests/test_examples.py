@@ -45,6 +45,8 @@ LONG = (
     "docs/guides/evidence.md",
     "docs/guides/sparse_method.md",
     "docs/guides/extending.md",
+    "docs/guides/export.md",
+    "docs/guides/your_own_problem.md",
 )
 
 

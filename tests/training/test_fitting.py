@@ -155,7 +155,7 @@ class Loader:
 @pytest.mark.parametrize(
     ("name", "data", "options"),
     [
-        (
+        pytest.param(
             "linen",
             TRAIN,
             {
@@ -163,6 +163,7 @@ class Loader:
                 "sparse": "rigl",
                 "sparsity": 0.5,
             },
+            marks=pytest.mark.slow,
         ),
         (
             "equinox with state",
