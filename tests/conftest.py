@@ -6,9 +6,9 @@ import tempfile
 # Before jax is imported, whoever imports it first.
 # Most of the time goes to compiling what runs for a few steps: LLVM need not optimize it.
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4"
-# Processes of xdist inherit them; the cache of compiled programs is shared by equal flags alone.
-if FLAGS not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+# Processes of xdist inherit them; programs are found in the cache only by the same text of flags.
+GIVEN = os.environ.get("XLA_FLAGS", "").removeprefix(FLAGS).strip()
+os.environ["XLA_FLAGS"] = f"{FLAGS} {GIVEN}".strip()
 
 # Many tests compile the same training step; the processes that run them share it.
 os.environ.setdefault(
