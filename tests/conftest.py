@@ -3,12 +3,18 @@
 import os
 import tempfile
 
-# Before jax is imported, whoever imports it first.
-# Most of the time goes to compiling what runs for a few steps: LLVM need not optimize it.
-FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4"
-# Processes of xdist inherit them; programs are found in the cache only by the same text of flags.
-GIVEN = os.environ.get("XLA_FLAGS", "").removeprefix(FLAGS).strip()
-os.environ["XLA_FLAGS"] = f"{FLAGS} {GIVEN}".strip()
+# Before jax is imported, whoever imports it first. Each flag once: processes of xdist inherit them,
+# and the cache of compiled programs knows them by their text.
+os.environ["XLA_FLAGS"] = " ".join(
+    dict.fromkeys(
+        [
+            # Most of the time goes to compiling what runs for a few steps.
+            "--xla_backend_optimization_level=0",
+            "--xla_force_host_platform_device_count=4",
+            *os.environ.get("XLA_FLAGS", "").split(),
+        ]
+    )
+)
 
 # Many tests compile the same training step; the processes that run them share it.
 os.environ.setdefault(
