@@ -346,7 +346,7 @@ def _share(total_steps: int, stop: float) -> int:
 
 def _refuse_fixed_density(shared: Shared, reason: str) -> None:
     pattern = shared.get("pattern")
-    if pattern is not None and pattern.density is not None:
+    if pattern is not None and (pattern.density is not None or pattern.per_column):
         raise ValueError(
             f"pattern={pattern.name} does not go with this method: a pattern {reason}."
         )
