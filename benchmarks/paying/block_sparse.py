@@ -64,7 +64,11 @@ def ratios(runs: dict[str, Run], rounds: int) -> dict[str, dict[str, Any]]:
     for name, times in seconds.items():
         quotients = [a / b for a, b in zip(times, seconds["dense"], strict=True)]
         low, ratio, high = statistics.quantiles(quotients, n=4)
-        found[name] = {"ratio": ratio, "quartiles": [low, high], "seconds": statistics.median(times)}
+        found[name] = {
+            "ratio": ratio,
+            "quartiles": [low, high],
+            "seconds": statistics.median(times),
+        }
     return found
 
 

@@ -11,17 +11,15 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
-from jax.typing import DTypeLike
 
 from zosam_jax import masks as mask_trees
 from zosam_jax import shardings
 from zosam_jax.errors import check_count, check_one_of, is_traced
-from zosam_jax.sparsity import layers
 from zosam_jax.trees import Array, Bool, Float, Int, PyTree, wide_dtype
 
 USES = ("measured", "always")
@@ -221,21 +219,21 @@ class BlockSparse:
         @functools.wraps(self.function)
         def sparse(params: PyTree, *args: Any, **kwargs: Any) -> Any:
             resolved = mask_trees.resolve(masks, params)
-            is_kept = not is_traced(dense_gradient) and not dense_gradient
-            restrict = mask_trees.restrict if is_kept else mask_trees.restrict_value
+            is_dense = is_traced(dense_gradient) or dense_gradient
+            restrict = mask_trees.restrict_value if is_dense else mask_trees.restrict
             program, shape = jax.make_jaxpr(
                 lambda p: self.function(p, *args, **kwargs), return_shape=True
             )(params)
             weights = jax.tree.leaves(params)
             mask_of = mask_trees.leaves(resolved, params)
 
-            def product(i: int, x: Array, dtype: DTypeLike) -> Array | None:
+            def product(i: int, x: Array, read: Array) -> Array | None:
                 layout, mask = self._layouts[i], mask_of[i]
-                if layout is None or mask is None or not self._pays(x, weights[i], dtype, layout):
+                if layout is None or mask is None or not self._pays(x, read, layout):
                     return None
-                return block_sparse_matmul(
-                    x, weights[i].astype(dtype), mask, layout, dense_gradient=dense_gradient
-                )
+                # Not what is read, ⊙ M: the kept blocks are taken without it.
+                own = weights[i].astype(read.dtype)
+                return block_sparse_matmul(x, own, mask, layout, dense_gradient=dense_gradient)
 
             values = jax.tree.leaves(restrict(params, resolved))
             outputs = _evaluate(program, values, list(range(len(values))), product)
@@ -244,12 +242,12 @@ class BlockSparse:
         return sparse
 
     def __call__(self, params: PyTree, *args: Any, **kwargs: Any) -> Any:
+        """The function of params ⊙ the masks that it was made with."""
         return self.under(self._masks)(params, *args, **kwargs)
 
-    def _pays(self, x: Array, weights: Array, dtype: DTypeLike, layout: BlockLayout) -> bool:
-        if self._use == "always":
-            return True
-        return worth_it(weights.shape, layout, math.prod(x.shape[:-1]), str(jnp.dtype(dtype)))
+    def _pays(self, x: Array, weights: Array, layout: BlockLayout) -> bool:
+        batch = math.prod(x.shape[:-1])
+        return self._use == "always" or worth_it(weights.shape, layout, batch, str(weights.dtype))
 
 
 def block_sparse(
@@ -362,8 +360,8 @@ def timings(
 _JIT = ("jit", "pjit")  # jax.jit's own primitive, by its newer and older name
 _KEEPS_VALUES = ("convert_element_type", "copy", "sharding_constraint")
 
-#: (which weights, x, dtype of the weights) → the product, None to leave it as it is.
-Replace = Callable[[int, Array, DTypeLike], Array | None]
+#: (which weights, x, the weights as the product reads them) → y, None to leave it as it is.
+Replace: TypeAlias = Callable[..., Array | None]
 
 
 def _evaluate(
@@ -380,19 +378,15 @@ def _evaluate(
     for eqn in jaxpr.eqns:
         inputs = [read(v) for v in eqn.invars]
         weights = [None if isinstance(v, core.Literal) else which.get(v) for v in eqn.invars]
-        name, replaced = eqn.primitive.name, None
-        if name in _JIT and any(i is not None for i in weights):
+        of = next((i for i in weights if i is not None), None)
+        if of is not None and eqn.primitive.name in _JIT:
             outputs = _evaluate(eqn.params["jaxpr"], inputs, weights, replace)
+        elif (y := replace(of, *inputs) if _is_product(eqn, weights) else None) is not None:
+            outputs = [y.astype(eqn.outvars[0].aval.dtype)]
         else:
-            if _is_product(eqn, weights):
-                replaced = replace(weights[1], inputs[0], inputs[1].dtype)
-            outputs = (
-                _run(eqn, inputs)
-                if replaced is None
-                else [replaced.astype(eqn.outvars[0].aval.dtype)]
-            )
-        if name in _KEEPS_VALUES and weights[0] is not None:
-            which[eqn.outvars[0]] = weights[0]
+            outputs = _run(eqn, inputs)
+        if of is not None and eqn.primitive.name in _KEEPS_VALUES:
+            which[eqn.outvars[0]] = of
         env.update(zip(eqn.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
@@ -402,7 +396,8 @@ def _is_product(eqn: Any, weights: list[int | None]) -> bool:
     if eqn.primitive.name != "dot_general" or weights[1] is None or weights[0] is not None:
         return False
     x, w = (v.aval for v in eqn.invars)
-    return w.ndim == 2 and eqn.params["dimension_numbers"] == (((x.ndim - 1,), (0,)), ((), ()))
+    over = (((x.ndim - 1,), (0,)), ((), ()))
+    return w.ndim == 2 and bool(eqn.params["dimension_numbers"] == over)
 
 
 def _run(eqn: Any, inputs: list[Any]) -> list[Any]:
