@@ -353,6 +353,12 @@ def test_a_measurement_can_be_taken_while_a_step_is_traced():
             r"masks\['a'\]: mask keeps a part",
         ),
         (lambda: sparsity.block_sparse(loss, {"a": None}, 4, 4), "no mask of two axes"),
+        (
+            lambda: sparsity.block_sparse(
+                lambda p: p["w"].sum(), {"rest": None, "w": jnp.ones((8, 8), bool)}, 4, 4
+            )({"rest": [jnp.ones(2), jnp.ones(2)], "w": jnp.ones((8, 8))}),
+            "masks of 2 leaves, and the parameters have 3",
+        ),
         (lambda: sparsity.block_sparse(loss, {}, 4, 4, use="never"), "use='never'"),
     ],
 )

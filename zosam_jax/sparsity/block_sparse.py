@@ -225,6 +225,12 @@ class BlockSparse:
                 lambda p: self.function(p, *args, **kwargs), return_shape=True
             )(params)
             weights = jax.tree.leaves(params)
+            if len(weights) != len(self._layouts):
+                raise ValueError(
+                    f"block_sparse was given masks of {len(self._layouts)} leaves, and the "
+                    f"parameters have {len(weights)}: give one leaf for each, None for dense ones, "
+                    "as get_masks does."
+                )
             mask_of = mask_trees.leaves(resolved, params)
 
             def product(i: int, x: Array, read: Array) -> Array | None:
@@ -275,7 +281,8 @@ def block_sparse(
     A sparse wrapper around a sharpness-aware chain, and the steps for Flax and plain loops, put the
     masks of the moment in the place of `masks`, and see to it that RigL gets the gradient at all
     weights when it grows. In a loop of one's own without these it is
-    jax.grad(loss.under(sparsity.get_masks(state)))(params, ...).
+    jax.grad(loss.under(sparsity.get_masks(state)))(params, ...), and a method that grows by the
+    gradient takes value_fn=loss beside it: another pass, where masks are due.
 
     Args:
       function: (params, *args, **kwargs) → arrays; a loss or a network.
