@@ -137,6 +137,17 @@ def restrict(
     )
 
 
+def restrict_value(params: PyTree, mask: Resolved) -> PyTree:
+    """params ⊙ mask, differentiated as if it were params: gradients reach pruned weights."""
+    if mask is None:
+        return params
+    return jax.tree.map(
+        lambda p, m: p if m is None else jnp.where(m, p, p - jax.lax.stop_gradient(p)),
+        params,
+        mask,
+    )
+
+
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     """params ⊙ masks: pruned weights become exactly 0, everything else stays as it is.
 

@@ -2,6 +2,14 @@
 
 from zosam_jax.masks import apply_masks, get_masks, sparsity_of
 from zosam_jax.sparsity import budgets, distributions, patterns, schedules, scores
+from zosam_jax.sparsity.block_sparse import (
+    BlockLayout,
+    BlockSparse,
+    block_layout,
+    block_sparse,
+    block_sparse_matmul,
+    worth_it,
+)
 from zosam_jax.sparsity.drop_and_grow import DropAndGrowState, drop_and_grow
 from zosam_jax.sparsity.layers import is_weight
 from zosam_jax.sparsity.lottery import lottery_ticket
@@ -12,9 +20,14 @@ from zosam_jax.sparsity.wrapper import SparseState, fixed
 
 __all__ = [
     "METHODS",
+    "BlockLayout",
+    "BlockSparse",
     "DropAndGrowState",
     "SparseState",
     "apply_masks",
+    "block_layout",
+    "block_sparse",
+    "block_sparse_matmul",
     "budgets",
     "distributions",
     "drop_and_grow",
@@ -38,4 +51,5 @@ __all__ = [
     "summary",
     "svite",
     "synflow",
+    "worth_it",
 ]

@@ -72,10 +72,11 @@ def from_scores(
             f"{1.0 - pattern.density:g} in every array."
         )
     units = [pattern.units(score) for score in masked.take(scores)]
-    if isinstance(distribution, str) and distribution == GLOBAL and pattern.density is None:
+    is_global = isinstance(distribution, str) and distribution == GLOBAL
+    if is_global and pattern.density is None and not pattern.per_column:
         kept = _largest_of_all(units, sparsity)
     else:
-        name = "erk" if distribution == GLOBAL else distribution
+        name = "uniform" if is_global else distribution
         counts = distributions.get(name)([u.shape for u in units], sparsity)
         _check_counts(counts, [u.size for u in units])
         kept = pattern.choose(units, jnp.asarray(counts, jnp.int32))

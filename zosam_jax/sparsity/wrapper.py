@@ -11,7 +11,8 @@ import optax
 
 from zosam_jax import masks as mask_trees
 from zosam_jax import transform, trees
-from zosam_jax.trees import PyTree, accepting_shapes
+from zosam_jax.sparsity.block_sparse import BlockSparse
+from zosam_jax.trees import Array, Bool, PyTree, accepting_shapes
 
 
 class SparseState(NamedTuple):
@@ -108,12 +109,15 @@ def update_inner(
     masks: mask_trees.Resolved,
     extra_args: dict[str, Any],
     keep_gradient: bool = False,
+    uses_gradient: bool | Bool[Array, ""] = True,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """One step of the wrapped transformation on the sparse network.
 
     Returns (updates, inner state, dense gradient). The last is None without `keep_gradient`, else
     ∂L/∂(m⊙θ) at all weights, pruned ones too: the incoming updates, or where there are none the
-    gradient that a sharpness-aware transformation descends along. It costs no further pass.
+    gradient that a sharpness-aware transformation descends along. It costs no further pass. Where
+    `uses_gradient` says that nobody reads it at this step, products that skip blocks
+    (`block_sparse`) leave it zero at pruned weights.
     """
     if extra_args.get("emit", "gradient") != "gradient":
         raise ValueError(
@@ -136,7 +140,9 @@ def update_inner(
     extra_args = {
         **extra_args,
         **{
-            name: _on_kept_weights(extra_args[name], masks, dense_gradient=from_inside)
+            name: _on_kept_weights(
+                extra_args[name], masks, dense_gradient=from_inside and uses_gradient
+            )
             for name in ("value_fn", "probe_fn", "losses_fn")
             if extra_args.get(name) is not None
         },
@@ -177,24 +183,19 @@ def to_zero(updates: PyTree, params: PyTree, masks: mask_trees.Resolved) -> PyTr
 
 
 def _on_kept_weights(
-    function: Callable[..., Any], masks: mask_trees.Resolved, *, dense_gradient: bool
+    function: Callable[..., Any],
+    masks: mask_trees.Resolved,
+    *,
+    dense_gradient: bool | Bool[Array, ""],
 ) -> Callable[..., Any]:
     """The same function of params ⊙ masks; it keeps its signature, by which arguments are bound."""
-    restrict = _restrict_value if dense_gradient else mask_trees.restrict
+    if isinstance(function, BlockSparse):
+        return function.under(masks, dense_gradient=dense_gradient)
+    # Where it is sometimes dense, always: it costs nothing here.
+    restrict = mask_trees.restrict if dense_gradient is False else mask_trees.restrict_value
 
     @functools.wraps(function)
     def masked(params: PyTree, *args: Any, **kwargs: Any) -> Any:
         return function(restrict(params, masks), *args, **kwargs)
 
     return masked
-
-
-def _restrict_value(params: PyTree, masks: mask_trees.Resolved) -> PyTree:
-    """params ⊙ masks, differentiated as if it were params: gradients reach pruned weights."""
-    if masks is None:
-        return params
-    return jax.tree.map(
-        lambda p, m: p if m is None else jnp.where(m, p, p - jax.lax.stop_gradient(p)),
-        params,
-        masks,
-    )
