@@ -45,10 +45,10 @@ def from_scores(
 ) -> PyTree[Bool[Array, "..."]]:
     """Keeps the weights with the largest scores, in exact counts, ties to the lowest index.
 
-    With `units` it keeps whole channels, heads and neurons, and at least one of each group. A unit's
-    score is the sum of the scores of all weights that it carries in the arrays that `where` chooses,
-    those that make it and those that read it; without it all its weights are zero, biases and
-    BatchNorm's scales among them.
+    With `units` it keeps whole channels, heads and neurons, and at least one of each group. The
+    score of a unit is the sum of the scores of all its weights in the arrays that `where` chooses,
+    those that make it and those that read it. All weights of a unit that goes are masked, biases
+    and BatchNorm's scales among them.
 
     Args:
       params: the parameters.
@@ -63,9 +63,9 @@ def from_scores(
         as one unit in the budget, and erk looks at the shape of the grid of blocks.
       units: what is removed whole (`zosam_jax.sparsity.units`); None for single weights. `where`
         then says which arrays' scores count. erk is uniform, the same fraction of every group.
-      budget: what `sparsity` is a fraction of: "units", or the "weights" or "macs" of the arrays that
-        have units. Of the last two as much stays as fits, in the order of the scores ("global") or
-        the same fraction of every group ("uniform").
+      budget: what `sparsity` is a fraction of: "units", or the "weights" or "macs" of the arrays
+        that have units. Of the last two as much stays as fits, in the order of the scores
+        ("global") or the same fraction of every group ("uniform").
       costs: for budget="macs" the MACs of each parameter, as `zosam_jax.sparsity.macs.macs` counts
         them.
 
@@ -91,9 +91,7 @@ def from_scores(
             costs=costs,
         )
     if budget != "units" or costs is not None:
-        raise ValueError(
-            f"budget={budget!r} and costs are for units=, whole channels and the like."
-        )
+        raise ValueError(f"budget={budget!r} and costs go with units=, which is missing.")
     masked = layers.select(params, where)
     pattern = unstructured() if pattern is None else pattern
     for path, weights in zip(masked.paths, masked.take(params), strict=True):

@@ -46,7 +46,8 @@ def largest_of_all(
 
     An array without an entry would cut the network in two, so `count` is at least their number.
     """
-    return largest(_largest_of_each_first(scores), count)
+    kept: list[Array] = largest(_largest_of_each_first(scores), count)
+    return kept
 
 
 def largest_within(

@@ -1,12 +1,12 @@
-"""Units on the arrays of a network: scores of weights become scores of units, and masks of units
-masks of arrays.
+"""Units on the arrays of a network: from scores of weights to units, from those to masks of arrays.
 
-The score of a unit is the sum of the scores of the weights that it carries in all of its members, the
-kernels that make it and those that read it alike. Which arrays count is the choice of a `where`; by
-default kernels do, and biases, BatchNorm's scales and statistics do not, though they are masked too.
+The score of a unit is the sum of the scores of the weights that it carries in all of its members,
+the kernels that make it and those that read it alike. Which arrays count is the choice of a
+`where`; by default kernels do, and biases, BatchNorm's scales and statistics do not, though they
+are masked too.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -72,14 +72,15 @@ class Structure(NamedTuple):
         self, scores: Sequence[Num[Array, " units"]], counts: Int[Array, " groups"]
     ) -> list[Bool[Array, " units"]]:
         """The counts[g] units of the largest scores in each group."""
-        return largest_in_each(list(scores), counts)
+        kept: list[Array] = largest_in_each(list(scores), counts)
+        return kept
 
     def cost(
         self, of_arrays: Sequence[float]
     ) -> Callable[[list[Bool[Array, " units"]]], Float[Array, ""]]:
         """A function of masks of units: the part of the arrays' costs that is left.
 
-        An array costs in proportion to what remains of it once the units' rows and columns are gone.
+        An array costs in proportion to what remains of it without the units' rows and columns.
         """
         shares = np.asarray(of_arrays, np.float64) / max(sum(of_arrays), 1)
 
@@ -112,7 +113,7 @@ class Structure(NamedTuple):
 
 
 def bind(units: Units, params: PyTree, where: Where = is_weight) -> Structure:
-    """Finds the members among the parameters; what is not there (statistics kept apart) is left out.
+    """Finds the members among the parameters; what is not there, as statistics, is left out.
 
     Args:
       units: the units.
@@ -168,7 +169,7 @@ def choose(
     distribution: str | SparsityDistribution = GLOBAL,
     costs: Sequence[float] | None = None,
 ) -> list[Bool[Array, " units"]]:
-    """The units that stay: those of the largest scores, within a budget, one at least in each group.
+    """The units that stay: those of the largest scores within a budget, at least one of each group.
 
     Args:
       structure: the units on their arrays.
@@ -180,7 +181,7 @@ def choose(
     Raises:
       ValueError: for a budget that would empty a group.
     """
-    scores, groups = list(scores), len(structure.sizes)
+    scores = list(scores)
     if costs is not None:
         check_limit(structure, sparsity, distribution, costs)
         return largest_within(
@@ -191,7 +192,7 @@ def choose(
         )
     if distribution != GLOBAL:
         counts = counts_of(structure, sparsity, distribution)
-        return largest_in_each(scores, jnp.asarray(counts, jnp.int32))
+        return structure.choose(scores, jnp.asarray(counts, jnp.int32))
     return largest_of_all(scores, total_of(structure, sparsity))
 
 
@@ -302,6 +303,6 @@ def _per_unit(array: Num[Array, "..."], member: Member, size: int) -> Float[Arra
 def _positions(member: Member, size: int) -> Int[np.ndarray, "units most"]:
     """The positions of each unit, filled up with −1."""
     unit_of = np.asarray(member.unit_of)
-    of_each: Iterable[Array] = [np.flatnonzero(unit_of == unit) for unit in range(size)]
+    of_each = [np.flatnonzero(unit_of == unit) for unit in range(size)]
     most = max(map(len, of_each))
     return np.stack([np.pad(p, (0, most - len(p)), constant_values=-1) for p in of_each])
