@@ -1,7 +1,7 @@
 """Sparse training: which weights exist, who decides it, and keeping the others at zero."""
 
 from zosam_jax.masks import apply_masks, get_masks, sparsity_of
-from zosam_jax.sparsity import budgets, distributions, patterns, schedules, scores
+from zosam_jax.sparsity import budgets, distributions, patterns, schedules, scores, slimming
 from zosam_jax.sparsity.drop_and_grow import (
     DropAndGrowState,
     StraightThroughState,
@@ -9,6 +9,7 @@ from zosam_jax.sparsity.drop_and_grow import (
     forward_params,
     straight_through,
 )
+from zosam_jax.sparsity.early_bird import EarlyBird, EarlyBirdState, early_bird
 from zosam_jax.sparsity.groups import Group, Member, Units
 from zosam_jax.sparsity.layers import is_scale, is_weight
 from zosam_jax.sparsity.lottery import lottery_ticket
@@ -33,6 +34,7 @@ from zosam_jax.sparsity.pruning import (
     synflow,
     taylor,
 )
+from zosam_jax.sparsity.slimming import early_bert
 from zosam_jax.sparsity.summary import summary
 from zosam_jax.sparsity.wrapper import SparseState, fixed
 
@@ -40,6 +42,8 @@ __all__ = [
     "METHODS",
     "UNIT_METHODS",
     "DropAndGrowState",
+    "EarlyBird",
+    "EarlyBirdState",
     "Group",
     "Member",
     "SparseState",
@@ -50,6 +54,8 @@ __all__ = [
     "distributions",
     "drop_and_grow",
     "dsr",
+    "early_bert",
+    "early_bird",
     "fixed",
     "forward_params",
     "from_scores",
@@ -69,6 +75,7 @@ __all__ = [
     "schedules",
     "scores",
     "set_",
+    "slimming",
     "snip",
     "sparsity_of",
     "straight_through",
