@@ -229,7 +229,7 @@ COSTS = {"a": 1}
 WRONG = [
     (prune(0.9, distribution="uniform"), "sparsity=0.9 would leave nothing of a group of 2 units"),
     (prune(0.9), "sparsity=0.9 leaves 2 of 16 units to 3 groups, of which each keeps one"),
-    (prune(0.95, budget="weights"), r"sparsity=0.95 cannot be reached: with one unit in each"),
+    (prune(0.95, budget="weights"), "sparsity=0.95 cannot be reached: with one unit in each"),
     (prune(budget="flops"), "budget='flops' is not known"),
     (prune(budget="macs"), "budget='macs' needs costs=macs.macs"),
     (prune(costs=COSTS), "no other budget takes them; budget='units'"),
@@ -264,5 +264,5 @@ def test_what_cannot_be_right_is_named(make, message):
 
 
 def test_units_are_units():
-    with pytest.raises(TypeError, match="units is dict; it must be what sparsity.units returns"):
+    with pytest.raises(TypeError, match=r"units is dict; it must be what sparsity\.units returns"):
         sparsity.magnitude(params(), 0.5, units={})

@@ -327,8 +327,8 @@ def s2vite(
     A unit whose weights are all zero has no gradient. So the loss is taken with the initial weights
     that make it in place, which nothing reads: the loss is the same, and the gradient that of the
     weights that would read it. A unit that grows gets its initial weights back, and zeros where it
-    is read. Where a loop hands in gradients taken elsewhere than at `forward_params`, units grow
-    at random.
+    is read. A loop that hands in gradients takes them at `forward_params`; elsewhere what is gone
+    has no gradient, and what was dropped comes back at once.
 
     Args:
       sparsity: the fraction of the units of each group that is gone.
@@ -351,7 +351,7 @@ def s2vite(
         inner,
         masks,
         drop=scores.taylor,
-        grow=scores.gradient_magnitude_or_chance,
+        grow=scores.gradient_magnitude,
         schedule=_svite_schedule(steps, every, fraction, final_fraction, stop),
         budget=budgets.constant(jnp.ceil),
         units=units,
