@@ -449,8 +449,10 @@ class _Engine(NamedTuple):
         masked = division.layers
         active = _counts(division.active(masked.take(own)))
         self._check_masks(division, masked.take(own), active)
-        dormant = None
-        if isinstance(division, Structure) and self.grow is not None:
+        dormant: Any = None
+        if mask_trees.is_placeholder(params) and self.units is not None and self.grow is not None:
+            dormant = jnp.zeros(())  # one leaf, as masks are
+        elif isinstance(division, Structure) and self.grow is not None:
             read = division.masks(division.active(masked.take(own)), roles=(INPUT,))
             values = masked.take(params)
             dormant = Dormant(
