@@ -305,6 +305,7 @@ def test_where_gradients_are_taken_elsewhere_nothing_is_exchanged():
     for i in range(9):
         updates, state = step(current, state, batch(i))
         current = optax.apply_updates(current, updates)
+        assert_equal(sparsity.apply_masks(current, state.masks), current)
     assert int(state.updates) == 2
     assert kept(state.masks)[1:] == kept(first.masks)[1:]  # the others may be dead, by ReLU
 

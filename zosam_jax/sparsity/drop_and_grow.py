@@ -227,7 +227,7 @@ def drop_and_grow(
                 masked.take(old),
                 masked.take(old),
                 state.budget,
-                [] if dormant is None else masked.take(dormant.values),
+                [] if dormant is None else [jnp.zeros_like(v) for v in masked.take(dormant.values)],
                 [] if dormant is None else masked.take(dormant.read),
             ),
         )
