@@ -95,6 +95,14 @@ def test_it_is_the_smallest_that_go_after_the_step():
         assert set(np.flatnonzero(np.ravel(after["fc2"]["kernel"]))) == set(order)
 
 
+def test_it_may_begin_with_zeros():
+    tx = GRADUAL(momentum(), 0.75, initial=0.5, distribution="uniform")
+    counts = [count(tx.init(params()).masks[layer]["kernel"]) for layer in ("fc1", "fc2")]
+    assert counts == [12, 24]
+    found = trail(tx, steps=31)
+    assert [count(m["fc2"]["kernel"]) for m, _, _ in (found[4], found[31])] == [24, 12]
+
+
 @pytest.mark.parametrize("score", ["magnitude", "taylor"])
 @pytest.mark.parametrize("distribution", ["uniform", "global"])
 def test_units_go_gradually(score, distribution):
@@ -214,11 +222,11 @@ def test_units_are_exchanged_in_exact_numbers_on_schedule():
                 assert not np.asarray(current[layer][part])[~np.asarray(mask)].any()
 
 
-def per_unit(tree, group):
+def per_unit(tree, group, roles=("output", "input")):
     total = np.zeros(group.size)
     for member in group.members:
         array = small_units.leaf(tree, member)
-        if array is not None and array.ndim > 1:
+        if array is not None and array.ndim > 1 and member.role in roles:
             for unit in range(group.size):
                 total[unit] += small_units.along(array, member.axis, member.unit_of, unit).sum()
     return total
@@ -261,7 +269,7 @@ def test_the_weakest_by_taylor_go_and_those_of_the_largest_gradient_come():
             dropped = int(np.ceil(alpha * active))
             drop = np.where(before, per_unit(taylor, group), -np.inf)
             stay = set(np.argsort(-drop, kind="stable")[: active - dropped])
-            rest = per_unit(size, group)
+            rest = per_unit(size, group, roles=("input",))
             assert (rest[~np.array(before)] > 0).all()
             others = [u for u in np.argsort(-rest, kind="stable") if u not in stay]
             assert {u for u, k in enumerate(now) if k} == stay | set(others[:dropped]), group.name
@@ -352,11 +360,21 @@ WRONG = [
         "the initial mask of .* has not whole units",
     ),
     (
+        lambda: S2VITE(momentum(), units=unread()).init(params()),
+        ValueError,
+        r"nothing among the parameters reads the group \['fc1'\]: leave it out",
+    ),
+    (
         lambda: sparsity.s2vite(momentum(), 0.5, units=units()),
         ValueError,
         "total_steps is missing",
     ),
 ]
+
+
+def unread():
+    first = units().groups[0]
+    return units()._replace(groups=(first._replace(members=first.members[:4]),))
 
 
 def half_a_unit(params):

@@ -322,7 +322,10 @@ def s2vite(
     """S²ViTE: SViTE's exchange of whole heads and neurons, dropped by a Taylor score.
 
         drop ⌈α_t·n_g⌉ units of the smallest Σ|θ ⊙ ∂L/∂(m⊙θ)| in each group g,  grow as many of the
-        largest Σ|∂L/∂(m⊙θ)|,  sums over the kernels of a unit, on `svite`'s schedule
+        largest Σ|∂L/∂(m⊙θ)|,  on `svite`'s schedule
+
+    The first sum is over the kernels that make a unit and those that read it, the second over the
+    latter alone: the others have no gradient while a unit is gone.
 
     A unit whose weights are all zero has no gradient. So the loss is taken with the initial weights
     that make it in place, which nothing reads: the loss is the same, and the gradient that of the

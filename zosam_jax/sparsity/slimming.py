@@ -40,12 +40,7 @@ def with_coefficients(params: PyTree, units: Units) -> Slim:
       ValueError: for a group that nothing reads.
     """
     structure = structured.bind(units, params, structured.every_array)
-    for group, parts in zip(units.groups, structure.parts, strict=True):
-        if not any(part.member.role == INPUT for part in parts):
-            raise ValueError(
-                f"units: nothing among the parameters reads the group {group.name}, so there is "
-                "nothing that its coefficients could be multiplied into."
-            )
+    structured.check_read(units, structure)
     return Slim(params, [jnp.ones(size) for size in structure.sizes])
 
 

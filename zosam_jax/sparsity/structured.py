@@ -56,6 +56,10 @@ class Structure(NamedTuple):
         """
         return self._sums(arrays, lambda part: part.counts)
 
+    def growth(self, arrays: Sequence[Num[Array, "..."] | None]) -> list[Float[Array, " _"]]:
+        """The same over the weights that read a unit: others have no gradient when it is gone."""
+        return self._sums(arrays, lambda part: part.counts and part.member.role == INPUT)
+
     def active(self, masks: Sequence[Bool[Array, "..."]]) -> list[Bool[Array, " _"]]:
         """The units of which any weight is kept."""
         return [kept > 0 for kept in self._sums(masks, lambda part: True)]
@@ -164,6 +168,15 @@ def bind(units: Units, params: PyTree, where: Where = is_weight) -> Structure:
         parts.append(bound)
     layers = Layers(jax.tree.structure(params), tuple(indices), tuple(array_of))
     return Structure(layers, shapes, tuple(g.size for g in units.groups), tuple(parts))
+
+
+def check_read(units: Units, structure: Structure) -> None:
+    """Raises for a group that nothing reads."""
+    for group, parts in zip(units.groups, structure.parts, strict=True):
+        if not any(part.counts and part.member.role == INPUT for part in parts):
+            raise ValueError(
+                f"units: nothing among the parameters reads the group {group.name}: leave it out."
+            )
 
 
 def choose(
@@ -334,6 +347,8 @@ def _per_unit(array: Any, member: Member, size: int) -> Float[Array, " units"]:
 def _positions(member: Member, size: int) -> Int[np.ndarray, "units most"]:
     """The positions of each unit, filled up with −1."""
     unit_of = np.asarray(member.unit_of)
-    of_each = [np.flatnonzero(unit_of == unit) for unit in range(size)]
-    most = max(map(len, of_each))
-    return np.stack([np.pad(p, (0, most - len(p)), constant_values=-1) for p in of_each])
+    positions = np.argsort(unit_of, kind="stable")[np.sum(unit_of < 0) :]
+    counts = np.bincount(unit_of[positions], minlength=size)
+    table = np.full((size, max(counts)), -1)
+    table[np.arange(max(counts)) < counts[:, None]] = positions
+    return table
