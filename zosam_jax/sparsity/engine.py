@@ -6,7 +6,7 @@ Here is what wrappers whose masks change have in common; `drop_and_grow` says wh
 import inspect
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -170,7 +170,7 @@ class Engine(NamedTuple):
         if mask_trees.is_placeholder(params) and self.units is not None and self.grow is not None:
             dormant = jnp.zeros(())  # one leaf, as masks are
         elif isinstance(division, Structure) and self.grow is not None:
-            structured.check_read(cast(Units, self.units), division)
+            structured.check_read(division)
             read = division.masks(division.active(masked.take(own)), roles=(INPUT,))
             values = masked.take(params)
             dormant = Dormant(

@@ -40,12 +40,14 @@ class Structure(NamedTuple):
     Attributes:
       layers: those arrays, picked out of the parameters.
       shapes: of each of them.
+      names: of the groups.
       sizes: the number of units of each group.
       parts: the members of each group.
     """
 
     layers: Layers
     shapes: tuple[Shape, ...]
+    names: tuple[str, ...]
     sizes: tuple[int, ...]
     parts: tuple[tuple[Part, ...], ...]
 
@@ -167,15 +169,16 @@ def bind(units: Units, params: PyTree, where: Where = is_weight) -> Structure:
             )
         parts.append(bound)
     layers = Layers(jax.tree.structure(params), tuple(indices), tuple(array_of))
-    return Structure(layers, shapes, tuple(g.size for g in units.groups), tuple(parts))
+    names, sizes = zip(*((group.name, group.size) for group in units.groups), strict=True)
+    return Structure(layers, shapes, names, sizes, tuple(parts))
 
 
-def check_read(units: Units, structure: Structure) -> None:
+def check_read(structure: Structure) -> None:
     """Raises for a group that nothing reads."""
-    for group, parts in zip(units.groups, structure.parts, strict=True):
+    for name, parts in zip(structure.names, structure.parts, strict=True):
         if not any(part.counts and part.member.role == INPUT for part in parts):
             raise ValueError(
-                f"units: nothing among the parameters reads the group {group.name}: leave it out."
+                f"units: nothing among the parameters reads the group {name}: leave it out."
             )
 
 
