@@ -146,7 +146,7 @@ class Engine(NamedTuple):
         if self.units is None or not masked.indices:
             return PerArray(masked, self.pattern)
         structure = structured.bind(self.units, params, self.where)
-        if structure.layers != masked:
+        if structure.layers.indices != masked.indices:
             raise ValueError(
                 f"the masks cover {', '.join(masked.paths)}, but the units lie in "
                 f"{', '.join(structure.layers.paths)}: make them with units= too."

@@ -142,11 +142,10 @@ def bind(units: Units, params: PyTree, where: Where = is_weight) -> Structure:
             "units has no group, so there is nothing to remove"
             + (f": {units.whole[0]}" if units.whole else ".")
         )
-    leaves = [(jax.tree_util.keystr(path), x) for path, x in jax.tree.leaves_with_path(params)]
+    wanted = {m.path for group in units.groups for m in group.members}
+    leaves = [(_name(path, wanted), x) for path, x in jax.tree.leaves_with_path(params)]
     position = {path: i for i, (path, _) in enumerate(leaves)}
-    indices = sorted(
-        {position[m.path] for g in units.groups for m in g.members if m.path in position}
-    )
+    indices = [i for i, (path, _) in enumerate(leaves) if path in wanted]
     array_of = {leaves[i][0]: n for n, i in enumerate(indices)}
     shapes = tuple(tuple(jnp.shape(leaves[i][1])) for i in indices)
     chosen = chooser(where)
@@ -316,6 +315,12 @@ def of_kind(units: Units, *kinds: str) -> Units:
         there = sorted({group.kind for group in units.groups})
         raise ValueError(f"units has no {' or '.join(kinds)}; it has {', '.join(there)}.")
     return units._replace(groups=found)
+
+
+def _name(path: tuple[Any, ...], wanted: set[str]) -> str:
+    """A parameter's name; those of Flax NNX may stand in variables, with a `value` of their own."""
+    name = jax.tree_util.keystr(path)
+    return name if name in wanted else name.removesuffix(".value")
 
 
 def _check_member(group: Group, member: Member, shape: Shape) -> None:
