@@ -1,7 +1,7 @@
 """Sparse training: which weights exist, who decides it, and keeping the others at zero."""
 
 from zosam_jax.masks import apply_masks, get_masks, sparsity_of
-from zosam_jax.sparsity import budgets, distributions, patterns, schedules, scores
+from zosam_jax.sparsity import budgets, distributions, patterns, schedules, scores, slimming
 from zosam_jax.sparsity.block_sparse import (
     BlockLayout,
     BlockSparse,
@@ -10,20 +10,55 @@ from zosam_jax.sparsity.block_sparse import (
     block_sparse_matmul,
     worth_it,
 )
-from zosam_jax.sparsity.drop_and_grow import DropAndGrowState, drop_and_grow
-from zosam_jax.sparsity.layers import is_weight
+from zosam_jax.sparsity.drop_and_grow import drop_and_grow
+from zosam_jax.sparsity.early_bird import EarlyBird, EarlyBirdState, early_bird
+from zosam_jax.sparsity.engine import DropAndGrowState
+from zosam_jax.sparsity.groups import Group, Member, Units
+from zosam_jax.sparsity.layers import is_scale, is_weight
 from zosam_jax.sparsity.lottery import lottery_ticket
-from zosam_jax.sparsity.methods import METHODS, dsr, mest, rigl, set_, svite
-from zosam_jax.sparsity.pruning import from_scores, grasp, magnitude, random, snip, synflow
+from zosam_jax.sparsity.methods import (
+    METHODS,
+    UNIT_METHODS,
+    dsr,
+    gradual,
+    mest,
+    rigl,
+    s2vite,
+    set_,
+    svite,
+)
+from zosam_jax.sparsity.pruning import (
+    from_scores,
+    from_unit_scores,
+    grasp,
+    magnitude,
+    random,
+    snip,
+    synflow,
+    taylor,
+)
+from zosam_jax.sparsity.slimming import early_bert
+from zosam_jax.sparsity.straight_through import (
+    StraightThroughState,
+    forward_params,
+    straight_through,
+)
 from zosam_jax.sparsity.summary import summary
 from zosam_jax.sparsity.wrapper import SparseState, fixed
 
 __all__ = [
     "METHODS",
+    "UNIT_METHODS",
     "BlockLayout",
     "BlockSparse",
     "DropAndGrowState",
+    "EarlyBird",
+    "EarlyBirdState",
+    "Group",
+    "Member",
     "SparseState",
+    "StraightThroughState",
+    "Units",
     "apply_masks",
     "block_layout",
     "block_sparse",
@@ -32,10 +67,16 @@ __all__ = [
     "distributions",
     "drop_and_grow",
     "dsr",
+    "early_bert",
+    "early_bird",
     "fixed",
+    "forward_params",
     "from_scores",
+    "from_unit_scores",
     "get_masks",
+    "gradual",
     "grasp",
+    "is_scale",
     "is_weight",
     "lottery_ticket",
     "magnitude",
@@ -43,13 +84,17 @@ __all__ = [
     "patterns",
     "random",
     "rigl",
+    "s2vite",
     "schedules",
     "scores",
     "set_",
+    "slimming",
     "snip",
     "sparsity_of",
+    "straight_through",
     "summary",
     "svite",
     "synflow",
+    "taylor",
     "worth_it",
 ]

@@ -220,7 +220,7 @@ class BlockSparse:
         def sparse(params: PyTree, *args: Any, **kwargs: Any) -> Any:
             resolved = mask_trees.resolve(masks, params)
             is_dense = is_traced(dense_gradient) or dense_gradient
-            restrict = mask_trees.restrict_value if is_dense else mask_trees.restrict
+            restrict = mask_trees.straight_through if is_dense else mask_trees.restrict
             program, shape = jax.make_jaxpr(
                 lambda p: self.function(p, *args, **kwargs), return_shape=True
             )(params)

@@ -43,6 +43,13 @@ def gradient_magnitude(gradient: Float[Array, "*layer"]) -> Float[Array, "*layer
     return jnp.abs(gradient)
 
 
+def taylor(
+    weights: Float[Array, "*layer"], gradient: Float[Array, "*layer"]
+) -> Float[Array, "*layer"]:
+    """|θ ⊙ ∂L/∂(m⊙θ)|, the change of the loss without a weight, to first order."""
+    return jnp.abs(weights * gradient)
+
+
 def uniform_random(noise: Float[Array, "*layer"]) -> Float[Array, "*layer"]:
     """A score that prefers nothing."""
     return noise

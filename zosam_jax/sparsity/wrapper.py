@@ -110,6 +110,7 @@ def update_inner(
     extra_args: dict[str, Any],
     keep_gradient: bool = False,
     uses_gradient: bool | Bool[Array, ""] = True,
+    dormant: PyTree = None,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """One step of the wrapped transformation on the sparse network.
 
@@ -117,7 +118,8 @@ def update_inner(
     ∂L/∂(m⊙θ) at all weights, pruned ones too: the incoming updates, or where there are none the
     gradient that a sharpness-aware transformation descends along. It costs no further pass. Where
     `uses_gradient` says that nobody reads it at this step, products that skip blocks
-    (`block_sparse`) leave it zero at pruned weights.
+    (`block_sparse`) leave it zero at pruned weights. Pruned weights then have the values `dormant`
+    in place of zero, which do not change the loss.
     """
     if extra_args.get("emit", "gradient") != "gradient":
         raise ValueError(
@@ -137,14 +139,22 @@ def update_inner(
         updates = None
     elif updates is not None:
         updates = mask_trees.restrict(updates, masks)
+
+    def forward(params: PyTree) -> PyTree:
+        if from_inside:
+            return mask_trees.straight_through(params, masks, dormant)
+        return mask_trees.restrict(params, masks)
+
+    def on_kept_weights(function: Callable[..., Any]) -> Callable[..., Any]:
+        if isinstance(function, BlockSparse):
+            return function.under(masks, dense_gradient=from_inside and uses_gradient)
+        return at(forward, function)
+
     extra_args = {
         **extra_args,
         **{
-            name: _on_kept_weights(
-                extra_args[name], masks, dense_gradient=from_inside and uses_gradient
-            )
-            for name in ("value_fn", "probe_fn", "losses_fn")
-            if extra_args.get(name) is not None
+            name: on_kept_weights(function)
+            for name, function in functions_of_parameters(extra_args).items()
         },
         "mask": masks,
         **({"keep_gradient": True} if from_inside else {}),
@@ -170,32 +180,35 @@ def _warn_of_updates_for_growth_alone() -> None:
     )
 
 
-def to_zero(updates: PyTree, params: PyTree, masks: mask_trees.Resolved) -> PyTree:
-    """Updates that take pruned weights to zero from wherever they are."""
+def to_zero(
+    updates: PyTree, params: PyTree, masks: mask_trees.Resolved, values: PyTree = None
+) -> PyTree:
+    """Updates that take the weights that the masks leave out to zero from wherever they are.
+
+    Or to `values`, a tree like the parameters with None where there are none.
+    """
     if masks is None:
         return updates
     return jax.tree.map(
-        lambda u, p, m: u if m is None else jnp.where(m, u, -p),
+        lambda u, p, m, v: u if m is None else jnp.where(m, u, -p if v is None else v - p),
         updates,
         params,
         masks,
+        jax.tree.map(lambda _: None, params) if values is None else values,
     )
 
 
-def _on_kept_weights(
-    function: Callable[..., Any],
-    masks: mask_trees.Resolved,
-    *,
-    dense_gradient: bool | Bool[Array, ""],
-) -> Callable[..., Any]:
-    """The same function of params ⊙ masks; it keeps its signature, by which arguments are bound."""
-    if isinstance(function, BlockSparse):
-        return function.under(masks, dense_gradient=dense_gradient)
-    # Where it is sometimes dense, always: it costs nothing here.
-    restrict = mask_trees.restrict if dense_gradient is False else mask_trees.restrict_value
+def functions_of_parameters(extra_args: dict[str, Any]) -> dict[str, Callable[..., Any]]:
+    """The extra arguments that are functions of the parameters."""
+    names = ("value_fn", "probe_fn", "losses_fn")
+    return {name: extra_args[name] for name in names if extra_args.get(name) is not None}
+
+
+def at(forward: Callable[[PyTree], PyTree], function: Callable[..., Any]) -> Callable[..., Any]:
+    """function(forward(params), …); it keeps its signature, by which arguments are bound."""
 
     @functools.wraps(function)
     def masked(params: PyTree, *args: Any, **kwargs: Any) -> Any:
-        return function(restrict(params, masks), *args, **kwargs)
+        return function(forward(params), *args, **kwargs)
 
     return masked
