@@ -8,9 +8,9 @@ from zosam_jax.sparsity.compaction import (
     compact_state,
     cut,
     cut_state,
-    kept,
+    kept_units,
 )
-from zosam_jax.sparsity.dependencies import check, units
+from zosam_jax.sparsity.dependencies import check_units, units
 from zosam_jax.sparsity.drop_and_grow import DropAndGrowState, drop_and_grow
 from zosam_jax.sparsity.groups import Group, Member, Units
 from zosam_jax.sparsity.layers import is_weight
@@ -29,7 +29,7 @@ __all__ = [
     "Units",
     "apply_masks",
     "budgets",
-    "check",
+    "check_units",
     "compact",
     "compact_masks",
     "compact_state",
@@ -43,7 +43,7 @@ __all__ = [
     "get_masks",
     "grasp",
     "is_weight",
-    "kept",
+    "kept_units",
     "lottery_ticket",
     "magnitude",
     "mest",

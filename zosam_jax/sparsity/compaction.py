@@ -17,7 +17,7 @@ import numpy as np
 
 from zosam_jax import masks as mask_trees
 from zosam_jax.sparsity import modules
-from zosam_jax.sparsity.dependencies import check, leaves_by_path
+from zosam_jax.sparsity.dependencies import check_units, leaves_by_path
 from zosam_jax.sparsity.groups import ELEMENTWISE, INPUT, OUTPUT, Group, Member, Units
 from zosam_jax.sparsity.moments import map_moments
 from zosam_jax.trees import Bool, PyTree, Shaped
@@ -48,7 +48,7 @@ def compact(params: Any, masks: PyTree, units: Units) -> Any:
       ValueError: if masks or units do not fit the parameters; if the masks empty no unit, or all
         units of a group.
     """
-    remaining = kept(params, masks, units)
+    remaining = kept_units(params, masks, units)
     if all(np.all(units_kept) for units_kept in remaining.values()):
         raise ValueError(
             "masks empty no unit of any group, so nothing can be removed: they are masks of single "
@@ -72,7 +72,7 @@ def compact_masks(params: Any, masks: PyTree, units: Units) -> PyTree:
     Returns:
       A tree like the parameters: bool arrays of the smaller shapes, None where all are kept.
     """
-    remaining = kept(params, masks, units)
+    remaining = kept_units(params, masks, units)
     trained = _trained(params)
     resolved = mask_trees.resolve(masks, trained)
     if resolved is None:
@@ -96,10 +96,10 @@ def compact_state(opt_state: PyTree, params: Any, masks: PyTree, units: Units) -
     Returns:
       A state of the same structure with smaller arrays.
     """
-    return cut_state(opt_state, _trained(params), units, kept(params, masks, units))
+    return cut_state(opt_state, _trained(params), units, kept_units(params, masks, units))
 
 
-def kept(params: Any, masks: PyTree, units: Units) -> dict[str, Bool[np.ndarray, " units"]]:
+def kept_units(params: Any, masks: PyTree, units: Units) -> dict[str, Bool[np.ndarray, " units"]]:
     """Which units `compact` keeps.
 
     Args:
@@ -117,7 +117,7 @@ def kept(params: Any, masks: PyTree, units: Units) -> dict[str, Bool[np.ndarray,
     trained = _trained(params)
     resolved = mask_trees.leaves(mask_trees.resolve(masks, trained), trained)
     tree = modules.arrays(params, together=True) if modules.is_nnx(params) else params
-    check(units, tree)
+    check_units(units, tree)
     given = dict(zip(leaves_by_path(trained), resolved, strict=True))
     paths = {member.path for group in units.groups for member in group.members}
     values = {path: x for path, x in leaves_by_path(tree).items() if path in paths}
@@ -189,7 +189,7 @@ def cut(tree: PyTree, units: Units, kept: Mapping[str, Bool[np.ndarray, " units"
     Args:
       tree: parameters, BatchNorm's statistics, averages of weights: arrays whose names in the tree
         are those of the units' members. Others stay as they are.
-      units: as they are given to `kept`.
+      units: as they are given to `kept_units`.
       kept: what that returned.
 
     Returns:
@@ -212,7 +212,7 @@ def cut_state(
     Args:
       opt_state: the state of any optax transformation.
       params: the dense parameters, or their shapes.
-      units: as they are given to `kept`.
+      units: as they are given to `kept_units`.
       kept: what that returned.
     """
     cuts = _cuts(units, kept)

@@ -94,7 +94,7 @@ def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: boo
     return Units(groups, found.whole)
 
 
-def check(units: Units, params: PyTree) -> None:
+def check_units(units: Units, params: PyTree) -> None:
     """Raises for units that do not fit the parameters; arrays that are not there are no fault.
 
     Raises:
