@@ -145,7 +145,9 @@ class RandomNetwork:
             else:
                 parts = jnp.split(made, 3, -1)
                 q, k, v = (part.reshape(*x.shape[:2], -1, head_dim) for part in parts)
-            y = jnp.einsum("nqkh,nkhd->nqhd", jax.nn.softmax(jnp.einsum("nqhd,nkhd->nqkh", q, k), 2), v)
+            y = jnp.einsum(
+                "nqkh,nkhd->nqhd", jax.nn.softmax(jnp.einsum("nqhd,nkhd->nqkh", q, k), 2), v
+            )
             return activation(y.reshape(*x.shape[:2], -1) @ p[out] + p[extra])
 
         features = self.width()

@@ -25,16 +25,16 @@ class Axis:
       whole: why nothing can be removed along it, or None. "" is a reason that goes without saying.
       is_residual: whether the outputs of several layers are added along it.
       is_heads: whether products of two activations are made for each of its positions.
-      is_uniform: whether values only repeat along it, as after a broadcast.
+      varies: whether it is one of a parameter or an input; along others values only repeat.
     """
 
-    def __init__(self, size: int, *, whole: str | None = None, is_uniform: bool = False) -> None:
+    def __init__(self, size: int, *, whole: str | None = None, varies: bool = False) -> None:
         """An axis that is no other's as yet."""
         self.size = size
         self.whole = whole
         self.is_residual = False
         self.is_heads = False
-        self.is_uniform = is_uniform
+        self.varies = varies
         self._operation = ""
         self._parts: tuple[Axis, ...] = ()
         self._same: Axis | None = None
@@ -102,7 +102,7 @@ class Axis:
             other.keep_whole(self.whole)
         for atom in other.atoms():
             atom.is_residual |= self.is_residual
-            atom.is_uniform &= self.is_uniform
+            atom.varies |= self.varies
         if self.is_heads and not other._parts:
             other.is_heads = True
 

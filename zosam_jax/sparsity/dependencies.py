@@ -213,7 +213,7 @@ class _Trace:
         self.params = []
         self.uses: list[_Use] = []
         for i, shape in enumerate(shapes.values()):
-            axes = tuple(Axis(size) for size in shape)
+            axes = tuple(Axis(size, varies=True) for size in shape)
             removed = tuple((axis, _Removed(0.0)) for axis in axes)
             self.params.append(_Value(axes, removed, origins=frozenset({i})))
 
@@ -275,8 +275,9 @@ class _Trace:
         axes = []
         for i, size in enumerate(shape):
             same = [v.axes[i] for v in values if v.axes and v.axes[i].size == size]
-            apart = len({id(axis.root) for axis in same}) > 1
-            meet = apart and not any(a.is_uniform for axis in same for a in axis.atoms())
+            atoms = [axis.atoms() for axis in same]
+            vary = all(atom.varies for of_axis in atoms for atom in of_axis)
+            meet = vary and len(set(map(frozenset, atoms))) > 1
             for other in same[1:]:
                 unify(same[0], other)
             if is_sum and meet:
@@ -396,7 +397,7 @@ class _Trace:
 
     def _broadcast_in_dim(self, equation: Any, value: _Value, *_: _Value) -> _Value:
         shape = equation.outvars[0].aval.shape
-        axes = [Axis(size, is_uniform=True) for size in shape]
+        axes = [Axis(size) for size in shape]
         for axis, i in zip(value.axes, equation.params["broadcast_dimensions"], strict=True):
             if axis.size == shape[i]:
                 axes[i] = axis
@@ -417,8 +418,7 @@ class _Trace:
             if len(taken) == len(made) == 1:
                 after += taken
                 continue
-            is_uniform = all(atom.is_uniform for axis in taken for atom in axis.atoms())
-            axes = [Axis(size, is_uniform=is_uniform) for size in made]
+            axes = [Axis(size) for size in made]
             unify(product(taken), product(axes))
             after += axes
         rest = iter(after)
@@ -510,7 +510,7 @@ class _Trace:
 
     def _random_bits(self, equation: Any, *_: _Value) -> _Value:
         shape = equation.outvars[0].aval.shape
-        return _Value(tuple(Axis(size, is_uniform=True) for size in shape), origins=frozenset())
+        return _Value(tuple(Axis(size) for size in shape), origins=frozenset())
 
     # Reductions
 
@@ -571,8 +571,10 @@ class _Trace:
                 (leaf, axis), *others = found
                 as_others = f", as is one of {self.paths[others[0][0]]}" if others else ""
                 as_others += f" and of {len(others) - 1} more" if len(others) > 1 else ""
+                part = "" if atom.size == self.params[leaf].axes[axis].size else "A part of "
                 whole.append(
-                    f"Axis {axis} of {self.paths[leaf]} is left whole{as_others}: {reason}."
+                    f"{part}{'a' if part else 'A'}xis {axis} of {self.paths[leaf]} is left whole"
+                    f"{as_others}: {reason}."
                 )
         return Units(tuple(groups), tuple(dict.fromkeys(whole)))
 
@@ -652,8 +654,7 @@ class _Trace:
 
 def _cut(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     """The pieces of an axis, one after the other."""
-    is_uniform = all(atom.is_uniform for atom in axis.atoms())
-    pieces = [Axis(size, is_uniform=is_uniform) for size in sizes]
+    pieces = [Axis(size) for size in sizes]
     unify(axis, concatenated(pieces))
     return pieces
 
