@@ -192,7 +192,7 @@ class LinenNetwork(linen.Module):
     def __call__(self, x):
         x = linen.Conv(self.channels, (3, 3))(x)
         x = linen.relu(linen.BatchNorm(use_running_average=True)(x)).reshape(len(x), -1)
-        return linen.Dense(2)(jnp.tanh(linen.Dense(self.hidden)(x)))
+        return linen.Dense(2, name="head")(jnp.tanh(linen.Dense(self.hidden)(x)))
 
 
 def test_linen():

@@ -138,17 +138,16 @@ def _kept(
             left = remaining[group.name] & _needed(group, alive, shifts)
             if np.array_equal(left, remaining[group.name]):
                 continue
+            if not left.any():
+                raise ValueError(
+                    f"masks empty all {group.size} {group.kind} of {group.name}, which no layer "
+                    "can be without: keep one unit of each group at least."
+                )
             is_settled = False
             remaining[group.name] = left
             for member in group.members:
                 if member.path in alive:
                     _along(alive[member.path], member)[_gone(member, left)] = False
-    for group in units.groups:
-        if not remaining[group.name].any():
-            raise ValueError(
-                f"masks empty all {group.size} {group.kind} of {group.name}, which no layer can be "
-                "without: keep one unit of each group at least."
-            )
     return remaining
 
 
@@ -182,7 +181,7 @@ def _needed(
 
 def _along(array: Shaped[np.ndarray, "..."], member: Member) -> Shaped[np.ndarray, "..."]:
     """A view of an array whose first axis is the member's."""
-    view: Shaped[np.ndarray, "..."] = np.moveaxis(array, member.axis, 0)
+    view: Shaped[np.ndarray, "*axes"] = np.moveaxis(array, member.axis, 0)
     return view
 
 
