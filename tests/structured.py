@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zosam_jax.sparsity.dependencies import leaves_by_path
+from zosam_jax.sparsity.removal import leaves_by_path
 
 
 class RandomNetwork:

@@ -6,17 +6,16 @@ from zosam_jax.sparsity.compaction import (
     compact,
     compact_masks,
     compact_state,
-    cut,
-    cut_state,
     kept_units,
 )
-from zosam_jax.sparsity.dependencies import check_units, units
+from zosam_jax.sparsity.dependencies import units
 from zosam_jax.sparsity.drop_and_grow import DropAndGrowState, drop_and_grow
 from zosam_jax.sparsity.groups import Group, Member, Units
 from zosam_jax.sparsity.layers import is_weight
 from zosam_jax.sparsity.lottery import lottery_ticket
 from zosam_jax.sparsity.methods import METHODS, dsr, mest, rigl, set_, svite
 from zosam_jax.sparsity.pruning import from_scores, grasp, magnitude, random, snip, synflow
+from zosam_jax.sparsity.removal import check_units, cut, cut_state
 from zosam_jax.sparsity.summary import summary
 from zosam_jax.sparsity.wrapper import SparseState, fixed
 
