@@ -55,8 +55,10 @@ def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: boo
         units = sparsity.units(function, params, example)
         units = sparsity.units(model, example)  # of a Flax NNX module
 
-    Nothing is computed; the program is traced. The function must take widths from the shapes of
-    its parameters, where it needs them: after compaction it is given smaller ones.
+    Nothing is computed; the program is traced, and once more with smaller arrays. The function
+    should take widths from the shapes of its parameters: units whose number it has from elsewhere,
+    and would count wrongly after compaction, are left whole. A function that refuses arrays of
+    other shapes, as Flax Linen's modules do, has to be made anew with the smaller widths.
 
     Args:
       function: (params, *example) → outputs, or a Flax NNX module, called as model(*example) in
@@ -92,10 +94,12 @@ def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: boo
 
     def again(kept: dict[str, Any]) -> Units:
         """The units of the network without some of these."""
+        trees = modules.arrays(model) if modules.is_nnx(model) else [params]
+        shapes = jax.eval_shape(lambda trees: trees, trees)
+        small = [cut(tree, found, kept) for tree in shapes]
         if modules.is_nnx(model):
-            small = [cut(tree, found, kept) for tree in modules.arrays(model)]
             return _found(*modules.as_function(modules.of_widths(model, small)), example, residual)
-        return _found(function, cut(params, found, kept), example, residual)
+        return _found(function, small[0], example, residual)
 
     found = _without_numbers_of_its_own(found, again)
     groups = tuple(group for group in found.groups if group.kind in kinds)
@@ -151,7 +155,7 @@ def _without_numbers_of_its_own(found: Units, again: Callable[[dict[str, Any]], 
         for group in wrong
     ]
     groups = tuple(group for group in found.groups if group not in wrong)
-    return Units(groups, (*found.whole, *sentences))
+    return Units(groups, (*sentences, *found.whole))
 
 
 def _fewer(size: int) -> int:
@@ -644,29 +648,26 @@ class _Trace:
     ) -> None:
         """Where units would cross each other, heads are chosen, else the most numerous."""
 
-        def makes(atom: Axis, leaf: int, axis: int) -> bool:
-            return any(use.role == OUTPUT for use in members[atom].get((leaf, axis), []))
+        def unsettled(leaf: int) -> list[tuple[int, Axis]]:
+            axes = enumerate(self.params[leaf].axes)
+            return [(i, atom) for i, axis in axes for atom in axis.atoms() if atom.whole is None]
 
-        for leaf, value in enumerate(self.params):
-            pairs = [
-                (i, atom)
-                for i, axis in enumerate(value.axes)
-                for atom in axis.atoms()
-                if atom.whole is None
+        for leaf in range(len(self.params)):
+            made = [
+                atom
+                for i, atom in unsettled(leaf)
+                if any(use.role == OUTPUT for use in members[atom][leaf, i])
             ]
-            made = [atom for i, atom in pairs if makes(atom, leaf, i)]
             if any(atom.is_heads for atom in made):
                 _keep_whole([atom for atom in made if not atom.is_heads], _OF_HEAD)
-            for i, axis in enumerate(value.axes):
-                atoms = [atom for j, atom in pairs if i == j and atom.whole is None]
-                atoms.sort(key=lambda atom: (not atom.is_heads, -atom.size))
-                taken = np.zeros(axis.size, bool)
-                for atom in atoms:
-                    positions = axis.positions(atom) >= 0
-                    if np.any(taken & positions):
-                        atom.keep_whole(_OF_FACTOR)
-                    else:
-                        taken |= positions
+        for leaf, value in enumerate(self.params):
+            taken = [np.zeros(axis.size, bool) for axis in value.axes]
+            for i, atom in sorted(unsettled(leaf), key=lambda x: (not x[1].is_heads, -x[1].size)):
+                positions = value.axes[i].positions(atom) >= 0
+                if np.any(taken[i] & positions):
+                    atom.keep_whole(_OF_FACTOR)
+                else:
+                    taken[i] |= positions
 
     def _group(
         self, atom: Axis, found: dict[tuple[int, int], list[_Use]], taken: Sequence[str]

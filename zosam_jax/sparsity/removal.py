@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax.errors import check_one_of
@@ -134,4 +133,4 @@ def _cut_array(array: Any, gone: Mapping[int, Bool[np.ndarray, " positions"]]) -
     smaller = np.asarray(array)
     for axis, positions in gone.items():
         smaller = np.compress(~positions, smaller, axis)
-    return smaller if isinstance(array, np.ndarray) else jnp.asarray(smaller)
+    return smaller if isinstance(array, np.ndarray) else jax.device_put(smaller)
