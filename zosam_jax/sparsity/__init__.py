@@ -10,6 +10,13 @@ from zosam_jax.sparsity.block_sparse import (
     block_sparse_matmul,
     worth_it,
 )
+from zosam_jax.sparsity.compaction import (
+    compact,
+    compact_masks,
+    compact_state,
+    kept_units,
+)
+from zosam_jax.sparsity.dependencies import units
 from zosam_jax.sparsity.drop_and_grow import drop_and_grow
 from zosam_jax.sparsity.early_bird import EarlyBird, EarlyBirdState, early_bird
 from zosam_jax.sparsity.engine import DropAndGrowState
@@ -37,6 +44,7 @@ from zosam_jax.sparsity.pruning import (
     synflow,
     taylor,
 )
+from zosam_jax.sparsity.removal import check_units, cut, cut_state
 from zosam_jax.sparsity.slimming import early_bert
 from zosam_jax.sparsity.straight_through import (
     StraightThroughState,
@@ -64,6 +72,12 @@ __all__ = [
     "block_sparse",
     "block_sparse_matmul",
     "budgets",
+    "check_units",
+    "compact",
+    "compact_masks",
+    "compact_state",
+    "cut",
+    "cut_state",
     "distributions",
     "drop_and_grow",
     "dsr",
@@ -78,6 +92,7 @@ __all__ = [
     "grasp",
     "is_scale",
     "is_weight",
+    "kept_units",
     "lottery_ticket",
     "magnitude",
     "mest",
@@ -96,5 +111,6 @@ __all__ = [
     "svite",
     "synflow",
     "taylor",
+    "units",
     "worth_it",
 ]
