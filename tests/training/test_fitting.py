@@ -1,6 +1,8 @@
 """zosam_jax.fit: networks of any library, data of any kind, losses and optimizers of one's own."""
 
 import functools
+import io
+import re
 
 import equinox as eqx
 import jax
@@ -9,12 +11,14 @@ import numpy as np
 import optax
 import pytest
 from flax import linen, nnx
+from rich.console import Console
 from small_runs import QUIET, metrics
 
 import zosam_jax
 from zosam_jax.data.dataset import from_arrays
 from zosam_jax.training import sources
 from zosam_jax.training.callbacks import Callback
+from zosam_jax.training.checkpoints import UnfitCheckpointError
 from zosam_jax.training.run_folder import UnreadableRunError
 
 RANDOM = np.random.default_rng(0)
@@ -188,6 +192,30 @@ def test_other_data_than_the_runs_are_refused(tmp_path):
     fit(NETWORKS["functions"], output=tmp_path / "run")
     with pytest.raises(ValueError, match=r"dataset='arrays:\w+' contradicts the run"):
         fit(NETWORKS["functions"], (X[:32], Y[:32][::-1]), output=tmp_path / "run")
+
+
+def test_other_code_of_the_same_name_is_told_by_its_arrays_and_else_named(tmp_path):
+    def made(width, tx, **options):
+        model = (lambda key: {"w": jnp.zeros((6, 3)), "v": jnp.zeros(width)}, apply_first)
+        return fit(model, optimizer=tx, output=tmp_path / "run", epochs=1, **options)
+
+    def apply_first(params, x):
+        return x @ params["w"]
+
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    crash = {"callbacks": [Crash(2)], "checkpoint_minutes": 0.0}
+    with pytest.raises(CrashError):
+        made(2, optax.sgd(0.1), **crash)
+    for other, sentence in (
+        ((3, optax.sgd(0.1)), r"params\.v is of shape \(2,\) there, and of shape \(3,\) here"),
+        ((2, optax.adam(0.1)), r"opt_state\S* is missing there, and of shape \(\) here"),
+    ):
+        with pytest.raises(UnfitCheckpointError, match=sentence):
+            made(*other)
+    for begins in ("resumed after step 1, epoch 1", f"{tmp_path / 'run'} is complete"):
+        made(2, optax.sgd(0.2), console=console)
+        (said,) = (s for s in console.file.getvalue().splitlines() if s.startswith(begins))
+        assert re.search(r"only the name .* model='\S*<lambda>', optimizer='optax'$", said)
 
 
 def test_a_regression_has_losses_and_no_accuracies(tmp_path):

@@ -18,7 +18,7 @@ from zosam_jax.training import build, devices, lock, pictures, run_folder, saved
 from zosam_jax.training.applicable import OWN_OPTIMIZER
 from zosam_jax.training.callbacks import Callback, Callbacks, ProgressLogger
 from zosam_jax.training.checkpoints import Checkpoints
-from zosam_jax.training.config import ProblemConfig, TrainConfig
+from zosam_jax.training.config import ProblemConfig, TrainConfig, is_own
 from zosam_jax.training.problem import Parts, Problem
 from zosam_jax.training.progress import EpochRecord
 from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
@@ -71,7 +71,8 @@ def fit(
 
     The same call again resumes an interrupted run, bit for bit, and opens a finished one. Data and
     code are not kept in the folder: config.json says where the parts come from, and of arrays a
-    checksum, so that a run does not go on with others unnoticed.
+    checksum, so that a run does not go on with others unnoticed. Of functions, batches and optax
+    transformations only the name and the arrays' shapes are compared, as is said then.
 
     Args:
       model: a name that `zosam train` knows; an NNX module or its class, a Linen module, an Equinox
@@ -186,7 +187,7 @@ class Fitting:
         parts, _ = sources.named_parts(self.config, *self._given)
         path = self.folder.path
         self._console.print(
-            f"{path} is complete and is opened as it is; code is not compared", markup=False
+            f"{path} is complete and is opened as it is{_not_compared(self.config)}", markup=False
         )
         with saved_run.open_run(path, model=parts.model, loss=parts.loss) as run:
             return FitResult(run.model, run.masks, run.metrics, run.summary or {}, path)
@@ -343,7 +344,22 @@ def _take_up(run: Run, folder: RunFolder, keeper: Checkpoints, console: Console)
     records = records[: progress.records]
     folder.write_metrics(records)
     run.resume(state, progress, records)
-    console.print(f"resumed after step {progress.total_steps}, epoch {progress.epoch + 1}")
+    console.print(
+        f"resumed after step {progress.total_steps}, epoch {progress.epoch + 1}"
+        f"{_not_compared(run.problem.config)}",
+        markup=False,
+    )
+
+
+def _not_compared(config: ProblemConfig) -> str:
+    """What of a run that is taken up may be other than it was: code, which has only a name."""
+    named = {name: getattr(config, name, "") for name in ("model", "loss", "optimizer", "dataset")}
+    code = [
+        f"{name}={value!r}"
+        for name, value in named.items()
+        if (is_own(value) and not value.startswith(sources.ARRAYS)) or value == OWN_OPTIMIZER
+    ]
+    return f"; only the name of what it began with is compared: {', '.join(code)}" if code else ""
 
 
 def _summary(
