@@ -107,7 +107,7 @@ def test_recipes_and_seeds_are_axes():
         ('[train]\noutput = "here"\n', "output is no option of a sweep's runs"),
         (
             '[train]\nmodel = "resnet99"\n',
-            "run: model='resnet99' is not known; choose one of 'lenet",
+            "[train]: model='resnet99' is not known; choose one of 'lenet",
         ),
         ("[train]\nseed = 1.5\n", "[train]: seed=1.5 must be an integer"),
         ("[train]\nstream = 1\n", "[train]: stream=1 must be true or false"),

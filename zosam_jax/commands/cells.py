@@ -14,7 +14,7 @@ from zosam_jax import recipes
 from zosam_jax.errors import check_count, check_positive_fraction
 from zosam_jax.training import build
 from zosam_jax.training.applicable import has_rho
-from zosam_jax.training.config import TrainConfig, applicable, replacing
+from zosam_jax.training.config import TrainConfig, applicable, check_model, replacing
 from zosam_jax.training.saved_run import typed
 
 Options: TypeAlias = Mapping[str, Any]
@@ -237,6 +237,7 @@ def _check_options(options: Options) -> None:
         if option not in known:
             raise ValueError(f"{option} is no option of a sweep's runs.")
     typed(options)
+    check_model(options.get("model", TrainConfig.model))
 
 
 def _check_lists(prefix: str, place: str, lists: Any) -> None:

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import os
 import queue
 import signal
@@ -99,9 +98,7 @@ class Runs(NamedTuple):
 
     def summary(self, cell: Cell) -> dict[str, Any]:
         """The numbers of a finished run; NaN where they are not known."""
-        file = self.folder(cell).path / run_folder.SUMMARY
-        found = run_folder.read_json(file, contents.Summary)
-        return {name: math.nan if value is None else value for name, value in found.items()}
+        return self.folder(cell).summary or {}
 
     def failure(self, cell: Cell) -> str | None:
         """What a run that is not finished was refused for; None if it would go on."""
@@ -188,7 +185,7 @@ class _Work:
         if status == _REFUSED:
             told = {"status": status, "reason": self._runs.last_line(cell), "options": cell.options}
             with run_folder.replacing(failure) as partial:
-                partial.write_text(json.dumps(told, indent=2) + "\n")
+                partial.write_text(run_folder.as_json(told) + "\n")
         return status
 
     def _launch(self, cell: Cell, share: "_Share", claim: int) -> int:

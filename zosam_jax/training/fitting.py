@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 from rich.console import Console
 
@@ -110,6 +111,10 @@ def fit(
       NonFiniteLossError: at a loss that is not finite.
       InterruptedRunError: after SIGTERM or SIGINT, once a checkpoint is written.
     """
+    if model is None:
+        raise ValueError(
+            "model=None: pass a network, a function that makes one, or a name of zosam train's."
+        )
     found = as_data(data, test, validation, num_classes, class_names)
     name_of_data = data if found is None else found.name
     parts = Parts(
@@ -125,7 +130,7 @@ def fit(
         "optimizer": optimizer if parts.tx is None else OWN_OPTIMIZER,
         "loss": loss if parts.loss is None else origin(loss),
         "sparse": sparse,
-        **options,
+        **{name: v.item() if isinstance(v, np.generic) else v for name, v in options.items()},
     }
     if "recipe" in options:
         raise ValueError("recipe= is for the command line: pass the recipe's options.")
