@@ -93,6 +93,10 @@ def test_another_export_takes_its_place(sparse, tmp_path, console):
     export(later, console)
     names = {"README.md", "export.json", "model.safetensors"}
     assert {file.name for file in tmp_path.iterdir()} == names
+    with (tmp_path / "README.md").open("a") as file:
+        file.write("mine")
+    with pytest.raises(FileExistsError, match=r"one with another README\.md"):
+        export(later, console)
     card = (tmp_path / "README.md").read_text()
     assert "Weights are rounded to 8 bits." in card
     assert "float32 [batch, 8, 8, 1]; pixels less 4." in card
@@ -135,6 +139,9 @@ def test_a_folder_of_something_else_stays_as_it_is(sparse, tmp_path, console):
         export(ExportConfig(run=sparse, format=("safetensors",), output=tmp_path), console)
     with pytest.raises(FileExistsError, match="is a file: choose a folder"):
         export(ExportConfig(run=sparse, output=tmp_path / "README.md"), console)
+    (tmp_path / "export.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=r"holds no export to be replaced, or one with anoth"):
+        export(ExportConfig(run=sparse, output=tmp_path), console)
     assert (tmp_path / "README.md").read_text() == "mine"
 
 

@@ -229,6 +229,13 @@ def test_names_with_a_slash_make_no_folders(tmp_path):
     assert names == ["dataset=hub:a-b", "dataset=digits"]
 
 
+def test_lists_in_names_have_no_brackets(tmp_path):
+    """Orbax would write no checkpoints into such a folder that can be read."""
+    text = "[train]\nschedule = 'step'\n[grid]\nmilestones = [[0.5, 0.7], [0.6]]\n"
+    names = [cell.name for cell in cells(SweepConfig(file=written(tmp_path, text)))]
+    assert names == ["milestones=0.5+0.7", "milestones=0.6"]
+
+
 def test_a_claim_lasts_as_long_as_the_process_that_has_it(tmp_path):
     runs, cell = Runs(tmp_path, QUIET), Cell({}, {}, TrainConfig())
     runs.prepare()

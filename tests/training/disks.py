@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from small_runs import metrics
 
+from zosam_jax.export import read_safetensors
+
 CAN_BE_MADE = sys.platform == "linux" and shutil.which("cc") is not None
 
 _SOURCE = r"""
@@ -125,7 +127,7 @@ class Command(NamedTuple):
     Attributes:
       words: folder → its words.
       result: folder → what it computed, equal however often it was begun.
-      prepare: folder → None, before it.
+      prepare: folder → None, before it, with room.
     """
 
     words: Callable[[Path], list[str]]
@@ -155,6 +157,18 @@ def _sweep(folder: Path) -> list[str]:
     return ["sweep", str(file), "--output", str(folder / "sweep"), "--workers", "1"]
 
 
+def _copy_of_a_run(folder: Path) -> None:
+    shutil.copytree(folder.parent / "runs" / "run", folder / "run")
+
+
+def _exported(folder: Path) -> Any:
+    assert sorted(p.name for p in (folder / "run" / "export").iterdir()) == [
+        *("README.md", "export.json", "model.onnx", "model.safetensors", "model.stablehlo"),
+    ]
+    arrays, metadata = read_safetensors(folder / "run" / "export" / "model.safetensors")
+    return metadata, {name: array.tobytes() for name, array in arrays.items()}
+
+
 COMMANDS = {
     "train": Command(_train(), _trained),
     "train, lottery": Command(
@@ -167,6 +181,35 @@ COMMANDS = {
     "sweep": Command(
         _sweep,
         lambda folder: {p.parent.name: metrics(p.parent) for p in folder.rglob("metrics.jsonl")},
+    ),
+    "compare": Command(
+        lambda folder: [
+            *("compare", "--output", str(folder / "compared"), "--optimizers", "sgd"),
+            *("--seeds", "1", *_train()(folder)[3:-4]),
+        ],
+        lambda folder: {p.parent.name: metrics(p.parent) for p in folder.rglob("metrics.jsonl")},
+    ),
+    "train, TensorBoard": Command(_train("--tensorboard"), _trained),
+    "analyze": Command(
+        lambda folder: [
+            *("analyze", str(folder / "run"), "--images", "32", "--eigenvalues", "1"),
+            *("--parts", "hessian", "features", "--lanczos-steps", "4", "--samples", "2"),
+        ],
+        lambda folder: json.loads((folder / "run" / "analysis.json").read_text()),
+        _copy_of_a_run,
+    ),
+    "evaluate": Command(
+        lambda folder: [
+            *("evaluate", str(folder / "run"), "--images", "10", "--severities", "1"),
+            *("--only", "contrast"),
+        ],
+        lambda folder: json.loads((folder / "run" / "robustness.json").read_text()),
+        _copy_of_a_run,
+    ),
+    "export": Command(
+        lambda folder: ["export", str(folder / "run"), "--images", "20"],
+        _exported,
+        _copy_of_a_run,
     ),
     "report": Command(
         lambda folder: ["report", str(folder.parent / "runs"), "--output", str(folder / "report")],
@@ -233,6 +276,7 @@ def _become(command: Command, folder: Path, after: int, error: int, counted: int
 def attack(command: Command, expected: Any, folder: Path, after: int, error: int) -> str:
     """What becomes of it in a new folder; "failed: …" if it is bad."""
     folder.mkdir(parents=True)
+    command.prepare(folder)
     try:
         return _attack(command, expected, folder, after, error)
     finally:
@@ -244,6 +288,8 @@ def _attack(command: Command, expected: Any, folder: Path, after: int, error: in
     if "Traceback" in first.said or first.status not in (0, 1):
         return f"failed: status {first.status}, said {first.said[-2000:]}"
     if first.status == 1:
+        if (folder / "run" / "export").exists():
+            return "failed: a part of the export is there"
         sentences = [s for s in first.said.splitlines() if "cannot be written: " in s]
         if not sentences or not all(str(folder) in s or "printed" in s for s in sentences):
             return f"failed: said {first.said[-2000:]}"
@@ -266,6 +312,7 @@ def campaign(names: list[str], count: int, seed: int) -> dict[str, Any]:
         for name in names:
             command, whole = COMMANDS[name], root / "whole"
             whole.mkdir()
+            command.prepare(whole)
             trial = attempt(command, whole)
             assert trial.status == 0, trial.said
             expected = command.result(whole)

@@ -60,8 +60,13 @@ class Tuning(NamedTuple):
 
 def _name(own: Options) -> str:
     ordered = sorted(own.items(), key=lambda item: item[0] == "seed")
-    # Data sets may have a slash in their name.
-    return ",".join(f"{option}={value}" for option, value in ordered).replace("/", "-") or "run"
+    # Data sets may have a slash in their name, and lists brackets.
+    words = [f"{option}={'+'.join(map(str, _listed(value)))}" for option, value in ordered]
+    return ",".join(words).replace("/", "-") or "run"
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def make_cell(own: Options, options: Options, grid: Mapping[str, Sequence[Any]] = {}) -> Cell:
@@ -88,8 +93,7 @@ def _words(name: str, value: Any) -> list[str]:
     option = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{option}" if value else f"--no-{option}"]
-    values = value if isinstance(value, list | tuple) else [value]
-    return [f"--{option}", *map(str, values)]
+    return [f"--{option}", *map(str, _listed(value))]
 
 
 class Tables(NamedTuple):

@@ -319,7 +319,8 @@ def train(
     console.print(
         f"{reached}, sparsity {summary['sparsity']:.2%}, "
         f"training cost {summary['training_cost']:.1%} of dense SGD's MACs; "
-        f"{summary['steps']} steps in {summary['seconds']:.1f} s; results in {folder.path}"
+        f"{summary['steps']} steps in {summary['seconds']:.1f} s; results in {folder.path}",
+        markup=False,
     )
     model = problem.model(run.network)
     return FitResult(model, run.masks, run.records, summary, folder.path)

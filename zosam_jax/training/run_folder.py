@@ -56,6 +56,7 @@ FAILED = ".failed.json"
 LOG = ".log"
 
 _PARTIAL = ".partial"
+_PATTERN = frozenset("*?[")
 
 # What config.json has beside the options.
 VERSIONS = "versions"
@@ -149,7 +150,7 @@ class RunFolder:
         """Writes a whole text file."""
         if devices.is_first():
             with replacing(self.path / name) as partial:
-                partial.write_text(content)
+                partial.write_text(content, "utf-8", newline="\n")
 
     def append_metrics(self, record: EpochRecord) -> None:
         """Adds one line to metrics.jsonl."""
@@ -307,12 +308,19 @@ def for_training(config: TrainConfig) -> RunFolder:
     Raises:
       UnwritableError: if it cannot be written.
       FileExistsError: if it holds anything else, or is not to be resumed.
-      ValueError: if it holds a run with other options, naming the first one that differs.
+      ValueError: if it holds a run with other options, naming the first one that differs; or has a
+        name that checkpoints cannot be written to.
       UnreadableRunError: if its config.json is damaged.
     """
     path = config.output
     is_run = config.resume and path is not None and os.path.lexists(path / CONFIG)
     folder = RunFolder(path, "train", may_hold_results=is_run or not devices.is_first())
+    whole = str(folder.path.absolute())
+    if found := sorted(_PATTERN & set(whole)):
+        raise ValueError(
+            f"output={whole!r} has {found[0]!r} in it, which Orbax takes for part of a pattern: it "
+            "would write checkpoints that cannot be read. Choose another folder."
+        )
     if is_run:
         check_writable(folder.path)
         before = read_json(folder.path / CONFIG, contents.Config)

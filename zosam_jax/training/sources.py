@@ -64,8 +64,8 @@ def as_data(
     is_sized = hasattr(train, "__len__") and hasattr(train, "__iter__") and len(train)
     if not is_sized or isinstance(train, Mapping):
         raise ValueError(
-            f"data={one_line(train):.80} is neither (inputs, targets), nor a Dataset, nor an iterable of "
-            "batches that has a length."
+            f"data={one_line(train):.80} is neither (inputs, targets), nor a Dataset, nor an "
+            "iterable of batches that has a length."
         )
     size = len(as_split("a batch", next(iter(train))))
     held_out = [_in_batches(split, size) for split in (test, validation)]
