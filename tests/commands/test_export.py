@@ -112,6 +112,20 @@ def test_a_difference_leaves_no_file(wrong, sparse, tmp_path, console, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_ctrl_c_leaves_no_file(sparse, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        assert list(tmp_path.rglob("model.safetensors"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verified, "_compared", interrupted)
+    words = ["export", str(sparse), "--format", "safetensors", "--output", str(tmp_path / "x")]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 130
+    assert capsys.readouterr().out == "zosam: interrupted\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_arrays_that_change_leave_no_file(sparse, tmp_path, console, monkeypatch):
     read = safetensors.read_safetensors
 
