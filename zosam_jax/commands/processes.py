@@ -211,7 +211,18 @@ class _Work:
         status = child.wait()
         with self._lock:
             self._children.remove(child)
+        if status == 1:
+            self._check_room(cell)
         return status
+
+    def _check_room(self, cell: Cell) -> None:
+        """Raises UnwritableError if a run's log takes nothing more, not even why it has failed."""
+        path = self._runs.log_file(cell)
+        try:
+            with path.open("ab") as log:
+                log.write(b"\n")
+        except OSError as error:
+            raise run_folder.unwritable(path, error) from error
 
     def _report(self, cell: Cell, status: int) -> None:
         with self._lock:

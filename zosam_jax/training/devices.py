@@ -4,6 +4,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from zosam_jax.trees import PyTree
 AXIS = "data"
 HEARTBEAT_SECONDS = 8  # after which a process that is not heard of is taken for lost
 JOINING_SECONDS = 60  # for which the first process waits for the last one
-_TIMEOUTS = {
+_TIMEOUTS: dict[str, Any] = {
     "initialization_timeout": JOINING_SECONDS,
     "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
 }
