@@ -45,13 +45,16 @@ _SOURCE = r"""
 #include <sys/uio.h>
 #include <unistd.h>
 
-static char folder[4096];
+#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+
+static char folder[4096], marker[4200];  /* the marker: a disk is full for all processes */
 static long after = -1;
 static int code;
 static long count;
 
 void disk_fails(const char *where, long when, int error) {
     snprintf(folder, sizeof folder, "%s", where);
+    snprintf(marker, sizeof marker, "%s.full", where);
     after = when, code = error, count = 0;
 }
 long disk_count(void) { return count; }
@@ -63,7 +66,9 @@ __attribute__((constructor)) static void from_environment(void) {
 
 static int fails(const char *path) {
     if (!folder[0] || !path || strncmp(path, folder, strlen(folder))) return 0;
-    if (__sync_fetch_and_add(&count, 1) < after || after < 0) return 0;
+    if (__sync_fetch_and_add(&count, 1) < after && access(marker, F_OK)) return 0;
+    if (after < 0) return 0;
+    close(REAL(open)(marker, O_CREAT | O_WRONLY, 0600));
     errno = code;
     return 1;
 }
@@ -75,7 +80,6 @@ static int fails_at(int file) {
     path[n] = 0;
     return fails(path);
 }
-#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 #define WRITES (O_WRONLY | O_RDWR | O_CREAT)
 
 ssize_t write(int f, const void *b, size_t n) { return fails_at(f) ? -1 : REAL(write)(f, b, n); }
@@ -240,6 +244,7 @@ class Trial(NamedTuple):
 
 def attempt(command: Command, folder: Path, after: int = -1, error: int = 0) -> Trial:
     """Runs it in a child of this process in which writes fail after so many; -1 for none."""
+    Path(f"{folder}.full").unlink(missing_ok=True)
     with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as counted:
         child = os.fork()
         if child == 0:
