@@ -23,16 +23,17 @@ class Attention(nnx.Module):
 
     def __init__(self, dim: int, heads: int, dtype: DTypeLike | None, rngs: nnx.Rngs) -> None:
         """Queries, keys and values come from one kernel, (dim, 3·dim), as SViTE masks it."""
-        self.heads = heads
+        self.head_dim = dim // heads
         self.qkv = _Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.proj = _Linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Tokens (N, tokens, dim) → the same shape."""
-        n, tokens, dim = x.shape
-        qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, dim // self.heads)
+        n, tokens, _ = x.shape
+        # As many heads as there are, which need not be the same in every block.
+        qkv = self.qkv(x).reshape(n, tokens, 3, -1, self.head_dim)
         y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return self.proj(y.reshape(n, tokens, dim))
+        return self.proj(y.reshape(n, tokens, -1))
 
 
 class Block(nnx.Module):

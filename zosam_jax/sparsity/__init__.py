@@ -2,7 +2,17 @@
 
 from zosam_jax.masks import apply_masks, get_masks, sparsity_of
 from zosam_jax.sparsity import budgets, distributions, patterns, schedules, scores
+from zosam_jax.sparsity.compaction import (
+    compact,
+    compact_masks,
+    compact_state,
+    cut,
+    cut_state,
+    kept_units,
+)
+from zosam_jax.sparsity.dependencies import check_units, units
 from zosam_jax.sparsity.drop_and_grow import DropAndGrowState, drop_and_grow
+from zosam_jax.sparsity.groups import Group, Member, Units
 from zosam_jax.sparsity.layers import is_weight
 from zosam_jax.sparsity.lottery import lottery_ticket
 from zosam_jax.sparsity.methods import METHODS, dsr, mest, rigl, set_, svite
@@ -13,9 +23,18 @@ from zosam_jax.sparsity.wrapper import SparseState, fixed
 __all__ = [
     "METHODS",
     "DropAndGrowState",
+    "Group",
+    "Member",
     "SparseState",
+    "Units",
     "apply_masks",
     "budgets",
+    "check_units",
+    "compact",
+    "compact_masks",
+    "compact_state",
+    "cut",
+    "cut_state",
     "distributions",
     "drop_and_grow",
     "dsr",
@@ -24,6 +43,7 @@ __all__ = [
     "get_masks",
     "grasp",
     "is_weight",
+    "kept_units",
     "lottery_ticket",
     "magnitude",
     "mest",
@@ -38,4 +58,5 @@ __all__ = [
     "summary",
     "svite",
     "synflow",
+    "units",
 ]

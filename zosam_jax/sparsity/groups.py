@@ -29,12 +29,15 @@ class Member(NamedTuple):
       role: "output" for an array that makes the units (a kernel's output axis), "elementwise" for
         one that scales or shifts them (bias, BatchNorm and its statistics), "input" for one that
         reads them (a kernel's input axis).
+      scales: whether an elementwise member only multiplies, so that a unit that is 0 stays 0
+        whatever it holds; a bias does not.
     """
 
     path: str
     axis: int
     unit_of: Int[np.ndarray, " positions"]
     role: str
+    scales: bool = False
 
 
 class Group(NamedTuple):
