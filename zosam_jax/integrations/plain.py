@@ -8,6 +8,7 @@ import optax
 
 from zosam_jax import masks, transform
 from zosam_jax.binding import own_arguments
+from zosam_jax.sparsity import forward_params
 from zosam_jax.trees import Array, PyTree
 
 
@@ -66,7 +67,10 @@ def apply_loss(
             result = loss(params, **own)
             return result if has_aux else (result, None)
 
-        (value, aux), gradient = jax.value_and_grad(with_aux, has_aux=True)(params)
+        def forward(params: PyTree) -> tuple[Array, Any]:
+            return with_aux(forward_params(params, opt_state))
+
+        (value, aux), gradient = jax.value_and_grad(forward, has_aux=True)(params)
         others = {k: v for k, v in extra_args.items() if k not in own}
         updates, opt_state = tx.update(
             gradient,

@@ -11,21 +11,48 @@ from zosam_jax.sparsity.compaction import (
     kept_units,
 )
 from zosam_jax.sparsity.dependencies import check_units, units
-from zosam_jax.sparsity.drop_and_grow import DropAndGrowState, drop_and_grow
+from zosam_jax.sparsity.drop_and_grow import (
+    DropAndGrowState,
+    StraightThroughState,
+    drop_and_grow,
+    forward_params,
+    straight_through,
+)
 from zosam_jax.sparsity.groups import Group, Member, Units
-from zosam_jax.sparsity.layers import is_weight
+from zosam_jax.sparsity.layers import is_scale, is_weight
 from zosam_jax.sparsity.lottery import lottery_ticket
-from zosam_jax.sparsity.methods import METHODS, dsr, mest, rigl, set_, svite
-from zosam_jax.sparsity.pruning import from_scores, grasp, magnitude, random, snip, synflow
+from zosam_jax.sparsity.methods import (
+    METHODS,
+    UNIT_METHODS,
+    dsr,
+    gradual,
+    mest,
+    rigl,
+    s2vite,
+    set_,
+    svite,
+)
+from zosam_jax.sparsity.pruning import (
+    from_scores,
+    from_unit_scores,
+    grasp,
+    magnitude,
+    random,
+    snip,
+    synflow,
+    taylor,
+)
 from zosam_jax.sparsity.summary import summary
 from zosam_jax.sparsity.wrapper import SparseState, fixed
 
 __all__ = [
     "METHODS",
+    "UNIT_METHODS",
     "DropAndGrowState",
     "Group",
     "Member",
     "SparseState",
+    "StraightThroughState",
     "Units",
     "apply_masks",
     "budgets",
@@ -39,9 +66,13 @@ __all__ = [
     "drop_and_grow",
     "dsr",
     "fixed",
+    "forward_params",
     "from_scores",
+    "from_unit_scores",
     "get_masks",
+    "gradual",
     "grasp",
+    "is_scale",
     "is_weight",
     "kept_units",
     "lottery_ticket",
@@ -50,13 +81,16 @@ __all__ = [
     "patterns",
     "random",
     "rigl",
+    "s2vite",
     "schedules",
     "scores",
     "set_",
     "snip",
     "sparsity_of",
+    "straight_through",
     "summary",
     "svite",
     "synflow",
+    "taylor",
     "units",
 ]

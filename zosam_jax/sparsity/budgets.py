@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax.errors import check_number
+from zosam_jax.sparsity import distributions, structured
+from zosam_jax.sparsity.distributions import GLOBAL, SparsityDistribution
+from zosam_jax.sparsity.patterns import PerArray
 from zosam_jax.sparsity.schedules import check_fraction
+from zosam_jax.sparsity.selection import largest_of_all, largest_within
+from zosam_jax.sparsity.structured import Structure
 from zosam_jax.trees import Array, Bool, Float, Int
 
 BudgetState: TypeAlias = Any
@@ -25,12 +30,14 @@ class Layout(NamedTuple):
       scores: drop scores of all units, −∞ where inactive.
       active: the number of active units.
       step, fraction: of the schedule.
+      division: the masked arrays and what they consist of, blocks or units; None outside a wrapper.
     """
 
     scores: list[Float[Array, "..."]]
     active: Int[Array, " layers"]
     step: Int[Array, ""]
     fraction: Float[Array, ""]
+    division: PerArray | Structure | None = None
 
     @property
     def sizes(self) -> list[int]:
@@ -138,6 +145,73 @@ def stages(
         return Decision(kept, jnp.maximum(final, kept), initial)
 
     return Budget(lambda active: active, decide)
+
+
+def gradual(
+    initial: float,
+    final: float,
+    *,
+    distribution: str | SparsityDistribution = "uniform",
+    budget: str = "units",
+    costs: Any = None,
+) -> Budget:
+    """Shrinks every layer from one sparsity to another; nothing grows.
+
+        n_l(t) = n_l(∞) + round((n_l(0) − n_l(∞)) · (s(∞) − s(t)) / (s(∞) − s(0)))
+
+    s(t) is the schedule's fraction (`schedules.cubic`). In the end the counts are exactly those of
+    the distribution; with "global" they are of all layers together.
+
+    Args:
+      initial: s(0), the sparsity of the initial masks.
+      final: s(∞), at least s(0).
+      distribution: see `from_scores`.
+      budget, costs: of units, see `from_scores`.
+
+    Returns:
+      A Budget whose state is the layers' initial counts.
+    """
+    if not 0 <= initial <= final < 1:
+        raise ValueError(f"initial={initial!r} must lie between 0 and sparsity={final!r}, below 1.")
+
+    def decide(first: Int[Array, " layers"], layout: Layout) -> Decision:
+        left = (jnp.float32(final) - layout.fraction) / max(final - initial, 1e-9)
+        division, limits = layout.division, None
+        if isinstance(division, Structure):
+            limits = structured.costs_of(division, budget, costs)
+        if isinstance(division, Structure) and limits is not None:
+            structured.check_limit(division, final, distribution, limits)
+            masks = largest_within(
+                layout.scores,
+                1.0 - final + (final - initial) * left,
+                division.cost(limits),
+                evenly=distribution != GLOBAL,
+            )
+            counts = _counts(masks)
+        elif distribution == GLOBAL:
+            total = round((1.0 - final) * sum(layout.sizes))
+            counts = _counts(
+                largest_of_all(layout.scores, _between(jnp.sum(first), jnp.int32(total), left))
+            )
+        else:
+            shapes = [score.shape for score in layout.scores]
+            last = distributions.get(distribution)(shapes, final)
+            counts = _between(first, jnp.asarray(last, jnp.int32), left)
+        counts = jnp.minimum(counts, layout.active)
+        return Decision(counts, counts, first)
+
+    return Budget(lambda active: active, decide)
+
+
+def _counts(masks: list[Bool[Array, "..."]]) -> Int[Array, " layers"]:
+    return jnp.stack([jnp.sum(mask, dtype=jnp.int32) for mask in masks])
+
+
+def _between(
+    first: Int[Array, "*n"], last: Int[Array, "*n"], left: Float[Array, ""]
+) -> Int[Array, "*n"]:
+    """Whole numbers on the way from `first` to `last`, exactly `last` where nothing is left."""
+    return last + jnp.round(_settle((first - last) * left)).astype(jnp.int32)
 
 
 class ThresholdState(NamedTuple):

@@ -11,6 +11,9 @@ from zosam_jax.errors import choose
 
 Shape: TypeAlias = tuple[int, ...]
 
+#: No shares: the largest scores of all layers together.
+GLOBAL = "global"
+
 
 class SparsityDistribution(Protocol):
     """A way to share a budget of weights among layers."""
@@ -69,6 +72,17 @@ DISTRIBUTIONS: dict[str, SparsityDistribution] = {"uniform": uniform, "erk": erd
 def get(distribution: str | SparsityDistribution) -> SparsityDistribution:
     """The distribution of that name; a function of your own is passed through."""
     return choose("distribution", distribution, DISTRIBUTIONS)
+
+
+def check_counts(counts: Sequence[int], sizes: Sequence[int]) -> None:
+    """Raises for a distribution of the caller's own that cannot be met."""
+    if len(counts) != len(sizes) or any(
+        not 0 <= count <= size for count, size in zip(counts, sizes, strict=True)
+    ):
+        raise ValueError(
+            f"distribution returned {list(counts)} for arrays of {list(sizes)} weights; it must "
+            "return the number to keep of each."
+        )
 
 
 def _to_counts(wanted: Sequence[float], sizes: Sequence[int], sparsity: float) -> list[int]:

@@ -23,6 +23,13 @@ def is_weight(path: str, leaf: Array) -> bool:
     return jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
+def is_scale(path: str, leaf: Array) -> bool:
+    """BatchNorm's γ, and what else is called "scale": the coefficients of network slimming."""
+    return path.endswith(("['scale']", ".scale")) and jnp.issubdtype(
+        jnp.result_type(leaf), jnp.floating
+    )
+
+
 class Layers(NamedTuple):
     """The masked arrays among the leaves of a tree."""
 
@@ -50,7 +57,7 @@ class Layers(NamedTuple):
 
 def select(params: PyTree, where: Where = is_weight) -> Layers:
     """The layers that `where` chooses; a regular expression does so among those of `is_weight`."""
-    chosen = _by_path(where) if isinstance(where, str) else where
+    chosen = chooser(where)
     pairs = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(params)]
     indices = tuple(i for i, (path, leaf) in enumerate(pairs) if chosen(path, leaf))
     if not indices:
@@ -68,6 +75,9 @@ def masked_by(masks: mask_trees.Resolved, params: PyTree) -> Layers:
     return Layers(jax.tree.structure(params), indices, tuple(paths[i] for i in indices))
 
 
-def _by_path(pattern: str) -> Callable[[str, Array], bool]:
-    compiled = re.compile(pattern)
+def chooser(where: Where) -> Callable[[str, Array], bool]:
+    """`where` as a function of path and array."""
+    if not isinstance(where, str):
+        return where
+    compiled = re.compile(where)
     return lambda path, leaf: is_weight(path, leaf) and compiled.search(path) is not None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from zosam_jax.errors import check_count, check_one_of
 from zosam_jax.masks import apply_masks
 from zosam_jax.sparsity import layers, pruning
-from zosam_jax.sparsity.distributions import SparsityDistribution
+from zosam_jax.sparsity.distributions import GLOBAL, SparsityDistribution
 from zosam_jax.sparsity.layers import Where, is_weight
 from zosam_jax.sparsity.patterns import Pattern
 from zosam_jax.trees import Array, Bool, PyTree
@@ -65,7 +65,7 @@ def lottery_ticket(
     levels: int | None = None,
     rewind_to: int = 0,
     retrain: str = "rewind weights",
-    distribution: str | SparsityDistribution = pruning.GLOBAL,
+    distribution: str | SparsityDistribution = GLOBAL,
     where: Where = is_weight,
     pattern: Pattern | None = None,
 ) -> Iterator[Level]:

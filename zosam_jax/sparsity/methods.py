@@ -1,4 +1,4 @@
-"""SET, RigL, DSR, MEST and SViTE: compositions of the drop-and-grow engine's parts.
+"""SET, RigL, DSR, MEST, SViTE, S²ViTE, gradual pruning: compositions of the engine's parts.
 
 Each is (inner, sparsity, *, total_steps, ...) → transformation, with its publication's settings
 laid out over the run:
@@ -7,7 +7,7 @@ laid out over the run:
 - sparsity: the fraction of the maskable weights that is zero; 0 is `inner` itself;
 - total_steps: the length of the run;
 - stop: the fraction of the run after which masks stay;
-- what `Shared` has.
+- what `Shared` has, but for S²ViTE and gradual pruning, which list what they take.
 
 The result is an optax.GradientTransformationExtraArgs whose state is a DropAndGrowState. ValueError
 or TypeError is raised at construction, for an argument that cannot be right; from `init`, for a
@@ -19,14 +19,17 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypedDict, Unpack
 
+import jax
 import jax.numpy as jnp
 import optax
 
-from zosam_jax.errors import check_number
+from zosam_jax.errors import check_number, check_one_of
 from zosam_jax.sparsity import budgets, pruning, schedules, scores
 from zosam_jax.sparsity.distributions import SparsityDistribution
 from zosam_jax.sparsity.drop_and_grow import drop_and_grow
-from zosam_jax.sparsity.layers import Where
+from zosam_jax.sparsity.drop_and_grow import straight_through as straight_through_masks
+from zosam_jax.sparsity.groups import Units
+from zosam_jax.sparsity.layers import Where, is_weight
 from zosam_jax.sparsity.patterns import Pattern
 from zosam_jax.trees import Array, PyTree
 
@@ -296,14 +299,141 @@ def svite(
         shared,
         drop=scores.magnitude,
         grow=scores.gradient_magnitude,
-        schedule=schedules.periodic(
-            max(1, round(steps / 100)) if every is None else every,
-            schedules.cosine(fraction, steps, final=final_fraction),
-            start=1,
-            stop=_share(steps, stop),
-        ),
+        schedule=_svite_schedule(steps, every, fraction, final_fraction, stop),
         budget=budgets.constant(jnp.ceil),
     )
+
+
+def s2vite(
+    inner: optax.GradientTransformation,
+    sparsity: float,
+    *,
+    units: Units,
+    total_steps: int | None = None,
+    every: int | None = None,
+    fraction: float = 0.5,
+    final_fraction: float = 0.005,
+    stop: float = 0.8,
+    where: Where = is_weight,
+    masks: Masks = None,
+    moments: str = "reset",
+    key: int | Array = 0,
+) -> Transformation:
+    """S²ViTE: SViTE's exchange of whole heads and neurons, dropped by a Taylor score.
+
+        drop ⌈α_t·n_g⌉ units of the smallest Σ|θ ⊙ ∂L/∂(m⊙θ)| in each group g,  grow as many of the
+        largest Σ|∂L/∂(m⊙θ)|,  sums over the kernels of a unit, on `svite`'s schedule
+
+    A unit whose weights are all zero has no gradient. So the loss is taken with the initial weights
+    that make it in place, which nothing reads: the loss is the same, and the gradient that of the
+    weights that would read it. A unit that grows gets its initial weights back, and zeros where it
+    is read. Where a loop hands in gradients taken elsewhere than at `forward_params`, units grow
+    at random.
+
+    Args:
+      sparsity: the fraction of the units of each group that is gone.
+      units: heads and neurons, or any units (`zosam_jax.sparsity.units`).
+      every, fraction, final_fraction: see `svite`.
+      where: which arrays' weights count in the scores (see `from_scores`).
+      masks: initial masks of these units, or a function of the parameters. Default: at random.
+      moments, key: see `Shared`.
+
+    Reference: Chen et al., Chasing Sparsity in Vision Transformers,
+    https://arxiv.org/abs/2106.04533
+    """
+    pruning.check_sparsity(sparsity)
+    steps = schedules.check_total_steps(total_steps)
+    if masks is None and sparsity > 0:
+        masks = functools.partial(
+            pruning.random, sparsity=sparsity, distribution="uniform", units=units, key=key
+        )
+    return drop_and_grow(
+        inner,
+        masks,
+        drop=scores.taylor,
+        grow=scores.gradient_magnitude_or_chance,
+        schedule=_svite_schedule(steps, every, fraction, final_fraction, stop),
+        budget=budgets.constant(jnp.ceil),
+        units=units,
+        where=where,
+        moments=moments,
+        key=key,
+    )
+
+
+def gradual(
+    inner: optax.GradientTransformation,
+    sparsity: float,
+    *,
+    total_steps: int | None = None,
+    initial: float = 0.0,
+    every: int | None = None,
+    start: float = 0.0,
+    stop: float = 0.75,
+    score: str = "magnitude",
+    straight_through: bool = False,
+    distribution: str | SparsityDistribution | None = None,
+    where: Where = is_weight,
+    pattern: Pattern | None = None,
+    units: Units | None = None,
+    budget: str = "units",
+    costs: PyTree | None = None,
+) -> Transformation:
+    """Gradual pruning: the sparsity rises along a cubic from `start` to `stop` of the run.
+
+        s(t) = s + (s_0 − s)·(1 − (t − t_0)/(t_1 − t_0))³;  keep the weights, or units, of the
+        largest |θ|, or |θ ⊙ ∂L/∂(m⊙θ)|,  every ΔT steps after the step
+
+    Args:
+      sparsity: s, of the maskable weights, or of the units (or their weights or MACs).
+      initial: s_0, the sparsity of the first masks.
+      every: ΔT. Default: 100, less in runs so short that fewer than 75 updates would fit.
+      start: the fraction of the run at which pruning begins.
+      stop: the fraction after which masks stay.
+      score: "magnitude" or "taylor", with the gradient of the step at which masks are due.
+      straight_through: pruned weights train on by the gradient at the pruned network, and may come
+        back (`zosam_jax.sparsity.straight_through`); the score is the magnitude. The state then is
+        a StraightThroughState.
+      distribution, where, pattern: see `from_scores`. Default: "erk", as of other methods, and
+        "uniform" for units.
+      units, budget, costs: see `from_scores`.
+
+    References: Zhu and Gupta, To prune, or not to prune, https://arxiv.org/abs/1710.01878;
+    Lee et al., JaxPruner, https://arxiv.org/abs/2304.14082
+    """
+    pruning.check_sparsity(sparsity)
+    steps = schedules.check_total_steps(total_steps)
+    check_one_of("score", score, ("magnitude", "taylor"))
+    if straight_through and score != "magnitude":
+        raise ValueError(f"score={score!r} does not go with straight_through: it is the magnitude.")
+    _refuse_fixed_density({"pattern": pattern}, "whose density is fixed")
+    first, last = _share(steps, start, "start"), _share(steps, stop)
+    if first >= last:
+        raise ValueError(f"start={start!r} must be below stop={stop!r} by a step at least.")
+    if distribution is None:
+        distribution = "erk" if units is None else "uniform"
+    choice: dict[str, Any] = {"distribution": distribution, "budget": budget, "costs": costs}
+    parts: dict[str, Any] = {
+        "schedule": schedules.cubic(
+            initial, sparsity, begin=first, end=last, every=_period(every, steps)
+        ),
+        "budget": budgets.gradual(initial, sparsity, **choice),
+        "pattern": pattern,
+        "units": units,
+        "where": where,
+    }
+    options = {**choice, "where": where, "pattern": pattern, "units": units}
+
+    def masks(params: PyTree) -> PyTree:
+        # A budget that cannot be met in the end fails here, without anything being computed.
+        jax.eval_shape(lambda p: pruning.magnitude(p, sparsity, **options), params)
+        return pruning.magnitude(params, initial, **options)
+
+    chosen = masks if sparsity > 0 else None
+    if straight_through:
+        return straight_through_masks(inner, chosen, score=scores.magnitude, **parts)
+    by = scores.taylor if score == "taylor" else scores.magnitude
+    return drop_and_grow(inner, chosen, drop=by, grow=None, **parts)
 
 
 METHODS: dict[str, Callable[..., Transformation]] = {
@@ -313,6 +443,9 @@ METHODS: dict[str, Callable[..., Transformation]] = {
     "mest": mest,
     "svite": svite,
 }
+
+#: Name → the function, of methods whose masks change and that take `units`.
+UNIT_METHODS: dict[str, Callable[..., Transformation]] = {"gradual": gradual, "s2vite": s2vite}
 
 
 _PERIOD = 100
@@ -339,9 +472,20 @@ def _period(every: int | None, total_steps: int) -> int:
     return max(1, min(_PERIOD, total_steps // 100)) if every is None else every
 
 
-def _share(total_steps: int, stop: float) -> int:
-    schedules.check_fraction("stop", stop)
-    return round(stop * total_steps)
+def _share(total_steps: int, fraction: float, argument: str = "stop") -> int:
+    schedules.check_fraction(argument, fraction)
+    return round(fraction * total_steps)
+
+
+def _svite_schedule(
+    steps: int, every: int | None, fraction: float, final_fraction: float, stop: float
+) -> schedules.Schedule:
+    return schedules.periodic(
+        max(1, round(steps / 100)) if every is None else every,
+        schedules.cosine(fraction, steps, final=final_fraction),
+        start=1,
+        stop=_share(steps, stop),
+    )
 
 
 def _refuse_fixed_density(shared: Shared, reason: str) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from zosam_jax import shardings
 from zosam_jax.errors import check_count
 from zosam_jax.sparsity.distributions import Shape
+from zosam_jax.sparsity.layers import Layers
 from zosam_jax.sparsity.selection import largest_in_each, largest_in_groups
 from zosam_jax.trees import Array, Bool, Int, Num
 
@@ -34,6 +35,36 @@ class Pattern(NamedTuple):
     expand: Callable[[Bool[Array, "..."]], Bool[Array, "..."]]
     choose: Callable[[Sequence[Num[Array, "..."]], Int[Array, " layers"]], list[Bool[Array, "..."]]]
     density: float | None
+
+
+class PerArray(NamedTuple):
+    """Arrays of which each has its own blocks (or single weights), as a pattern says.
+
+    Attributes:
+      layers: those arrays, picked out of the parameters.
+      pattern: the pattern.
+    """
+
+    layers: Layers
+    pattern: Pattern
+
+    def scores(self, arrays: Sequence[Num[Array, "..."]]) -> list[Num[Array, "..."]]:
+        """Scores of blocks, for each array."""
+        return [self.pattern.units(array) for array in arrays]
+
+    def active(self, masks: Sequence[Bool[Array, "..."]]) -> list[Bool[Array, "..."]]:
+        """The blocks of which any weight is kept."""
+        return [self.pattern.units(m.astype(jnp.float32)) > 0 for m in masks]
+
+    def choose(
+        self, scores: Sequence[Num[Array, "..."]], counts: Int[Array, " layers"]
+    ) -> list[Bool[Array, "..."]]:
+        """The counts[l] blocks of the largest scores in each array, or what the pattern keeps."""
+        return self.pattern.choose(scores, counts)
+
+    def masks(self, kept: Sequence[Bool[Array, "..."]]) -> list[Bool[Array, "..."]]:
+        """The arrays' masks."""
+        return [self.pattern.expand(blocks) for blocks in kept]
 
 
 def unstructured() -> Pattern:

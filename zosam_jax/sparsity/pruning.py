@@ -18,17 +18,17 @@ from zosam_jax import trees
 from zosam_jax.errors import check_count, check_number, is_traced
 from zosam_jax.keys import as_key
 from zosam_jax.masks import restrict
-from zosam_jax.sparsity import distributions, layers
-from zosam_jax.sparsity.distributions import SparsityDistribution
+from zosam_jax.sparsity import distributions, layers, structured
+from zosam_jax.sparsity.distributions import GLOBAL, SparsityDistribution
+from zosam_jax.sparsity.groups import Units
 from zosam_jax.sparsity.layers import Layers, Where, is_weight
 from zosam_jax.sparsity.patterns import Pattern, unstructured
-from zosam_jax.sparsity.selection import largest, largest_in_each
+from zosam_jax.sparsity.selection import largest_of_all
+from zosam_jax.sparsity.structured import Structure
 from zosam_jax.trees import Array, Bool, Float, FloatTree, Key, Num, PyTree
 
 Loss: TypeAlias = Callable[..., Any]
 Batches: TypeAlias = Sequence[tuple[Any, ...]]
-
-GLOBAL = "global"
 
 
 def from_scores(
@@ -39,8 +39,16 @@ def from_scores(
     distribution: str | SparsityDistribution = GLOBAL,
     where: Where = is_weight,
     pattern: Pattern | None = None,
+    units: Units | None = None,
+    budget: str = "units",
+    costs: PyTree | None = None,
 ) -> PyTree[Bool[Array, "..."]]:
     """Keeps the weights with the largest scores, in exact counts, ties to the lowest index.
+
+    With `units` it keeps whole channels, heads and neurons, and at least one of each group. The
+    score of a unit is the sum of the scores of all its weights in the arrays that `where` chooses,
+    those that make it and those that read it. All weights of a unit that goes are masked, biases
+    and BatchNorm's scales among them.
 
     Args:
       params: the parameters.
@@ -53,15 +61,37 @@ def from_scores(
         or a regular expression to be found in the path.
       pattern: the shape of the masks (`zosam_jax.sparsity.patterns`); None for any. A block counts
         as one unit in the budget, and erk looks at the shape of the grid of blocks.
+      units: what is removed whole (`zosam_jax.sparsity.units`); None for single weights. `where`
+        then says which arrays' scores count. erk is uniform, the same fraction of every group.
+      budget: what `sparsity` is a fraction of: "units", or the "weights" or "macs" of the arrays
+        that have units. Of the last two as much stays as fits, in the order of the scores
+        ("global") or the same fraction of every group ("uniform").
+      costs: for budget="macs" the MACs of each parameter, as `zosam_jax.sparsity.macs.macs` counts
+        them.
 
     Returns:
       A pytree like `params`: a bool array for a masked parameter, None for a dense one.
 
     Raises:
-      ValueError: for a sparsity outside [0, 1), one that would empty an array, a `where` that
-        finds nothing to mask, or arrays that the pattern does not fit.
+      ValueError: for a sparsity outside [0, 1), one that would empty an array or a group, a
+        `where` that finds nothing to mask, arrays that the pattern does not fit, or units of
+        another network.
     """
     check_sparsity(sparsity)
+    if units is not None:
+        if pattern is not None:
+            raise ValueError(f"pattern={pattern.name} does not go with units, which go as a whole.")
+        structure = structured.bind(units, params, where)
+        return _units_masks(
+            structure,
+            structure.scores(structure.layers.take(scores)),
+            sparsity,
+            distribution=distribution,
+            budget=budget,
+            costs=costs,
+        )
+    if budget != "units" or costs is not None:
+        raise ValueError(f"budget={budget!r} and costs go with units=, which is missing.")
     masked = layers.select(params, where)
     pattern = unstructured() if pattern is None else pattern
     for path, weights in zip(masked.paths, masked.take(params), strict=True):
@@ -71,15 +101,63 @@ def from_scores(
             f"sparsity={sparsity} does not go with the pattern {pattern.name}, whose sparsity is "
             f"{1.0 - pattern.density:g} in every array."
         )
-    units = [pattern.units(score) for score in masked.take(scores)]
-    if isinstance(distribution, str) and distribution == GLOBAL and pattern.density is None:
-        kept = _largest_of_all(units, sparsity)
+    blocks = [pattern.units(score) for score in masked.take(scores)]
+    if distribution == GLOBAL and pattern.density is None:
+        kept = _largest_of_all(blocks, sparsity)
     else:
         name = "erk" if distribution == GLOBAL else distribution
-        counts = distributions.get(name)([u.shape for u in units], sparsity)
-        _check_counts(counts, [u.size for u in units])
-        kept = pattern.choose(units, jnp.asarray(counts, jnp.int32))
+        counts = distributions.get(name)([b.shape for b in blocks], sparsity)
+        distributions.check_counts(counts, [b.size for b in blocks])
+        kept = pattern.choose(blocks, jnp.asarray(counts, jnp.int32))
     return masked.fill([pattern.expand(mask) for mask in kept])
+
+
+def from_unit_scores(
+    params: PyTree,
+    scores: Sequence[Num[Array, " units"]],
+    sparsity: float,
+    *,
+    units: Units,
+    distribution: str | SparsityDistribution = GLOBAL,
+    budget: str = "units",
+    costs: PyTree | None = None,
+) -> PyTree[Bool[Array, "..."]]:
+    """Keeps the units with the largest scores, which are given unit by unit; else as `from_scores`.
+
+    Args:
+      scores: a vector for each group of `units`, in their order.
+    """
+    check_sparsity(sparsity)
+    sizes, given = [g.size for g in units.groups], [jnp.shape(s) for s in scores]
+    if given != [(size,) for size in sizes]:
+        raise ValueError(f"scores has the shapes {given} for groups of {sizes} units.")
+    return _units_masks(
+        structured.bind(units, params, _every_array),
+        scores,
+        sparsity,
+        distribution=distribution,
+        budget=budget,
+        costs=costs,
+    )
+
+
+def _every_array(path: str, leaf: Array) -> bool:
+    del path, leaf
+    return True
+
+
+def _units_masks(
+    structure: Structure,
+    scores: Sequence[Num[Array, " units"]],
+    sparsity: float,
+    *,
+    distribution: str | SparsityDistribution,
+    budget: str,
+    costs: PyTree | None,
+) -> PyTree[Bool[Array, "..."]]:
+    limits = structured.costs_of(structure, budget, costs)
+    kept = structured.choose(structure, scores, sparsity, distribution=distribution, costs=limits)
+    return structure.layers.fill(structure.masks(kept))
 
 
 def random(
@@ -89,14 +167,23 @@ def random(
     distribution: str | SparsityDistribution = "erk",
     where: Where = is_weight,
     pattern: Pattern | None = None,
+    units: Units | None = None,
     key: int | Array = 0,
+    **options: Any,
 ) -> PyTree[Bool[Array, "..."]]:
-    """Keeps weights at random, every choice of the same counts alike.
+    """Keeps weights at random, every choice of the same counts alike; or units, with `units`.
 
     Args:
       distribution: see `from_scores`; "global" is uniform with layers' shares left to chance.
       key: a seed or a random key.
+      **options: `budget` and `costs` of `from_scores`.
     """
+    if units is not None:
+        keys = jax.random.split(as_key(key), len(units.groups))
+        draws = [jax.random.uniform(k, (g.size,)) for k, g in zip(keys, units.groups, strict=True)]
+        return from_unit_scores(
+            params, draws, sparsity, units=units, distribution=distribution, **options
+        )
     masked = layers.select(params, where)
     keys = jax.random.split(as_key(key), len(masked.indices))
 
@@ -113,11 +200,14 @@ def random(
         distribution=distribution,
         where=where,
         pattern=pattern,
+        **options,
     )
 
 
 def magnitude(params: PyTree, sparsity: float, **options: Any) -> PyTree[Bool[Array, "..."]]:
-    """Keeps the weights of the largest magnitude: score |θ|.
+    """Keeps the weights of the largest magnitude, score |θ|; units by the sum of theirs.
+
+    With `units` and where=is_scale the score is that of network slimming, |γ| of BatchNorm.
 
     Reference: Han et al., Learning both Weights and Connections,
     https://arxiv.org/abs/1506.02626
@@ -153,6 +243,42 @@ def snip(
     gradients = jax.jit(jax.grad(_loss_of_weights(loss, params, masked, batches, has_aux)))(weights)
     scores = [jnp.abs(_product(w, g)) for w, g in zip(weights, gradients, strict=True)]
     return from_scores(params, _finite(masked.fill(scores), "snip"), sparsity, **options)
+
+
+def taylor(
+    loss: Loss,
+    params: PyTree,
+    sparsity: float,
+    batches: Batches,
+    *,
+    has_aux: bool = False,
+    **options: Any,
+) -> PyTree[Bool[Array, "..."]]:
+    """Keeps the weights, or units, whose removal would change the batches' losses most.
+
+        score Σ_b |θ ⊙ ∇L_b(θ)|,  of a unit the sum over its weights
+
+    SNIP's, but for the absolute value of each batch; for networks that are trained, too.
+
+    Args:
+      loss: (params, *batch) → scalar, or → (scalar, aux) with `has_aux`.
+      batches: tuples of arguments for `loss`, for example [(images, labels), ...].
+
+    Reference: Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient
+    Inference, https://arxiv.org/abs/1611.06440
+    """
+    masked = layers.select(params, options.get("where", is_weight))
+    weights = masked.take(params)
+    _check_batches(batches)
+
+    @jax.jit
+    def of(weights: list[Array], batch: tuple[Any, ...]) -> list[Array]:
+        gradients = jax.grad(_loss_of_weights(loss, params, masked, [batch], has_aux))(weights)
+        return [jnp.abs(_product(w, g)) for w, g in zip(weights, gradients, strict=True)]
+
+    of_each = (of(weights, batch) for batch in batches)
+    scores = functools.reduce(lambda total, more: jax.tree.map(jnp.add, total, more), of_each)
+    return from_scores(params, _finite(masked.fill(scores), "taylor"), sparsity, **options)
 
 
 def grasp(
@@ -264,13 +390,7 @@ def _loss_of_weights(
     loss: Loss, params: PyTree, masked: Layers, batches: Batches, has_aux: bool
 ) -> Callable[[list[Array]], Float[Array, ""]]:
     """The batches' losses together, as a function of the weights that may be pruned."""
-    if not isinstance(batches, list | tuple) or not all(isinstance(b, tuple) for b in batches):
-        raise TypeError(
-            "batches must be a list of tuples of the loss's arguments, for example "
-            f"[(images, labels)]; it is {type(batches).__name__}."
-        )
-    if not batches:
-        raise ValueError("batches is empty: the scores need at least one batch.")
+    _check_batches(batches)
 
     def total(weights: list[Array]) -> Float[Array, ""]:
         replaced = masked.replace(params, weights)
@@ -280,6 +400,16 @@ def _loss_of_weights(
         )
 
     return total
+
+
+def _check_batches(batches: Batches) -> None:
+    if not isinstance(batches, list | tuple) or not all(isinstance(b, tuple) for b in batches):
+        raise TypeError(
+            "batches must be a list of tuples of the loss's arguments, for example "
+            f"[(images, labels)]; it is {type(batches).__name__}."
+        )
+    if not batches:
+        raise ValueError("batches is empty: the scores need at least one batch.")
 
 
 def _product(
@@ -300,17 +430,6 @@ def _finite(scores: FloatTree, name: str) -> FloatTree:
     return scores
 
 
-def _check_counts(counts: Sequence[int], sizes: Sequence[int]) -> None:
-    """Raises for a distribution of the caller's own that cannot be met."""
-    if len(counts) != len(sizes) or any(
-        not 0 <= count <= size for count, size in zip(counts, sizes, strict=True)
-    ):
-        raise ValueError(
-            f"distribution returned {list(counts)} for arrays of {list(sizes)} weights; it must "
-            "return the number to keep of each."
-        )
-
-
 def _largest_of_all(
     units: Sequence[Num[Array, "..."]], sparsity: float
 ) -> list[Bool[Array, "..."]]:
@@ -326,11 +445,4 @@ def _largest_of_all(
             "which each keeps one at least: choose a lower sparsity, or leave small arrays dense "
             "with where=."
         )
-    limit = jnp.finfo(jnp.float32).max
-    scores = [
-        jnp.clip(jnp.nan_to_num(u.astype(jnp.float32), nan=-limit), -limit, limit) for u in units
-    ]
-    best = largest_in_each(scores, jnp.asarray([min(size, 1) for size in sizes], jnp.int32))
-    first = [jnp.where(b, jnp.inf, s) for b, s in zip(best, scores, strict=True)]
-    kept: list[Array] = largest(first, count)
-    return kept
+    return largest_of_all(units, count)

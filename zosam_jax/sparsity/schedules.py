@@ -83,6 +83,43 @@ def staged(every: Sequence[int], starts: Sequence[int], *, stop: int) -> Schedul
     return Schedule(is_due, lambda step: jnp.float32(0.0))
 
 
+def cubic(initial: float, final: float, *, begin: int, end: int, every: int) -> Schedule:
+    """Zhu and Gupta's gradual sparsity, fast at first and slow at the end.
+
+        s(t) = s_f + (s_i − s_f)·(1 − (t − t_0)/(t_1 − t_0))³
+
+    Due every `every` steps from t_0 on, and at t_1, the last time.
+
+    Args:
+      initial: s_i, at step t_0 and before.
+      final: s_f, from step t_1 on.
+      begin: t_0.
+      end: t_1, above t_0.
+      every: the steps between updates of the masks.
+
+    Returns:
+      A Schedule whose fraction is s(t), for `budgets.gradual`.
+
+    Reference: Zhu and Gupta, To prune, or not to prune, https://arxiv.org/abs/1710.01878
+    """
+    check_fraction("initial", initial)
+    check_fraction("final", final)
+    check_number("begin", begin, above=0, inclusive=True)
+    check_number("end", end, above=begin, inclusive=False)
+    check_count("every", every)
+
+    def is_due(step: Int[Array, ""]) -> Bool[Array, ""]:
+        regular = ((step - begin) % every == 0) & (step >= begin) & (step < end)
+        return regular | (step == end)
+
+    def sparsity(step: Int[Array, ""]) -> Float[Array, ""]:
+        left = 1.0 - jnp.clip((step - begin) / (end - begin), 0.0, 1.0)
+        now: Array = jnp.float32(final) + (initial - final) * left**3
+        return now
+
+    return Schedule(is_due, sparsity)
+
+
 def cosine(
     fraction: float, steps: int, *, final: float = 0.0
 ) -> Callable[[Int[Array, ""]], Float[Array, ""]]:

@@ -43,6 +43,20 @@ def gradient_magnitude(gradient: Float[Array, "*layer"]) -> Float[Array, "*layer
     return jnp.abs(gradient)
 
 
+def taylor(
+    weights: Float[Array, "*layer"], gradient: Float[Array, "*layer"]
+) -> Float[Array, "*layer"]:
+    """|θ ⊙ ∂L/∂(m⊙θ)|, the change of the loss without a weight, to first order."""
+    return jnp.abs(weights * gradient)
+
+
+def gradient_magnitude_or_chance(
+    gradient: Float[Array, "*layer"], noise: Float[Array, "*layer"]
+) -> Float[Array, "*layer"]:
+    """|∂L/∂(m⊙θ)|, and chance where that is zero."""
+    return jnp.abs(gradient) + 1e-30 * noise
+
+
 def uniform_random(noise: Float[Array, "*layer"]) -> Float[Array, "*layer"]:
     """A score that prefers nothing."""
     return noise

@@ -5,12 +5,14 @@ known only when the compiled program runs. On a CPU that is some thirty times fa
 (`benchmarks/mask_update.py`).
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from zosam_jax.trees import Array, Bool, Int, Num, UInt32
+from zosam_jax.trees import Array, Bool, Float, Int, Integer, Num, UInt32
 
 
 @jax.jit
@@ -37,6 +39,68 @@ def largest_in_each(
     return _largest(scores, jnp.asarray(counts, jnp.int32), list(range(len(scores))))
 
 
+def largest_of_all(
+    scores: Sequence[Num[Array, "..."]], count: int | Int[Array, ""]
+) -> list[Bool[Array, "..."]]:
+    """Masks of the `count` largest entries of all arrays together, among them the largest of each.
+
+    An array without an entry would cut the network in two, so `count` is at least their number.
+    """
+    kept: list[Array] = largest(_largest_of_each_first(scores), count)
+    return kept
+
+
+def largest_within(
+    scores: Sequence[Num[Array, " units"]],
+    limit: float | Float[Array, ""],
+    cost: Callable[[list[Bool[Array, " units"]]], Float[Array, ""]],
+    *,
+    evenly: bool = False,
+) -> list[Bool[Array, " units"]]:
+    """Masks of as many of the largest entries as cost no more than `limit`.
+
+    Entries come in order of their scores, or `evenly` in order of their rank in their own array,
+    as a fraction of its length; the largest of each array comes first of all.
+
+    Args:
+      scores: of short vectors; all are sorted.
+      limit: with a tolerance of 1e-6 for rounding.
+      cost: masks → their cost, which grows with what they keep.
+      evenly: whether all arrays keep the same fraction.
+
+    Returns:
+      The masks. They keep one entry of each array even where that costs more.
+    """
+    if evenly:
+        scores = [-(_ranks(s) + 0.5) / max(s.size, 1) for s in scores]
+    ranks = _ranks(jnp.concatenate(_largest_of_each_first(scores)))
+    stops = np.cumsum([0, *(s.size for s in scores)])
+
+    def first(count: Integer[Array, ""]) -> list[Bool[Array, " units"]]:
+        kept = ranks < count
+        return [kept[a:b] for a, b in itertools.pairwise(stops)]
+
+    def fits(count: UInt32[Array, ""]) -> Bool[Array, ""]:
+        return cost(first(count)) <= limit + 1e-6
+
+    count = greatest(fits, (), num_bits=int(stops[-1]).bit_length())
+    return first(jnp.maximum(count, len(scores)))
+
+
+def _largest_of_each_first(scores: Sequence[Num[Array, "..."]]) -> list[Float[Array, "..."]]:
+    limit = jnp.finfo(jnp.float32).max
+    scores = [
+        jnp.clip(jnp.nan_to_num(s.astype(jnp.float32), nan=-limit), -limit, limit) for s in scores
+    ]
+    best = largest_in_each(scores, jnp.asarray([min(s.size, 1) for s in scores], jnp.int32))
+    return [jnp.where(b, jnp.inf, s) for b, s in zip(best, scores, strict=True)]
+
+
+def _ranks(scores: Num[Array, " units"]) -> Int[Array, " units"]:
+    """0 for the largest, ties to the lowest index."""
+    return jnp.argsort(jnp.argsort(-scores, stable=True), stable=True)
+
+
 def _largest(
     scores: Sequence[Num[Array, "..."]], counts: Int[Array, " pools"], pools: Sequence[int]
 ) -> list[Bool[Array, "..."]]:
@@ -51,7 +115,7 @@ def _largest(
     def at_least(threshold: UInt32[Array, " pools"]) -> Bool[Array, " pools"]:
         return totals(b >= threshold[p] for b, p in zip(ordered, pools, strict=True)) >= counts
 
-    threshold = _greatest(at_least, counts.shape, num_bits=32)
+    threshold = greatest(at_least, counts.shape, num_bits=32)
     above = [bits > threshold[p] for bits, p in zip(ordered, pools, strict=True)]
     ties = [bits == threshold[p] for bits, p in zip(ordered, pools, strict=True)]
     missing = counts - totals(above)
@@ -61,7 +125,7 @@ def _largest(
         return totals(t & (i < stop[p]) for t, i, p in before) <= missing
 
     size = sum(score.size for score in scores)
-    stop = _greatest(at_most, counts.shape, num_bits=max(size.bit_length(), 1))
+    stop = greatest(at_most, counts.shape, num_bits=max(size.bit_length(), 1))
     return [
         a | (t & (i < stop[p])) for a, t, i, p in zip(above, ties, positions, pools, strict=True)
     ]
@@ -87,12 +151,12 @@ def _as_ordered_bits(scores: Num[Array, "*s"]) -> UInt32[Array, "*s"]:
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
-def _greatest(
+def greatest(
     holds: Callable[[UInt32[Array, "..."]], Bool[Array, "..."]],
     shape: tuple[int, ...],
     num_bits: int,
 ) -> UInt32[Array, "..."]:
-    """Greatest integers below 2^num_bits for which conditions hold that only ever turn off.
+    """The greatest integers below 2^num_bits for which conditions hold that only ever turn off.
 
     0 where one never holds.
     """

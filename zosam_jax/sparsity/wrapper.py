@@ -11,7 +11,7 @@ import optax
 
 from zosam_jax import masks as mask_trees
 from zosam_jax import transform, trees
-from zosam_jax.trees import PyTree, accepting_shapes
+from zosam_jax.trees import Array, PyTree, accepting_shapes
 
 
 class SparseState(NamedTuple):
@@ -108,12 +108,14 @@ def update_inner(
     masks: mask_trees.Resolved,
     extra_args: dict[str, Any],
     keep_gradient: bool = False,
+    dormant: PyTree = None,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """One step of the wrapped transformation on the sparse network.
 
     Returns (updates, inner state, dense gradient). The last is None without `keep_gradient`, else
     ∂L/∂(m⊙θ) at all weights, pruned ones too: the incoming updates, or where there are none the
-    gradient that a sharpness-aware transformation descends along. It costs no further pass.
+    gradient that a sharpness-aware transformation descends along. It costs no further pass. Pruned
+    weights then have the values `dormant` in place of zero, which do not change the loss.
     """
     if extra_args.get("emit", "gradient") != "gradient":
         raise ValueError(
@@ -133,12 +135,17 @@ def update_inner(
         updates = None
     elif updates is not None:
         updates = mask_trees.restrict(updates, masks)
+
+    def forward(params: PyTree) -> PyTree:
+        if from_inside:
+            return straight_through(params, masks, dormant)
+        return mask_trees.restrict(params, masks)
+
     extra_args = {
         **extra_args,
         **{
-            name: _on_kept_weights(extra_args[name], masks, dense_gradient=from_inside)
-            for name in ("value_fn", "probe_fn", "losses_fn")
-            if extra_args.get(name) is not None
+            name: at(forward, function)
+            for name, function in functions_of_parameters(extra_args).items()
         },
         "mask": masks,
         **({"keep_gradient": True} if from_inside else {}),
@@ -164,37 +171,53 @@ def _warn_of_updates_for_growth_alone() -> None:
     )
 
 
-def to_zero(updates: PyTree, params: PyTree, masks: mask_trees.Resolved) -> PyTree:
-    """Updates that take pruned weights to zero from wherever they are."""
+def to_zero(
+    updates: PyTree, params: PyTree, masks: mask_trees.Resolved, values: PyTree = None
+) -> PyTree:
+    """Updates that take the weights that the masks leave out to zero from wherever they are.
+
+    Or to `values`, a tree like the parameters with None where there are none.
+    """
     if masks is None:
         return updates
     return jax.tree.map(
-        lambda u, p, m: u if m is None else jnp.where(m, u, -p),
+        lambda u, p, m, v: u if m is None else jnp.where(m, u, -p if v is None else v - p),
         updates,
         params,
         masks,
+        jax.tree.map(lambda _: None, params) if values is None else values,
     )
 
 
-def _on_kept_weights(
-    function: Callable[..., Any], masks: mask_trees.Resolved, *, dense_gradient: bool
-) -> Callable[..., Any]:
-    """The same function of params ⊙ masks; it keeps its signature, by which arguments are bound."""
-    restrict = _restrict_value if dense_gradient else mask_trees.restrict
+def functions_of_parameters(extra_args: dict[str, Any]) -> dict[str, Callable[..., Any]]:
+    """The extra arguments that are functions of the parameters."""
+    names = ("value_fn", "probe_fn", "losses_fn")
+    return {name: extra_args[name] for name in names if extra_args.get(name) is not None}
+
+
+def at(forward: Callable[[PyTree], PyTree], function: Callable[..., Any]) -> Callable[..., Any]:
+    """function(forward(params), …); it keeps its signature, by which arguments are bound."""
 
     @functools.wraps(function)
     def masked(params: PyTree, *args: Any, **kwargs: Any) -> Any:
-        return function(restrict(params, masks), *args, **kwargs)
+        return function(forward(params), *args, **kwargs)
 
     return masked
 
 
-def _restrict_value(params: PyTree, masks: mask_trees.Resolved) -> PyTree:
-    """params ⊙ masks, differentiated as if it were params: gradients reach pruned weights."""
+def straight_through(params: PyTree, masks: mask_trees.Resolved, dormant: PyTree = None) -> PyTree:
+    """params ⊙ masks, differentiated as if it were params: gradients reach pruned weights.
+
+    These have the values `dormant`, a tree like the parameters, or zero.
+    """
     if masks is None:
         return params
-    return jax.tree.map(
-        lambda p, m: p if m is None else jnp.where(m, p, p - jax.lax.stop_gradient(p)),
-        params,
-        masks,
-    )
+
+    def leaf(p: Array, m: Array | None, d: Array | None) -> Array:
+        if m is None:
+            return p
+        through = p - jax.lax.stop_gradient(p)
+        return jnp.where(m, p, through if d is None else d + through)
+
+    none = jax.tree.map(lambda _: None, params)
+    return jax.tree.map(leaf, params, masks, none if dormant is None else dormant)
