@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import optax
 from rich.console import Console
 
-from zosam_jax import sparsity
+from zosam_jax import sparsity, trees
 from zosam_jax.errors import REFUSALS
 from zosam_jax.models import pretrained
 from zosam_jax.training import build, devices, lock, pictures, run_folder, saved_run, sources
@@ -303,8 +303,10 @@ def train(
     if devices.is_first():
         title = f"{config.model}, {config.dataset}, {config.optimizer}"
         pictures.curves(folder.path / run_folder.CURVES, records, title)
-    if run.masks is not None:
-        folder.write_text(run_folder.MASKS, f"{sparsity.summary(run.state.params, run.masks)}\n")
+    if run.masks_of_whole is not None:
+        folder.write_text(
+            run_folder.MASKS, f"{sparsity.summary(run.whole.params, run.masks_of_whole)}\n"
+        )
     # Last: a run folder with a summary is complete.
     folder.write_json(run_folder.SUMMARY, summary)
     reached = f"test loss {summary['test_loss']:.4g}"
@@ -338,7 +340,7 @@ def _take_up(run: Run, folder: RunFolder, keeper: Checkpoints, console: Console)
         return
     records = folder.records
     say = functools.partial(console.print, markup=False)
-    state, progress = keeper.restore_newest(run.state, say, records=len(records))
+    state, progress = keeper.restore_newest(run.like, say, records=len(records))
     keeper.set_aside(after=progress.total_steps)
     records = records[: progress.records]
     folder.write_metrics(records)
@@ -366,7 +368,7 @@ def _summary(
         "sparse": "none" if config.is_dense else config.sparse,
         "sparsity": last.sparsity,
         "training_cost": last.training_cost / config.epochs,
-        "inference_cost": run.cost.inference(run.masks),
+        "inference_cost": run.cost.inference(run.masks_of_whole),
         "bad_steps": sum(r.bad_steps for r in records),
         "steps": last.step,
         "seconds": last.seconds,
@@ -376,12 +378,18 @@ def _summary(
         "rho": rho,
         "seed": config.seed,
         "devices": run.problem.mesh.size,
+        "parameters": trees.size(run.network.params),
+        "dense_parameters": trees.size(run.whole.params),
     }
 
 
 def _budget(config: TrainConfig) -> str:
     if config.is_dense:
         return "dense"
+    if config.kinds:
+        return (
+            f"{100 * config.sparsity:g}% of the {' and '.join(config.kinds)} go by {config.sparse}"
+        )
     return f"{100 * config.sparsity:g}% sparse by {config.sparse}"
 
 

@@ -12,7 +12,7 @@ from zosam_jax import keys, sparsity, transform
 from zosam_jax.analysis.estimator import PerturbationQuality, perturbation_quality
 from zosam_jax.gradient import Diagnostics
 from zosam_jax.integrations.plain import apply_loss
-from zosam_jax.training import build, devices
+from zosam_jax.training import build, devices, structure
 from zosam_jax.training.feed import Batch
 from zosam_jax.training.problem import Examples, Network, Problem
 from zosam_jax.trees import Array, PyTree
@@ -77,6 +77,30 @@ def start(
         first_bad_step=jnp.zeros((), jnp.int32),
     )
     placed: RunState = devices.replicate(jax.tree.map(_own_copy, state), problem.mesh)
+    return placed
+
+
+def compacted(problem: Problem, state: RunState, kept: structure.Kept) -> RunState:
+    """The state without the units that are not kept, whose weights are zero under its masks.
+
+    Nothing is left for masks to do; all else goes on as it stands.
+    """
+    units = problem.units
+    assert units is not None
+    of_groups = structure.as_arrays(kept, units)
+
+    def cut(network: Network) -> Network:
+        return Network(*(sparsity.cut(tree, units, of_groups) for tree in network))
+
+    network = cut(Network(state.params, state.model_state))
+    opt_state = build.without_masks(state.opt_state)
+    smaller = state._replace(
+        params=network.params,
+        model_state=network.model_state,
+        opt_state=sparsity.cut_state(opt_state, state.params, units, of_groups),
+        average=None if state.average is None else cut(state.average),
+    )
+    placed: RunState = devices.replicate(jax.tree.map(_own_copy, smaller), problem.mesh)
     return placed
 
 

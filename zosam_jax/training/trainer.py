@@ -7,11 +7,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from zosam_jax import sparsity, transform
-from zosam_jax.training import build, devices, lottery, step
+from zosam_jax.training import build, devices, lottery, step, structure
 from zosam_jax.training.callbacks import Callback
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.feed import Batch
@@ -36,6 +37,7 @@ class Run:
     Attributes:
       problem, optimizer, rho, seed: what is run.
       tx, sam_tx, cost: the optimizer (`zosam_jax.training.build.RunOptimizer`).
+      whole: shapes of the network as it began.
       state: the current RunState.
       progress: where it stands.
       records: of the epochs so far.
@@ -49,6 +51,7 @@ class Run:
         self.tx, self.sam_tx, self.cost = build.build(problem, network, optimizer, rho, seed)
         self.progress = Progress()
         self.records: list[EpochRecord] = []
+        self.whole = jax.eval_shape(lambda: network)
         self.state = self._start(network, self.tx.init(network.params), epoch=0)
 
     def _start(self, network: Network, opt_state: PyTree, epoch: int) -> RunState:
@@ -90,6 +93,25 @@ class Run:
         opt_state = optax.tree.set(opt_state, _is_of_schedule, count=count)._replace(masks=masks)
         self.state = self._start(network, opt_state, epoch)
 
+    def like(self, progress: Progress) -> RunState:
+        """A state of the shapes that it has at some point of the run."""
+        if progress.kept == self.progress.kept:
+            return self.state
+        network = self.problem.init(self.seed)
+        start = self._start(network, self.tx.init(network.params), epoch=0)
+        if progress.kept is None:
+            return start
+        return step.compacted(self.problem, start, progress.kept)
+
+    def compact(self) -> None:
+        """Removes the units that the masks leave out, for good; the run goes on without them."""
+        units = self.problem.units
+        assert units is not None
+        kept = structure.kept_by(self.masks, self.state.params, units)
+        self.state = step.compacted(self.problem, self.state, kept)
+        self.progress = self.progress._replace(kept=kept)
+        vars(self).pop("step", None)  # is compiled anew
+
     @property
     def network(self) -> Network:
         """The network as it stands."""
@@ -101,9 +123,17 @@ class Run:
         return build.masks_of(self.state.opt_state)
 
     @property
+    def masks_of_whole(self) -> PyTree:
+        """The masks of the network as it began: units that have been removed are zero in them."""
+        units = self.problem.units
+        if units is None or self.progress.kept is None:
+            return self.masks
+        return structure.masks_of(self.progress.kept, self.whole.params, units)
+
+    @property
     def sparsity(self) -> float:
-        """The fraction of zeros among the maskable weights."""
-        return sparsity.sparsity_of(self.masks, self.state.params)
+        """The fraction of the maskable weights that are zero or have been removed."""
+        return sparsity.sparsity_of(self.masks_of_whole, self.whole.params)
 
 
 def _is_of_schedule(path: tuple[Any, ...], value: Any) -> bool:
@@ -134,6 +164,8 @@ class TrainingLoop:
 
     def train_until(self, stop: int) -> None:
         """Goes on from where the run stands to the end of the last epoch before `stop`."""
+        if self.run.progress.step == 0:
+            self._compact()
         _ = self.run.step  # compiles, so that no epoch's speed has it in it
         self._observer.on_start(self.run)
         while self.run.progress.epoch < stop:
@@ -186,7 +218,7 @@ class TrainingLoop:
         evaluates = last or (run.progress.epoch + 1) % config.evaluate_every == 0
         gradients = build.dense_gradients(config, run.state.opt_state)
         cost = run.progress.cost + self.run.cost.training(
-            run.masks,
+            run.masks_of_whole,
             self._problem.steps_per_epoch,
             gradients - run.progress.dense_gradients,
         )
@@ -205,6 +237,7 @@ class TrainingLoop:
             seconds=record.seconds,
         )
         self._observer.on_epoch(record, run)
+        self._compact()
         if self.checkpoints is None:
             return
         every = self.checkpoints.every
@@ -213,6 +246,18 @@ class TrainingLoop:
         if devices.agree(is_best or due or is_milestone):
             self._save(score=record.score if evaluates else None)
         self._stop_if_interrupted()
+
+    def _compact(self) -> None:
+        """Removes what the masks leave out, once they stand; between two epochs."""
+        run, problem = self.run, self._problem
+        steps = run.progress.epoch * problem.steps_per_epoch
+        if problem.units is None or run.progress.kept is not None:
+            return
+        if build.masks_stand(problem, steps):
+            run.compact()
+            self._observer.on_compaction(run)
+            if steps < problem.steps:
+                _ = run.step
 
     def _record(self, cost: float, evaluates: bool, speed: float, data_wait: float) -> EpochRecord:
         run, problem = self.run, self._problem

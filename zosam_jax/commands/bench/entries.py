@@ -168,10 +168,9 @@ def _optax_sam(problem: BenchProblem, state: RunState) -> Parts:
         return sam.update(updates, state, params, grad_fn=lambda p, _: jax.grad(value_fn)(p))
 
     tx = build.under_masks(
-        problem.config,
+        problem,
         optax.GradientTransformationExtraArgs(sam.init, update),
         build.masks_of(state.opt_state),
-        steps=problem.steps,
         seed=_SEED,
     )
     return _whole_step(problem, tx), state._replace(opt_state=tx.init(state.params)), None
