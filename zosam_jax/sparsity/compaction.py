@@ -48,17 +48,18 @@ def compact(params: Any, masks: PyTree, units: Units) -> Any:
       ValueError: if masks or units do not fit the parameters; if the masks empty no unit, or all
         units of a group.
     """
-    remaining = kept_units(params, masks, units)
+    trained = _trained(params)
+    resolved = mask_trees.resolve(masks, trained)
+    remaining = _kept(params, resolved, units)
     if all(np.all(units_kept) for units_kept in remaining.values()):
         raise ValueError(
             "masks empty no unit of any group, so nothing can be removed: they are masks of single "
             "weights, or were drawn for other units than these."
         )
+    small = cut(mask_trees.restrict(trained, resolved), units, remaining)
     if not modules.is_nnx(params):
-        return cut(mask_trees.apply_masks(params, masks), units, remaining)
-    trained, rest = modules.arrays(params)
-    small = [mask_trees.apply_masks(trained, masks), rest]
-    return modules.of_widths(params, [cut(tree, units, remaining) for tree in small])
+        return small
+    return modules.of_widths(params, [small, cut(modules.arrays(params)[1], units, remaining)])
 
 
 def compact_masks(params: Any, masks: PyTree, units: Units) -> PyTree:
@@ -72,12 +73,10 @@ def compact_masks(params: Any, masks: PyTree, units: Units) -> PyTree:
     Returns:
       A tree like the parameters: bool arrays of the smaller shapes, None where all are kept.
     """
-    remaining = kept_units(params, masks, units)
-    trained = _trained(params)
-    resolved = mask_trees.resolve(masks, trained)
+    resolved = mask_trees.resolve(masks, _trained(params))
     if resolved is None:
         return None
-    small = cut(resolved, units, remaining)
+    small = cut(resolved, units, _kept(params, resolved, units))
     return jax.tree.map(lambda mask: None if bool(jnp.all(mask)) else mask, small)
 
 
@@ -114,11 +113,16 @@ def kept_units(params: Any, masks: PyTree, units: Units) -> dict[str, Bool[np.nd
     Raises:
       ValueError: if masks or units do not fit the parameters; if all units of a group would go.
     """
+    return _kept(params, mask_trees.resolve(masks, _trained(params)), units)
+
+
+def _kept(
+    params: Any, masks: mask_trees.Resolved, units: Units
+) -> dict[str, Bool[np.ndarray, " units"]]:
     trained = _trained(params)
-    resolved = mask_trees.leaves(mask_trees.resolve(masks, trained), trained)
     tree = modules.arrays(params, together=True) if modules.is_nnx(params) else params
     check_units(units, tree)
-    given = dict(zip(leaves_by_path(trained), resolved, strict=True))
+    given = dict(zip(leaves_by_path(trained), mask_trees.leaves(masks, trained), strict=True))
     paths = {member.path for group in units.groups for member in group.members}
     values = {path: x for path, x in leaves_by_path(tree).items() if path in paths}
     alive: dict[str, Bool[np.ndarray, ...]] = {
@@ -156,31 +160,35 @@ def _needed(
     """The units that something reads, and that something makes or shifts."""
 
     def any_in(arrays: Mapping[str, Any], members: list[Member]) -> Bool[np.ndarray, " units"]:
-        found = np.zeros(group.size + 1, bool)  # the last one for positions of no unit
+        found: Bool[np.ndarray, " units"] = np.zeros(group.size, bool)
         for member in members:
-            if member.path in arrays:
-                array = _along(arrays[member.path], member)
-                np.logical_or.at(found, member.unit_of, array.reshape(len(array), -1).any(axis=1))
-            else:
-                found[:] = True  # it is not known
-        return found[:-1]
+            if member.path not in arrays:
+                return ~found | True  # it is not known
+            array = _along(arrays[member.path], member)
+            living = array.reshape(len(array), -1).any(axis=1)
+            found[member.unit_of[living & (member.unit_of >= 0)]] = True
+        return found
 
     def of_role(role: str) -> list[Member]:
         return [member for member in group.members if member.role == role]
 
     shifting = [member for member in of_role(ELEMENTWISE) if not member.scales]
-    is_made = any_in(alive, of_role(OUTPUT)) | any_in(shifts, shifting)
+    needed: Bool[np.ndarray, " units"] = any_in(alive, of_role(OUTPUT)) | any_in(shifts, shifting)
     reading = of_role(INPUT)
-    return is_made & any_in(alive, reading) if reading else is_made
+    if reading:
+        needed = needed & any_in(alive, reading)
+    return needed
 
 
 def _along(array: Shaped[np.ndarray, "..."], member: Member) -> Shaped[np.ndarray, "..."]:
     """A view of an array whose first axis is the member's."""
-    return np.moveaxis(array, member.axis, 0)
+    view: Shaped[np.ndarray, "..."] = np.moveaxis(array, member.axis, 0)
+    return view
 
 
 def _gone(member: Member, kept_units: Bool[np.ndarray, " units"]) -> Bool[np.ndarray, " positions"]:
-    return ~np.append(kept_units, True)[member.unit_of]
+    gone: Bool[np.ndarray, " positions"] = ~np.append(kept_units, True)[member.unit_of]
+    return gone
 
 
 def cut(tree: PyTree, units: Units, kept: Mapping[str, Bool[np.ndarray, " units"]]) -> PyTree:

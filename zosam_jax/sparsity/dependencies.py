@@ -7,10 +7,12 @@ that is computed for what is made of it. A unit is removable only where all that
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -43,6 +45,7 @@ _INSIDE_GROUPS = "it lies inside the groups of a grouped convolution"
 _CONTRACTED = "two activations are multiplied and summed along it"
 _RESIDUAL = "it is a residual stream, which residual=True makes one group"
 _UNREAD = "no layer reads it"
+_TWICE = "it is more than one axis of an activation"
 
 
 def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: bool = False) -> Units:
@@ -74,8 +77,13 @@ def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: boo
     for kind in kinds:
         check_one_of("kinds", kind, KINDS)
     if modules.is_nnx(function):
-        function, *params = modules.as_function(function)
-        args = (*params, *args)
+        function, params = modules.as_function(function)
+        args = (params, *args)
+    if len(args) != 2:
+        raise ValueError(
+            "units takes (function, params, example), or (model, example) for a Flax NNX module; "
+            "an example of several arguments is a tuple."
+        )
     params, example = args
     example = example if isinstance(example, tuple) else (example,)
     trace = _Trace(params)
@@ -87,8 +95,9 @@ def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: boo
     found = trace.units(residual)
     groups = tuple(group for group in found.groups if group.kind in kinds)
     if not groups:
+        wanted = "units" if set(kinds) == set(KINDS) else " or ".join(kinds)
         raise ValueError(
-            f"function has no {' or '.join(kinds)} that can be removed: "
+            f"function has no {wanted} that can be removed: "
             f"{' '.join(found.whole[:4]) or 'no parameter enters a product.'}"
         )
     return Units(groups, found.whole)
@@ -187,8 +196,12 @@ def _fresh(shape: Sequence[int], whole: str | None, origins: frozenset[int] | No
 
 def _made(axes: Sequence[Axis], at: At, values: Sequence[_Value]) -> _Value:
     """An array that is made of others, with what stands in it where units are removed."""
-    atoms = dict.fromkeys(a for axis in axes for a in axis.atoms() if a.whole is None)
-    return _Value(tuple(axes), tuple((atom, at(atom)) for atom in atoms), origins=_together(values))
+    origins = _together(values)
+    atoms = [atom for axis in axes for atom in axis.atoms() if atom.whole is None]
+    if origins is None:
+        _keep_whole([atom for atom, count in Counter(atoms).items() if count > 1], _TWICE)
+    removed = tuple((atom, at(atom)) for atom in dict.fromkeys(atoms))
+    return _Value(tuple(axes), removed, origins=origins)
 
 
 def _together(values: Sequence[_Value]) -> frozenset[int] | None:
@@ -208,12 +221,14 @@ class _Trace:
     """Follows a program; collects what its equations make of the axes of the parameters."""
 
     def __init__(self, params: PyTree) -> None:
-        shapes = {path: np.shape(leaf) for path, leaf in leaves_by_path(params).items()}
-        self.paths = list(shapes)
+        leaves = jax.tree.leaves_with_path(params)
+        self.paths = [jax.tree_util.keystr(path) for path, _ in leaves]
+        # The names of the layers that have them.
+        self.layers = [jax.tree_util.keystr(path[:-1] or path) for path, _ in leaves]
         self.params = []
         self.uses: list[_Use] = []
-        for i, shape in enumerate(shapes.values()):
-            axes = tuple(Axis(size, varies=True) for size in shape)
+        for i, (_, leaf) in enumerate(leaves):
+            axes = tuple(Axis(size, varies=True) for size in np.shape(leaf))
             removed = tuple((axis, _Removed(0.0)) for axis in axes)
             self.params.append(_Value(axes, removed, origins=frozenset({i})))
 
@@ -345,7 +360,9 @@ class _Trace:
             [lhs, rhs],
         )
 
-    def _conv_general_dilated(self, equation: Any, lhs: _Value, rhs: _Value) -> _Value | list:
+    def _conv_general_dilated(
+        self, equation: Any, lhs: _Value, rhs: _Value
+    ) -> _Value | list[_Value]:
         numbers = equation.params["dimension_numbers"]
         groups = equation.params["feature_group_count"]
         if equation.params["batch_group_count"] != 1:
@@ -371,7 +388,7 @@ class _Trace:
             [lhs, rhs],
         )
 
-    def _gather(self, equation: Any, table: _Value, indices: _Value) -> _Value | list:
+    def _gather(self, equation: Any, table: _Value, indices: _Value) -> _Value | list[_Value]:
         numbers = equation.params["dimension_numbers"]
         sizes = equation.params["slice_sizes"]
         if numbers.operand_batching_dims:
@@ -482,7 +499,7 @@ class _Trace:
             axes.append(axis if size == axis.size else Axis(size, whole=_OF_SPACE))
         return value._replace(axes=tuple(axes), origins=_together([value, *indices]))
 
-    def _pad(self, equation: Any, value: _Value, fill: _Value) -> _Value | list:
+    def _pad(self, equation: Any, value: _Value, fill: _Value) -> _Value | list[_Value]:
         config = equation.params["padding_config"]
         if any(low < 0 or high < 0 or inside for low, high, inside in config):
             return self._not_followed(equation, [value, fill])
@@ -505,7 +522,7 @@ class _Trace:
     def _iota(self, equation: Any, *_: _Value) -> _Value:
         along = equation.params["dimension"]
         shape = equation.outvars[0].aval.shape
-        axes = [Axis(n, whole=_OF_SPACE if i == along else None) for i, n in enumerate(shape)]
+        axes = [Axis(n, whole=_OF_CONSTANT if i == along else None) for i, n in enumerate(shape)]
         return _Value(tuple(axes), origins=frozenset())
 
     def _random_bits(self, equation: Any, *_: _Value) -> _Value:
@@ -525,7 +542,7 @@ class _Trace:
             if name in ("reduce_max", "reduce_min") or number == 0:
                 return _Removed(number if not name.startswith("arg") else None, made_by or name)
             is_sum = name == "reduce_sum" and number is not None
-            return _Removed(number * count if is_sum else None, made_by or name)  # type: ignore[operator]
+            return _Removed(number * count if is_sum else None, made_by or name)
 
         return _made([a for i, a in enumerate(value.axes) if i not in along], at, [value])
 
@@ -571,10 +588,10 @@ class _Trace:
                 (leaf, axis), *others = found
                 as_others = f", as is one of {self.paths[others[0][0]]}" if others else ""
                 as_others += f" and of {len(others) - 1} more" if len(others) > 1 else ""
-                part = "" if atom.size == self.params[leaf].axes[axis].size else "A part of "
+                is_part = any(a.whole is None for a in self.params[leaf].axes[axis].atoms())
+                part = "A part of a" if is_part and atom.whole is not None else "A"
                 whole.append(
-                    f"{part}{'a' if part else 'A'}xis {axis} of {self.paths[leaf]} is left whole"
-                    f"{as_others}: {reason}."
+                    f"{part}xis {axis} of {self.paths[leaf]} is left whole{as_others}: {reason}."
                 )
         return Units(tuple(groups), tuple(dict.fromkeys(whole)))
 
@@ -643,8 +660,7 @@ class _Trace:
         members.sort(key=lambda member: member.role != OUTPUT)
         is_convolution = any(use.is_convolution for uses in found.values() for use in uses)
         kind = HEADS if atom.is_heads else CHANNELS if is_convolution else NEURONS
-        path = members[0].path
-        name = path[: path.rfind("[")] if path.count("[") > 1 else path
+        name = self.layers[self.paths.index(members[0].path)]
         if name in taken:
             name = next(
                 f"{name} ({i})" for i in range(2, len(taken) + 3) if f"{name} ({i})" not in taken
@@ -663,7 +679,7 @@ def _constant(array: Any) -> _Value:
     """An array that the program holds; numbers of no axes fit everywhere."""
     shape = np.shape(array)
     constant = None
-    if not jax.dtypes.issubdtype(getattr(array, "dtype", np.dtype(float)), jax.dtypes.extended):
+    if not jnp.issubdtype(getattr(array, "dtype", float), jax.dtypes.extended):
         numbers = np.asarray(array)
         if numbers.size and numbers.dtype.kind != "c" and np.all(numbers == numbers.flat[0]):
             constant = float(numbers.flat[0])

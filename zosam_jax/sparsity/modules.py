@@ -19,7 +19,8 @@ def as_function(model: Any) -> tuple[Callable[..., Any], PyTree]:
 
     model = nnx.clone(model)
     model.eval()
-    graphdef, random, rest = nnx.split(model, nnx.RngState, ...)
+    parts: tuple[Any, ...] = nnx.split(model, nnx.RngState, ...)
+    graphdef, random, rest = parts
 
     def function(params: PyTree, *args: Any) -> Any:
         return nnx.merge(graphdef, random, params, copy=True)(*args)
