@@ -1,6 +1,7 @@
 """Every ready-made transformation and every sparse wrapper, for what is asked of all of them."""
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -25,6 +26,17 @@ def half(params):
     return sparsity.random(params, 0.5)
 
 
+def _neurons():
+    """The hidden units of `params`."""
+    hidden = [("hidden", "kernel", 1, "output"), ("hidden", "bias", 0, "elementwise")]
+    members = [
+        sparsity.Member(f"['{layer}']['{part}']", axis, np.arange(8), role)
+        for layer, part, axis, role in [*hidden, ("out", "kernel", 0, "input")]
+    ]
+    return sparsity.Units((sparsity.Group("['hidden']", "neurons", 8, tuple(members)),))
+
+
+UNITS = _neurons()
 DSR = {"every": (1, 2, 2, 2), "threshold": 0.1}
 WRAPPERS = {
     "fixed": lambda tx: sparsity.fixed(tx, half),
@@ -33,6 +45,11 @@ WRAPPERS = {
     "dsr": lambda tx: sparsity.dsr(tx, 0.5, total_steps=STEPS, **DSR),
     "mest": lambda tx: sparsity.mest(tx, 0.5, total_steps=STEPS, every=2, gradient_weight=0.1),
     "svite": lambda tx: sparsity.svite(tx, 0.5, total_steps=STEPS, every=1),
+    "gradual": lambda tx: sparsity.gradual(tx, 0.5, total_steps=STEPS, every=1),
+    "gradual, units": lambda tx: sparsity.gradual(
+        tx, 0.5, total_steps=STEPS, every=1, score="taylor", units=UNITS, distribution="global"
+    ),
+    "s2vite": lambda tx: sparsity.s2vite(tx, 0.5, units=UNITS, total_steps=STEPS, every=1),
     "2:4": lambda tx: sparsity.rigl(
         tx, 0.5, total_steps=STEPS, every=1, pattern=patterns.n_m(2, 4)
     ),

@@ -64,6 +64,8 @@ def sums_of_squares(target):
 @everything.some_of({"zo_sam", "sam", "look_sam", "rigl"})
 def test_it_converges(make):
     """To the target where the weights are kept, from optax's start for arrays of mixed shapes."""
+    if make in map(everything.MAKERS.get, ("gradual, units", "s2vite")):
+        pytest.skip("their units are those of another network")
     target = {"bias": jnp.array([1.0, -1.0, 2.0]), "kernel": jnp.linspace(-2.0, 1.7, 32)}
     target["kernel"] = target["kernel"].reshape(4, 8)
     params = jax.tree.map(jnp.zeros_like, target)

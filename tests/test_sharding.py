@@ -294,7 +294,7 @@ def types(tree):
 
 
 @explicit_ways
-@everything.some_of({"zo_sam", "sam", "rigl", "2:4"})
+@everything.some_of({"zo_sam", "sam", "rigl", "2:4", "s2vite"})
 def test_explicit_layouts_are_kept(make, way):
     """Those of the parameters by the updates, those of the state by the step."""
     tx, mesh = make(), jax.make_mesh((DEVICES,), ("data",))

@@ -1,7 +1,7 @@
 """Sparse training: which weights exist, who decides it, and keeping the others at zero."""
 
 from zosam_jax.masks import apply_masks, get_masks, sparsity_of
-from zosam_jax.sparsity import budgets, distributions, patterns, schedules, scores
+from zosam_jax.sparsity import budgets, distributions, patterns, schedules, scores, slimming
 from zosam_jax.sparsity.compaction import (
     compact,
     compact_masks,
@@ -18,6 +18,7 @@ from zosam_jax.sparsity.drop_and_grow import (
     forward_params,
     straight_through,
 )
+from zosam_jax.sparsity.early_bird import EarlyBird, EarlyBirdState, early_bird
 from zosam_jax.sparsity.groups import Group, Member, Units
 from zosam_jax.sparsity.layers import is_scale, is_weight
 from zosam_jax.sparsity.lottery import lottery_ticket
@@ -42,6 +43,7 @@ from zosam_jax.sparsity.pruning import (
     synflow,
     taylor,
 )
+from zosam_jax.sparsity.slimming import early_bert
 from zosam_jax.sparsity.summary import summary
 from zosam_jax.sparsity.wrapper import SparseState, fixed
 
@@ -49,6 +51,8 @@ __all__ = [
     "METHODS",
     "UNIT_METHODS",
     "DropAndGrowState",
+    "EarlyBird",
+    "EarlyBirdState",
     "Group",
     "Member",
     "SparseState",
@@ -65,6 +69,8 @@ __all__ = [
     "distributions",
     "drop_and_grow",
     "dsr",
+    "early_bert",
+    "early_bird",
     "fixed",
     "forward_params",
     "from_scores",
@@ -85,6 +91,7 @@ __all__ = [
     "schedules",
     "scores",
     "set_",
+    "slimming",
     "snip",
     "sparsity_of",
     "straight_through",

@@ -282,7 +282,7 @@ def share(
     return shares
 
 
-def _settle(x: Float[Array, " layers"]) -> Float[Array, " layers"]:
+def _settle(x: Float[Array, "*layers"]) -> Float[Array, "*layers"]:
     """x, or the integer that it misses by no more than float32's rounding."""
     nearest = jnp.round(x)
     return jnp.where(jnp.abs(x - nearest) <= 1e-6 * nearest, nearest, x)

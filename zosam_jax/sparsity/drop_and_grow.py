@@ -14,7 +14,7 @@ pruning.
 import inspect
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +142,8 @@ def drop_and_grow(
     but for those that read it, which start at zero (`Dormant`). Its gradient is taken with these
     initial weights in place, which do not change the loss. That holds inside a sharpness-aware
     chain and in `apply_loss`; a loop that takes gradients itself takes them at `forward_params`.
+    Growth is decided by the weights that read a unit, since others have no gradient while it is
+    gone.
 
     Args:
       inner: an optax transformation, sharpness-aware or not.
@@ -227,7 +229,7 @@ def drop_and_grow(
                 masked.take(old),
                 masked.take(old),
                 state.budget,
-                [] if dormant is None else masked.take(dormant.values),
+                [] if dormant is None else [jnp.zeros_like(v) for v in masked.take(dormant.values)],
                 [] if dormant is None else masked.take(dormant.read),
             ),
         )
@@ -449,8 +451,11 @@ class _Engine(NamedTuple):
         masked = division.layers
         active = _counts(division.active(masked.take(own)))
         self._check_masks(division, masked.take(own), active)
-        dormant = None
-        if isinstance(division, Structure) and self.grow is not None:
+        dormant: Any = None
+        if mask_trees.is_placeholder(params) and self.units is not None and self.grow is not None:
+            dormant = jnp.zeros(())  # one leaf, as masks are
+        elif isinstance(division, Structure) and self.grow is not None:
+            structured.check_read(cast(Units, self.units), division)
             read = division.masks(division.active(masked.take(own)), roles=(INPUT,))
             values = masked.take(params)
             dormant = Dormant(
@@ -489,7 +494,7 @@ class _Engine(NamedTuple):
         drop_key, grow_key = jax.random.split(
             jax.random.fold_in(keys.from_data(state.key), state.count)
         )
-        drop_scores = self._scores(division, self.drop, weights, gradients, drop_key)
+        drop_scores = self._scores(division.scores, self.drop, weights, gradients, drop_key)
         drop_scores = [jnp.where(a, s, -jnp.inf) for a, s in zip(active, drop_scores, strict=True)]
         layout = Layout(
             drop_scores,
@@ -502,7 +507,7 @@ class _Engine(NamedTuple):
         kept = largest_in_each(drop_scores, decision.kept)
         grow_scores = drop_scores
         if self.grow is not None:
-            grow_scores = self._scores(division, self.grow, weights, gradients, grow_key)
+            grow_scores = self._scores(division.growth, self.grow, weights, gradients, grow_key)
         # Nothing added to NaN gives zero, where new weights start: such weights come last.
         is_broken = division.active(
             [~jnp.isfinite(p.astype(wide_dtype(p))) for p in masked.take(params)]
@@ -536,7 +541,7 @@ class _Engine(NamedTuple):
 
     def _scores(
         self,
-        division: PerArray | Structure,
+        of_blocks: Callable[[list[Array]], list[Array]],
         score: Score,
         weights: list[Float[Array, "..."]],
         gradients: list[Any],
@@ -552,9 +557,7 @@ class _Engine(NamedTuple):
             given["noise"] = noise
             one = score(**{name: given[name] for name in names}).astype(jnp.float32)
             found.append(jnp.nan_to_num(one, nan=-limit))
-        return [
-            jnp.clip(jnp.nan_to_num(s, nan=-limit), -limit, limit) for s in division.scores(found)
-        ]
+        return [jnp.clip(jnp.nan_to_num(s, nan=-limit), -limit, limit) for s in of_blocks(found)]
 
     def _candidates(
         self,

@@ -322,13 +322,16 @@ def s2vite(
     """S²ViTE: SViTE's exchange of whole heads and neurons, dropped by a Taylor score.
 
         drop ⌈α_t·n_g⌉ units of the smallest Σ|θ ⊙ ∂L/∂(m⊙θ)| in each group g,  grow as many of the
-        largest Σ|∂L/∂(m⊙θ)|,  sums over the kernels of a unit, on `svite`'s schedule
+        largest Σ|∂L/∂(m⊙θ)|,  on `svite`'s schedule
+
+    The first sum is over the kernels that make a unit and those that read it, the second over the
+    latter alone: the others have no gradient while a unit is gone.
 
     A unit whose weights are all zero has no gradient. So the loss is taken with the initial weights
     that make it in place, which nothing reads: the loss is the same, and the gradient that of the
     weights that would read it. A unit that grows gets its initial weights back, and zeros where it
-    is read. Where a loop hands in gradients taken elsewhere than at `forward_params`, units grow
-    at random.
+    is read. A loop that hands in gradients takes them at `forward_params`; elsewhere what is gone
+    has no gradient, and what was dropped comes back at once.
 
     Args:
       sparsity: the fraction of the units of each group that is gone.
@@ -351,7 +354,7 @@ def s2vite(
         inner,
         masks,
         drop=scores.taylor,
-        grow=scores.gradient_magnitude_or_chance,
+        grow=scores.gradient_magnitude,
         schedule=_svite_schedule(steps, every, fraction, final_fraction, stop),
         budget=budgets.constant(jnp.ceil),
         units=units,

@@ -52,6 +52,10 @@ class PerArray(NamedTuple):
         """Scores of blocks, for each array."""
         return [self.pattern.units(array) for array in arrays]
 
+    def growth(self, arrays: Sequence[Num[Array, "..."]]) -> list[Num[Array, "..."]]:
+        """The same, of what may grow."""
+        return self.scores(arrays)
+
     def active(self, masks: Sequence[Bool[Array, "..."]]) -> list[Bool[Array, "..."]]:
         """The blocks of which any weight is kept."""
         return [self.pattern.units(m.astype(jnp.float32)) > 0 for m in masks]

@@ -114,7 +114,7 @@ def from_scores(
 
 def from_unit_scores(
     params: PyTree,
-    scores: Sequence[Num[Array, " units"]],
+    scores: Sequence[Num[Array, " _"]],
     sparsity: float,
     *,
     units: Units,
@@ -132,7 +132,7 @@ def from_unit_scores(
     if given != [(size,) for size in sizes]:
         raise ValueError(f"scores has the shapes {given} for groups of {sizes} units.")
     return _units_masks(
-        structured.bind(units, params, _every_array),
+        structured.bind(units, params, structured.every_array),
         scores,
         sparsity,
         distribution=distribution,
@@ -141,14 +141,9 @@ def from_unit_scores(
     )
 
 
-def _every_array(path: str, leaf: Array) -> bool:
-    del path, leaf
-    return True
-
-
 def _units_masks(
     structure: Structure,
-    scores: Sequence[Num[Array, " units"]],
+    scores: Sequence[Num[Array, " _"]],
     sparsity: float,
     *,
     distribution: str | SparsityDistribution,

@@ -50,13 +50,6 @@ def taylor(
     return jnp.abs(weights * gradient)
 
 
-def gradient_magnitude_or_chance(
-    gradient: Float[Array, "*layer"], noise: Float[Array, "*layer"]
-) -> Float[Array, "*layer"]:
-    """|∂L/∂(m⊙θ)|, and chance where that is zero."""
-    return jnp.abs(gradient) + 1e-30 * noise
-
-
 def uniform_random(noise: Float[Array, "*layer"]) -> Float[Array, "*layer"]:
     """A score that prefers nothing."""
     return noise

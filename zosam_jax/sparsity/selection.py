@@ -51,12 +51,12 @@ def largest_of_all(
 
 
 def largest_within(
-    scores: Sequence[Num[Array, " units"]],
+    scores: Sequence[Num[Array, " _"]],
     limit: float | Float[Array, ""],
-    cost: Callable[[list[Bool[Array, " units"]]], Float[Array, ""]],
+    cost: Callable[[list[Bool[Array, " _"]]], Float[Array, ""]],
     *,
     evenly: bool = False,
-) -> list[Bool[Array, " units"]]:
+) -> list[Bool[Array, " _"]]:
     """Masks of as many of the largest entries as cost no more than `limit`.
 
     Entries come in order of their scores, or `evenly` in order of their rank in their own array,
@@ -76,7 +76,7 @@ def largest_within(
     ranks = _ranks(jnp.concatenate(_largest_of_each_first(scores)))
     stops = np.cumsum([0, *(s.size for s in scores)])
 
-    def first(count: Integer[Array, ""]) -> list[Bool[Array, " units"]]:
+    def first(count: Integer[Array, ""]) -> list[Bool[Array, " _"]]:
         kept = ranks < count
         return [kept[a:b] for a, b in itertools.pairwise(stops)]
 

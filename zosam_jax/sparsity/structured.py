@@ -7,7 +7,7 @@ are masked too.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from zosam_jax.sparsity.distributions import GLOBAL, Shape, SparsityDistribution
 from zosam_jax.sparsity.groups import ELEMENTWISE, INPUT, OUTPUT, Group, Member, Units
 from zosam_jax.sparsity.layers import Layers, Where, chooser, is_weight
 from zosam_jax.sparsity.selection import largest_in_each, largest_of_all, largest_within
-from zosam_jax.trees import Array, Bool, Float, Int, Num, PyTree
+from zosam_jax.trees import Array, Bool, Float, Int, Num, PyTree, Shaped
 
 ROLES = (OUTPUT, ELEMENTWISE, INPUT)
 BUDGETS = ("units", "weights", "macs")
@@ -49,47 +49,56 @@ class Structure(NamedTuple):
     sizes: tuple[int, ...]
     parts: tuple[tuple[Part, ...], ...]
 
-    def scores(self, arrays: Sequence[Num[Array, "..."]]) -> list[Float[Array, " units"]]:
-        """Sums the scores of weights over the units that carry them, group by group."""
+    def scores(self, arrays: Sequence[Num[Array, "..."] | None]) -> list[Float[Array, " _"]]:
+        """Sums the scores of weights over the units that carry them, group by group.
+
+        What is given for arrays that do not count is not looked at.
+        """
         return self._sums(arrays, lambda part: part.counts)
 
-    def active(self, masks: Sequence[Bool[Array, "..."]]) -> list[Bool[Array, " units"]]:
+    def growth(self, arrays: Sequence[Num[Array, "..."] | None]) -> list[Float[Array, " _"]]:
+        """The same over the weights that read a unit: others have no gradient when it is gone."""
+        return self._sums(arrays, lambda part: part.counts and part.member.role == INPUT)
+
+    def active(self, masks: Sequence[Bool[Array, "..."]]) -> list[Bool[Array, " _"]]:
         """The units of which any weight is kept."""
         return [kept > 0 for kept in self._sums(masks, lambda part: True)]
 
     def masks(
-        self, kept: Sequence[Bool[Array, " units"]], roles: tuple[str, ...] = ROLES
+        self, kept: Sequence[Bool[Array, " _"]], roles: tuple[str, ...] = ROLES
     ) -> list[Bool[Array, "..."]]:
         """The arrays' masks, in which a unit that is not kept is zero in its members of `roles`."""
         found = [jnp.ones((), bool)] * len(self.shapes)
         for units, parts in zip(kept, self.parts, strict=True):
             for array, member, _ in parts:
                 if member.role in roles:
-                    found[array] &= _along(units, member, len(self.shapes[array]))
+                    found[array] &= along(units, member, len(self.shapes[array]))
         return [jnp.broadcast_to(m, shape) for m, shape in zip(found, self.shapes, strict=True)]
 
     def choose(
-        self, scores: Sequence[Num[Array, " units"]], counts: Int[Array, " groups"]
-    ) -> list[Bool[Array, " units"]]:
+        self, scores: Sequence[Num[Array, " _"]], counts: Int[Array, " groups"]
+    ) -> list[Bool[Array, " _"]]:
         """The counts[g] units of the largest scores in each group."""
         kept: list[Array] = largest_in_each(list(scores), counts)
         return kept
 
     def cost(
         self, of_arrays: Sequence[float]
-    ) -> Callable[[list[Bool[Array, " units"]]], Float[Array, ""]]:
+    ) -> Callable[[list[Bool[Array, " _"]]], Float[Array, ""]]:
         """A function of masks of units: the part of the arrays' costs that is left.
 
         An array costs in proportion to what remains of it without the units' rows and columns.
         """
         shares = np.asarray(of_arrays, np.float64) / max(sum(of_arrays), 1)
 
-        def left(kept: list[Bool[Array, " units"]]) -> Float[Array, ""]:
+        def left(kept: list[Bool[Array, " _"]]) -> Float[Array, ""]:
             axes: dict[tuple[int, int], Array] = {}
             for units, parts in zip(kept, self.parts, strict=True):
                 for array, member, _ in parts:
                     key = (array, member.axis)
-                    axes[key] = axes.get(key, jnp.ones((), bool)) & _along(units, member, None)
+                    axes[key] = axes.get(key, jnp.ones((), bool)) & along(
+                        units, member, ndim=member.axis + 1
+                    )
             density = [jnp.ones((), jnp.float32)] * len(self.shapes)
             for (array, _), mask in axes.items():
                 density[array] *= jnp.mean(mask, dtype=jnp.float32)
@@ -101,8 +110,8 @@ class Structure(NamedTuple):
         return left
 
     def _sums(
-        self, arrays: Sequence[Num[Array, "..."]], chosen: Callable[[Part], bool]
-    ) -> list[Float[Array, " units"]]:
+        self, arrays: Sequence[Shaped[Array, "..."] | None], chosen: Callable[[Part], bool]
+    ) -> list[Float[Array, " _"]]:
         return [
             sum(
                 (_per_unit(arrays[p.array], p.member, size) for p in filter(chosen, parts)),
@@ -161,14 +170,23 @@ def bind(units: Units, params: PyTree, where: Where = is_weight) -> Structure:
     return Structure(layers, shapes, tuple(g.size for g in units.groups), tuple(parts))
 
 
+def check_read(units: Units, structure: Structure) -> None:
+    """Raises for a group that nothing reads."""
+    for group, parts in zip(units.groups, structure.parts, strict=True):
+        if not any(part.counts and part.member.role == INPUT for part in parts):
+            raise ValueError(
+                f"units: nothing among the parameters reads the group {group.name}: leave it out."
+            )
+
+
 def choose(
     structure: Structure,
-    scores: Sequence[Num[Array, " units"]],
+    scores: Sequence[Num[Array, " _"]],
     sparsity: float,
     *,
     distribution: str | SparsityDistribution = GLOBAL,
     costs: Sequence[float] | None = None,
-) -> list[Bool[Array, " units"]]:
+) -> list[Bool[Array, " _"]]:
     """The units that stay: those of the largest scores within a budget, at least one of each group.
 
     Args:
@@ -265,6 +283,29 @@ def costs_of(structure: Structure, budget: str, costs: PyTree | None) -> Sequenc
     return [float(c) for c in structure.layers.take(costs)]
 
 
+def kept(units: Units, masks: PyTree) -> list[Bool[Array, " _"]]:
+    """The units that masks keep, group by group."""
+    structure = bind(units, masks, every_array)
+    return structure.active(structure.layers.take(masks))
+
+
+def both(masks: PyTree, others: PyTree) -> PyTree:
+    """What both trees of masks keep; None where neither masks anything."""
+
+    def leaf(one: Array | None, other: Array | None) -> Array | None:
+        if one is None or other is None:
+            return other if one is None else one
+        return one & other
+
+    return jax.tree.map(leaf, masks, others, is_leaf=lambda x: x is None)
+
+
+def every_array(path: str, leaf: Array) -> bool:
+    """A `where` by which all members count."""
+    del path, leaf
+    return True
+
+
 def of_kind(units: Units, *kinds: str) -> Units:
     """The groups of these kinds alone: "channels", "heads" or "neurons"."""
     found = tuple(group for group in units.groups if group.kind in kinds)
@@ -285,15 +326,18 @@ def _check_member(group: Group, member: Member, shape: Shape) -> None:
         )
 
 
-def _along(units: Bool[Array, " units"], member: Member, ndim: int | None) -> Bool[Array, "..."]:
-    """For each position along a member's axis, whether its unit is kept; −1 belongs to none."""
-    mask = jnp.append(units, True)[np.asarray(member.unit_of)]
-    if ndim is None:
-        return mask
-    return mask.reshape([-1 if axis == member.axis else 1 for axis in range(ndim)])
+def along(
+    of_units: Shaped[Array, " units"], member: Member, ndim: int, fill: float | bool = True
+) -> Shaped[Array, "..."]:
+    """What each position along a member's axis has of its unit, `fill` where it has none.
+
+    Broadcasts against an array of `ndim` dimensions.
+    """
+    row = jnp.append(of_units, fill)[np.asarray(member.unit_of)]  # −1 is the last
+    return row.reshape([-1 if axis == member.axis else 1 for axis in range(ndim)])
 
 
-def _per_unit(array: Num[Array, "..."], member: Member, size: int) -> Float[Array, " units"]:
+def _per_unit(array: Any, member: Member, size: int) -> Float[Array, " units"]:
     """Σ over all positions of each unit, always in the same order."""
     others = tuple(axis for axis in range(array.ndim) if axis != member.axis)
     along = jnp.sum(shardings.gathered(array), axis=others, dtype=jnp.float32)
@@ -303,6 +347,8 @@ def _per_unit(array: Num[Array, "..."], member: Member, size: int) -> Float[Arra
 def _positions(member: Member, size: int) -> Int[np.ndarray, "units most"]:
     """The positions of each unit, filled up with −1."""
     unit_of = np.asarray(member.unit_of)
-    of_each = [np.flatnonzero(unit_of == unit) for unit in range(size)]
-    most = max(map(len, of_each))
-    return np.stack([np.pad(p, (0, most - len(p)), constant_values=-1) for p in of_each])
+    positions = np.argsort(unit_of, kind="stable")[np.sum(unit_of < 0) :]
+    counts = np.bincount(unit_of[positions], minlength=size)
+    table = np.full((size, max(counts)), -1)
+    table[np.arange(max(counts)) < counts[:, None]] = positions
+    return table
