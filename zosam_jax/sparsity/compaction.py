@@ -182,7 +182,7 @@ def _needed(
 
 def _along(array: Shaped[np.ndarray, "..."], member: Member) -> Shaped[np.ndarray, "..."]:
     """A view of an array whose first axis is the member's."""
-    view: Shaped[np.ndarray, "..."] = np.moveaxis(array, member.axis, 0)
+    view: Shaped[np.ndarray, ...] = np.moveaxis(array, member.axis, 0)
     return view
 
 

@@ -22,6 +22,7 @@ from zosam_jax.training.applicable import (
     OF_UNITS,
     OWN_OPTIMIZER,
     PLAIN,
+    SEARCHED,
     base_optimizer,
     check_applicable,
     has_radius,
@@ -55,9 +56,6 @@ _GROWN_BY_GRADIENT = ("rigl", "svite", "s2vite")
 
 # After which part of a run the masks of units stand, that change while it trains.
 _UNITS_STAND = {"gmp": 0.75, "s2vite": 0.8}
-
-# Methods that search before they train.
-_SEARCHED = ("slimming", "early-bird")
 
 # Pixels a side of a patch.
 DEIT_PATCH = 16
@@ -134,6 +132,8 @@ def _defaults(config: TrainConfig) -> dict[str, Any]:
         found["sparsity_distribution"] = default_distribution(config)
     if config.kinds and config.sparse in OF_UNITS:
         found["structure"] = ",".join(KINDS)
+    if config.searches:
+        found["search_epochs"] = search_epochs(config)
     if config.is_lottery:
         found["lottery_levels"] = default_levels(config.sparsity)
     if config.model.startswith("deit"):
@@ -340,7 +340,7 @@ def default_distribution(config: ProblemConfig) -> str:
     """How a sparse method shares the kept weights or units among layers, if not told otherwise."""
     sparse = config.sparse
     if config.kinds:
-        return "global" if sparse in ("slimming", "early-bird") else "uniform"
+        return "global" if sparse in SEARCHED else "uniform"
     if sparse in ("snip", "taylor", "grasp", "synflow", "lth"):
         return "global"
     return "uniform" if sparse in ("dsr", "mest") else "erk"
@@ -349,7 +349,7 @@ def default_distribution(config: ProblemConfig) -> str:
 def masks_before_training(problem: Problem, network: Network, seed: int) -> PyTree:
     """The masks of a method that chooses them before training; None for the others."""
     config = problem.config
-    if config.is_dense or config.sparse in (*METHODS, *_UNITS_STAND, *_SEARCHED):
+    if config.is_dense or config.sparse in (*METHODS, *_UNITS_STAND, *SEARCHED):
         return None
     params, level, choice = network.params, config.sparsity, mask_options(problem)
     # Without the data any masks will do: a checkpoint has the run's own.
@@ -416,8 +416,17 @@ def under_masks(
     return METHODS[config.sparse](inner, config.sparsity, key=seed, **choice)
 
 
+def search_epochs(config: ProblemConfig) -> int:
+    """The epochs of the search, the most there may be of an early-bird ticket's."""
+    if config.search_epochs is not None:
+        return config.search_epochs
+    return max(1, config.epochs // (2 if config.sparse == "slimming" else 10))
+
+
 def masks_stand(problem: Problem, steps: int) -> bool:
     """Whether no unit comes or goes any more, after so many steps of the run."""
+    if problem.config.searches:
+        return steps >= search_epochs(problem.config) * problem.steps_per_epoch
     return steps > _last_update(problem) or steps == problem.steps
 
 

@@ -120,7 +120,7 @@ class ProgressLogger(Callback):
         """Sets the bar to where the training stands."""
         if self._tensorboard and self._events is None:
             self._events = _events(self._folder, run.progress.total_steps)
-        if run.progress.round:
+        if run.progress.round and run.problem.config.is_lottery:
             self._say(f"round {run.progress.round}, sparsity {run.sparsity:.1%}")
         done = run.progress.epoch * self._problem.steps_per_epoch + run.progress.step
         self._bar.reset(self._task, total=self._problem.steps, completed=done)
@@ -198,10 +198,10 @@ class ProgressLogger(Callback):
             before[group.kind] = before.get(group.kind, 0) + group.size
             after[group.kind] = after.get(group.kind, 0) + len(kept[group.name])
         left = ", ".join(f"{after[kind]:,} of {n:,} {kind}" for kind, n in before.items())
-        self._say(
-            f"left after epoch {run.progress.epoch}: {left}; {trees.size(run.network.params):,} of "
-            f"{trees.size(run.whole.params):,} parameters"
-        )
+        parameters = f"{trees.size(run.network.params):,} of {trees.size(run.whole):,} parameters"
+        self._say(f"left after {run.progress.total_steps} steps: {left}; {parameters}")
+        if run.progress.round:
+            self.on_start(run)
         self._speed_before = run.records[-1].images_per_second if run.records else math.nan
 
     def _warn_of_explosion(self, run: "Run") -> None:

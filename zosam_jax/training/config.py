@@ -17,7 +17,13 @@ from zosam_jax.optimizers import RECORDS
 from zosam_jax.radius import RULES
 from zosam_jax.sparsity import METHODS
 from zosam_jax.sparsity.dependencies import KINDS
-from zosam_jax.training.applicable import OF_UNITS, check_applicable, is_dense, without_effect
+from zosam_jax.training.applicable import (
+    OF_UNITS,
+    SEARCHED,
+    check_applicable,
+    is_dense,
+    without_effect,
+)
 
 # Defaults of options that are None, to tell whether they were given.
 MILESTONES = (0.5, 0.75)
@@ -225,6 +231,11 @@ class SparseConfig:
     rewind_epochs: int = 0
     """lth: the epoch to whose weights each round returns."""
 
+    search_epochs: int | None = None
+    """slimming, early-bird: epochs of search, in which units have coefficients under an L1 penalty;
+    early-bird stops searching when the units to keep hardly change any more, and begins anew with
+    them. Default: half of --epochs for slimming, a tenth for early-bird."""
+
     def __post_init__(self) -> None:
         """As for the data."""
         check_fraction("sparsity", self.sparsity)
@@ -233,8 +244,9 @@ class SparseConfig:
                 f"sparsity_distribution={self.sparsity_distribution!r} does not go with synflow, "
                 "whose budget is global."
             )
-        if self.lottery_levels is not None:
-            check_count("lottery_levels", self.lottery_levels)
+        for name in ("lottery_levels", "search_epochs"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
         for kind in self.kinds:
             check_one_of("structure", kind, KINDS)
         if self.kinds and self.sparsity_distribution == "erk":
@@ -261,6 +273,11 @@ class SparseConfig:
         if self.structure is None:
             return KINDS if self.sparse in OF_UNITS else ()
         return tuple(self.structure.split(","))
+
+    @property
+    def searches(self) -> bool:
+        """Whether units have coefficients at first, by which some are then kept."""
+        return self.sparse in SEARCHED and not self.is_dense
 
     @property
     def is_lottery(self) -> bool:
@@ -439,6 +456,10 @@ class ProblemConfig(DataConfig, ModelConfig, SparseConfig, OptimizationConfig, A
             raise ValueError(
                 f"rewind_epochs={self.rewind_epochs} must be at least 0 and below "
                 f"epochs={self.epochs}."
+            )
+        if self.search_epochs is not None and self.search_epochs > self.epochs:
+            raise ValueError(
+                f"search_epochs={self.search_epochs} must be at most epochs={self.epochs}."
             )
 
 

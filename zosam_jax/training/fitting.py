@@ -274,7 +274,7 @@ def train(
     rho = build.rho_of(config)
     run = Run(problem, config.optimizer, rho, config.seed)
     console.print(
-        f"{config.model} on {config.dataset}, {_budget(config)}, {config.optimizer}"
+        f"{config.model} on {config.dataset}, {_budget(config, problem)}, {config.optimizer}"
         + (
             f" (rho={rho:g}, {build.radius_rule(config.optimizer, config.radius)})"
             if run.sam_tx
@@ -304,9 +304,7 @@ def train(
         title = f"{config.model}, {config.dataset}, {config.optimizer}"
         pictures.curves(folder.path / run_folder.CURVES, records, title)
     if run.masks_of_whole is not None:
-        folder.write_text(
-            run_folder.MASKS, f"{sparsity.summary(run.whole.params, run.masks_of_whole)}\n"
-        )
+        folder.write_text(run_folder.MASKS, f"{sparsity.summary(run.whole, run.masks_of_whole)}\n")
     # Last: a run folder with a summary is complete.
     folder.write_json(run_folder.SUMMARY, summary)
     reached = f"test loss {summary['test_loss']:.4g}"
@@ -379,18 +377,17 @@ def _summary(
         "seed": config.seed,
         "devices": run.problem.mesh.size,
         "parameters": trees.size(run.network.params),
-        "dense_parameters": trees.size(run.whole.params),
+        "dense_parameters": trees.size(run.whole),
     }
 
 
-def _budget(config: TrainConfig) -> str:
+def _budget(config: TrainConfig, problem: Problem) -> str:
     if config.is_dense:
         return "dense"
-    if config.kinds:
-        return (
-            f"{100 * config.sparsity:g}% of the {' and '.join(config.kinds)} go by {config.sparse}"
-        )
-    return f"{100 * config.sparsity:g}% sparse by {config.sparse}"
+    if problem.units is None:
+        return f"{100 * config.sparsity:g}% sparse by {config.sparse}"
+    kinds = dict.fromkeys(group.kind for group in problem.units.groups)
+    return f"{100 * config.sparsity:g}% of all {' and '.join(kinds)} removed by {config.sparse}"
 
 
 def _writes_events(config: TrainConfig) -> bool:

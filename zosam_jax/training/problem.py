@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,10 @@ class Network(NamedTuple):
 
     params: PyTree
     model_state: PyTree
+
+
+#: (params, examples) → a loss, with or without more.
+Loss: TypeAlias = Callable[..., Any]
 
 
 class Evaluation(NamedTuple):

@@ -53,8 +53,9 @@ def find(
         raise ValueError(f"{asked}: {_TREE.sub('', str(error))}") from error
     units = Units(tuple(map(_in_its_tree, found.groups)))
     there = list(dict.fromkeys(group.kind for group in units.groups))
-    for kind in config.kinds if config.structure != ",".join(KINDS) else ():
-        if kind not in there:
+    asks_for_all = config.structure in (None, ",".join(KINDS))
+    for kind in config.kinds:
+        if kind not in there and not asks_for_all:
             raise ValueError(f"{asked}: it has no {kind} to be removed, but {' and '.join(there)}.")
     leaves = {
         jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(network[0])
