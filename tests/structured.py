@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zosam_jax import sparsity
-from zosam_jax.sparsity.dependencies import leaves_by_path
+from zosam_jax.sparsity.removal import leaves_by_path
 
 
 class RandomNetwork:
@@ -134,30 +133,24 @@ class RandomNetwork:
         return self.dense(width)
 
     def attention(self, width, head_dim=3):
-        heads = int(self.rng.integers(2, 5))
+        heads, features = int(self.rng.integers(2, 5)), self.width()
         activation, is_fused = self.activation(), self.rng.random() < 0.5
+        qkv, qkv_bias = (self.array(*axes, 3 * heads * head_dim) for axes in ((width,), ()))
+        out, out_bias = self.array(heads * head_dim, features), self.array(features)
 
-        def apply(p, x, qkv, bias, out, extra):
-            made = x @ p[qkv] + p[bias]
+        def apply(p, x):
+            made = x @ p[qkv] + p[qkv_bias]
             if is_fused:
                 made = made.reshape(*x.shape[:2], 3, -1, head_dim)
                 q, k, v = made[:, :, 0], made[:, :, 1], made[:, :, 2]
             else:
                 parts = jnp.split(made, 3, -1)
                 q, k, v = (part.reshape(*x.shape[:2], -1, head_dim) for part in parts)
-            y = jnp.einsum(
-                "nqkh,nkhd->nqhd", jax.nn.softmax(jnp.einsum("nqhd,nkhd->nqkh", q, k), 2), v
-            )
-            return activation(y.reshape(*x.shape[:2], -1) @ p[out] + p[extra])
+            weights = jax.nn.softmax(jnp.einsum("nqhd,nkhd->nqkh", q, k), 2)
+            y = jnp.einsum("nqkh,nkhd->nqhd", weights, v)
+            return activation(y.reshape(*x.shape[:2], -1) @ p[out] + p[out_bias])
 
-        features = self.width()
-        self.add(
-            apply,
-            qkv=(width, 3 * heads * head_dim),
-            bias=(3 * heads * head_dim,),
-            out=(heads * head_dim, features),
-            extra=(features,),
-        )
+        self.layers.append(apply)
         return features
 
     def dense(self, width):
@@ -215,16 +208,13 @@ def unit_masks(params, units, removed):
     return jax.tree.unflatten(jax.tree.structure(params), map(jnp.asarray, masks.values()))
 
 
-def random_choice(units, rng, groups=None):
-    """About half of the units of each group, never all of them."""
-    removed = {}
-    for group in groups or units.groups:
-        removed[group.name] = rng.random(group.size) < 0.5
-        removed[group.name][rng.integers(group.size)] = False
-        if group is units.groups[0] or len(groups or ()) == 1:
-            removed[group.name][(np.flatnonzero(~removed[group.name])[0] + 1) % group.size] = True
+def random_choice(groups, rng):
+    """About half of the units of each group, one at least and never all of them."""
+    return {group.name: _some(group.size, rng) for group in groups}
+
+
+def _some(size, rng):
+    removed = rng.random(size) < 0.5
+    first, second = rng.choice(size, 2, replace=False)
+    removed[first], removed[second] = True, False
     return removed
-
-
-def masked(params, masks):
-    return sparsity.apply_masks(params, masks)

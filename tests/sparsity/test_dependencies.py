@@ -355,6 +355,44 @@ def test_flaxs_attention_and_embedding():
         assert sentence in units.whole
 
 
+def attention(heads):
+    """A function of a kernel (6, 3·24) that splits its columns into heads."""
+    params = {"out": shape(24, 2), "qkv": shape(6, 72)}
+
+    def function(p, x):
+        split_heads = (-1, 6) if heads is None else (heads, -1)
+        q, k, v = (
+            y.reshape(*x.shape[:2], *split_heads) for y in jnp.split(x @ p["qkv"], 3, axis=-1)
+        )
+        return jax.nn.dot_product_attention(q, k, v).reshape(*x.shape[:2], -1) @ p["out"]
+
+    return function, params, shape(2, 5, 6)
+
+
+def test_a_number_of_heads_that_is_not_in_the_arrays():
+    """Half of the columns would be split into four heads of half the features: other outputs."""
+    assert [group.size for group in sparsity.units(*attention(None)).groups] == [4]
+    with pytest.raises(ValueError, match=r"heads of \['qkv'\] are left whole: the function has"):
+        sparsity.units(*attention(4))
+
+
+def test_an_nnx_module_with_a_number_of_its_own():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(3, 8, rngs=rngs)
+            self.second = nnx.Linear(8, 6, rngs=rngs)
+            self.head = nnx.Linear(6, 2, rngs=rngs)
+
+        def __call__(self, x):
+            pairs = nnx.relu(self.first(x)).reshape(len(x), 4, -1)
+            normalized = jax.nn.standardize(pairs, axis=-1).reshape(len(x), -1)
+            return self.head(nnx.relu(self.second(normalized)))
+
+    units = sparsity.units(Model(nnx.Rngs(0)), shape(5, 3))
+    assert [group.name for group in units.groups] == ["['second']"]
+    assert units.whole[0].startswith("The neurons of ['first'] are left whole: the function has")
+
+
 def test_kinds():
     model = Attention(nnx.Rngs(0))
     tokens = shape(2, 5, dtype=jnp.int32)

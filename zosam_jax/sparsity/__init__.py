@@ -6,11 +6,9 @@ from zosam_jax.sparsity.compaction import (
     compact,
     compact_masks,
     compact_state,
-    cut,
-    cut_state,
     kept_units,
 )
-from zosam_jax.sparsity.dependencies import check_units, units
+from zosam_jax.sparsity.dependencies import units
 from zosam_jax.sparsity.drop_and_grow import (
     DropAndGrowState,
     StraightThroughState,
@@ -43,6 +41,7 @@ from zosam_jax.sparsity.pruning import (
     synflow,
     taylor,
 )
+from zosam_jax.sparsity.removal import check_units, cut, cut_state
 from zosam_jax.sparsity.slimming import early_bert
 from zosam_jax.sparsity.summary import summary
 from zosam_jax.sparsity.wrapper import SparseState, fixed

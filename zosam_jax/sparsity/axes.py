@@ -47,6 +47,11 @@ class Axis:
             axis = axis._same
         return axis
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether it is a product or a sum."""
+        return bool(self.root._parts)
+
     def atoms(self) -> list[Axis]:
         """The axes without structure of which it is made, each once."""
         root = self.root

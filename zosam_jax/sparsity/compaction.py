@@ -7,8 +7,7 @@ stays: behind padding it cannot be folded into the next layer exactly. What goes
 units, of the layers before and behind; they go as well.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,10 +16,16 @@ import numpy as np
 
 from zosam_jax import masks as mask_trees
 from zosam_jax.sparsity import modules
-from zosam_jax.sparsity.dependencies import check_units, leaves_by_path
 from zosam_jax.sparsity.groups import ELEMENTWISE, INPUT, OUTPUT, Group, Member, Units
-from zosam_jax.sparsity.moments import map_moments
-from zosam_jax.trees import Bool, PyTree, Shaped
+from zosam_jax.sparsity.removal import (
+    along,
+    check_units,
+    cut,
+    cut_state,
+    gone_positions,
+    leaves_by_path,
+)
+from zosam_jax.trees import Bool, PyTree
 
 
 def compact(params: Any, masks: PyTree, units: Units) -> Any:
@@ -138,17 +143,16 @@ def _kept(
             left = remaining[group.name] & _needed(group, alive, shifts)
             if np.array_equal(left, remaining[group.name]):
                 continue
+            if not left.any():
+                raise ValueError(
+                    f"masks empty all {group.size} {group.kind} of {group.name}, which no layer "
+                    "can be without: keep one unit of each group at least."
+                )
             is_settled = False
             remaining[group.name] = left
             for member in group.members:
                 if member.path in alive:
-                    _along(alive[member.path], member)[_gone(member, left)] = False
-    for group in units.groups:
-        if not remaining[group.name].any():
-            raise ValueError(
-                f"masks empty all {group.size} {group.kind} of {group.name}, which no layer can be "
-                "without: keep one unit of each group at least."
-            )
+                    along(alive[member.path], member)[gone_positions(member, left)] = False
     return remaining
 
 
@@ -164,7 +168,7 @@ def _needed(
         for member in members:
             if member.path not in arrays:
                 return ~found | True  # it is not known
-            array = _along(arrays[member.path], member)
+            array = along(arrays[member.path], member)
             living = array.reshape(len(array), -1).any(axis=1)
             found[member.unit_of[living & (member.unit_of >= 0)]] = True
         return found
@@ -178,80 +182,6 @@ def _needed(
     if reading:
         needed = needed & any_in(alive, reading)
     return needed
-
-
-def _along(array: Shaped[np.ndarray, "..."], member: Member) -> Shaped[np.ndarray, "..."]:
-    """A view of an array whose first axis is the member's."""
-    view: Shaped[np.ndarray, ...] = np.moveaxis(array, member.axis, 0)
-    return view
-
-
-def _gone(member: Member, kept_units: Bool[np.ndarray, " units"]) -> Bool[np.ndarray, " positions"]:
-    gone: Bool[np.ndarray, " positions"] = ~np.append(kept_units, True)[member.unit_of]
-    return gone
-
-
-def cut(tree: PyTree, units: Units, kept: Mapping[str, Bool[np.ndarray, " units"]]) -> PyTree:
-    """A tree without the positions of removed units.
-
-    Args:
-      tree: parameters, BatchNorm's statistics, averages of weights: arrays whose names in the tree
-        are those of the units' members. Others stay as they are.
-      units: as they are given to `kept_units`.
-      kept: what that returned.
-
-    Returns:
-      A tree like `tree`, with smaller arrays.
-    """
-    cuts = _cuts(units, kept)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: cuts.get(jax.tree_util.keystr(path), lambda x: x)(x), tree
-    )
-
-
-def cut_state(
-    opt_state: PyTree,
-    params: PyTree,
-    units: Units,
-    kept: Mapping[str, Bool[np.ndarray, " units"]],
-) -> PyTree:
-    """An optimizer's state without the positions of removed units; see `cut`, `compact_state`.
-
-    Args:
-      opt_state: the state of any optax transformation.
-      params: the dense parameters, or their shapes.
-      units: as they are given to `kept_units`.
-      kept: what that returned.
-    """
-    cuts = _cuts(units, kept)
-    of_leaves = jax.tree_util.tree_map_with_path(
-        lambda path, _: cuts.get(jax.tree_util.keystr(path)), params
-    )
-    return map_moments(lambda array, cut_leaf: cut_leaf(array), opt_state, params, of_leaves)
-
-
-def _cuts(
-    units: Units, kept: Mapping[str, Bool[np.ndarray, " units"]]
-) -> dict[str, Callable[[Any], Any]]:
-    """For the name of each array that becomes smaller the function that makes it so."""
-    gone: dict[str, dict[int, Bool[np.ndarray, " positions"]]] = {}
-    for group in units.groups:
-        for member in group.members:
-            of_array = gone.setdefault(member.path, {})
-            before = of_array.get(member.axis, False)
-            of_array[member.axis] = _gone(member, np.asarray(kept[group.name])) | before
-
-    def cut_array(array: Any, gone: Mapping[int, Bool[np.ndarray, " positions"]]) -> Any:
-        smaller = np.asarray(array)
-        for axis, positions in gone.items():
-            smaller = np.compress(~positions, smaller, axis)
-        return smaller if isinstance(array, np.ndarray) else jnp.asarray(smaller)
-
-    return {
-        path: functools.partial(cut_array, gone=of_array)
-        for path, of_array in gone.items()
-        if any(np.any(positions) for positions in of_array.values())
-    }
 
 
 def _trained(params: Any) -> PyTree:

@@ -30,6 +30,7 @@ from zosam_jax.sparsity.groups import (
     Member,
     Units,
 )
+from zosam_jax.sparsity.removal import cut
 from zosam_jax.trees import PyTree
 
 KINDS = (CHANNELS, NEURONS, HEADS)
@@ -54,8 +55,10 @@ def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: boo
         units = sparsity.units(function, params, example)
         units = sparsity.units(model, example)  # of a Flax NNX module
 
-    Nothing is computed; the program is traced. The function must take widths from the shapes of
-    its parameters, where it needs them: after compaction it is given smaller ones.
+    Nothing is computed; the program is traced, and once more with smaller arrays. The function
+    should take widths from the shapes of its parameters: units whose number it has from elsewhere,
+    and would count wrongly after compaction, are left whole. A function that refuses arrays of
+    other shapes, as Flax Linen's modules do, has to be made anew with the smaller widths.
 
     Args:
       function: (params, *example) → outputs, or a Flax NNX module, called as model(*example) in
@@ -76,8 +79,9 @@ def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: boo
     """
     for kind in kinds:
         check_one_of("kinds", kind, KINDS)
-    if modules.is_nnx(function):
-        function, params = modules.as_function(function)
+    model = function
+    if modules.is_nnx(model):
+        function, params = modules.as_function(model)
         args = (params, *args)
     if len(args) != 2:
         raise ValueError(
@@ -86,13 +90,18 @@ def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: boo
         )
     params, example = args
     example = example if isinstance(example, tuple) else (example,)
-    trace = _Trace(params)
-    jaxpr = jax.make_jaxpr(function)(params, *example)
-    leaves = len(trace.paths)
-    given = [_fresh(v.aval.shape, _OF_EXAMPLE, None) for v in jaxpr.jaxpr.invars[leaves:]]
-    for output in trace.run(jaxpr.jaxpr, [*trace.params, *given], jaxpr.consts):
-        _keep_whole(output.axes, _OF_OUTPUT)
-    found = trace.units(residual)
+    found = _found(function, params, example, residual)
+
+    def again(kept: dict[str, Any]) -> Units:
+        """The units of the network without some of these."""
+        trees = modules.arrays(model) if modules.is_nnx(model) else [params]
+        shapes = jax.eval_shape(lambda trees: trees, trees)
+        small = [cut(tree, found, kept) for tree in shapes]
+        if modules.is_nnx(model):
+            return _found(*modules.as_function(modules.of_widths(model, small)), example, residual)
+        return _found(function, small[0], example, residual)
+
+    found = _without_numbers_of_its_own(found, again)
     groups = tuple(group for group in found.groups if group.kind in kinds)
     if not groups:
         wanted = "units" if set(kinds) == set(KINDS) else " or ".join(kinds)
@@ -103,45 +112,67 @@ def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: boo
     return Units(groups, found.whole)
 
 
-def check_units(units: Units, params: PyTree) -> None:
-    """Raises for units that do not fit the parameters; arrays that are not there are no fault.
+def _found(
+    function: Callable[..., Any], params: PyTree, example: tuple[Any, ...], residual: bool
+) -> Units:
+    trace = _Trace(params)
+    jaxpr = jax.make_jaxpr(function)(params, *example)
+    inputs = jaxpr.jaxpr.invars[len(trace.paths) :]
+    given = [_fresh(v.aval.shape, _OF_EXAMPLE, None) for v in inputs]
+    for output in trace.run(jaxpr.jaxpr, [*trace.params, *given], jaxpr.consts):
+        _keep_whole(output.axes, _OF_OUTPUT)
+    return trace.units(residual)
 
-    Raises:
-      ValueError: naming the group, the array and what does not fit: an axis that it does not have,
-        an axis of another length, units outside 0 … size − 1, two groups of one name; if none of
-        a group's arrays is among the parameters.
+
+def _without_numbers_of_its_own(found: Units, again: Callable[[dict[str, Any]], Units]) -> Units:
+    """Leaves whole what the function counts by a number of its own, such as heads = 4.
+
+    A function of smaller arrays must have the smaller units. One that refuses smaller arrays is
+    let through, since nobody gets wrong outputs from it.
+
+    Args:
+      found: the units.
+      again: which units to keep of each group → the units of the function of smaller arrays.
     """
-    shapes = {path: np.shape(leaf) for path, leaf in leaves_by_path(params).items()}
-    names = [group.name for group in units.groups]
-    for group in units.groups:
-        of_group = f"units: the group {group.name!r}"
-        if names.count(group.name) > 1:
-            raise ValueError(f"{of_group} stands there twice; each needs a name of its own.")
-        if not any(member.path in shapes for member in group.members):
-            raise ValueError(
-                f"{of_group} lies in {', '.join(m.path for m in group.members[:3])}, and params "
-                f"holds {', '.join(list(shapes)[:3])}: they are units of another network."
-            )
-        for path, axis, unit_of, role, *_ in group.members:
-            check_one_of("role", role, (OUTPUT, ELEMENTWISE, INPUT))
-            shape = shapes.get(path)
-            if shape is not None and not 0 <= axis < len(shape):
-                raise ValueError(f"{of_group} names axis {axis} of {path}, whose shape is {shape}.")
-            if shape is not None and len(unit_of) != shape[axis]:
-                raise ValueError(
-                    f"{of_group} has {len(unit_of)} positions along axis {axis} of {path}, whose "
-                    f"shape is {shape}."
-                )
-            if len(unit_of) and not -1 <= np.min(unit_of) <= np.max(unit_of) < group.size:
-                raise ValueError(
-                    f"{of_group} has {group.size} units, and along axis {axis} of {path} there "
-                    f"are {np.min(unit_of)} … {np.max(unit_of)}."
-                )
+
+    def miscounted(groups: Sequence[Group]) -> list[Group]:
+        kept = {group.name: np.arange(group.size) < _fewer(group.size) for group in groups}
+        rest = {group.name: np.ones(group.size, bool) for group in found.groups}
+        try:
+            counted = _sizes(again({**rest, **kept}).groups)
+        except Exception:
+            return [bad for g in groups for bad in miscounted([g])] if len(groups) > 1 else []
+        shrunk = [
+            g._replace(size=int(kept[g.name].sum())) if g.name in kept else g for g in found.groups
+        ]
+        expected = _sizes(shrunk)
+        return [g for g in groups if counted.get(_place(g), []) != expected[_place(g)]]
+
+    wrong = miscounted(found.groups) if found.groups else []
+    sentences = [
+        f"The {group.kind} of {group.name} are left whole: the function has their number, "
+        f"{group.size}, from elsewhere than the shapes of its parameters."
+        for group in wrong
+    ]
+    groups = tuple(group for group in found.groups if group not in wrong)
+    return Units(groups, (*sentences, *found.whole))
 
 
-def leaves_by_path(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by their names."""
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+def _fewer(size: int) -> int:
+    """Half of them or the like: a number into which reshapes may still divide."""
+    return next((size // n for n in (2, 3) if size % n == 0 and size > n), size - 1)
+
+
+def _place(group: Group) -> frozenset[tuple[str, int]]:
+    return frozenset((member.path, member.axis) for member in group.members)
+
+
+def _sizes(groups: Sequence[Group]) -> dict[frozenset[tuple[str, int]], list[int]]:
+    """How many units each place has; a single one is not told from none."""
+    sizes: dict[frozenset[tuple[str, int]], list[int]] = {}
+    for group in groups:
+        sizes.setdefault(_place(group), []).extend([group.size] if group.size > 1 else [])
+    return {place: sorted(found) for place, found in sizes.items()}
 
 
 class _Removed(NamedTuple):
@@ -167,7 +198,7 @@ class _Value(NamedTuple):
     def at(self, atom: Axis) -> _Removed:
         """What stands in it where a unit along this axis is removed."""
         for axis, found in self.removed:
-            if atom in axis.atoms():
+            if axis.root is atom or (axis.has_parts and atom in axis.atoms()):
                 return found
         return _Removed(self.constant)
 
@@ -504,7 +535,7 @@ class _Trace:
         if any(low < 0 or high < 0 or inside for low, high, inside in config):
             return self._not_followed(equation, [value, fill])
         axes = [
-            concatenated([Axis(low, whole=_OF_SPACE), axis, Axis(high, whole=_OF_SPACE)])
+            concatenated([_padding(low), axis, _padding(high)])
             for axis, (low, high, _) in zip(value.axes, config, strict=True)
         ]
         number = fill.constant
@@ -617,29 +648,26 @@ class _Trace:
     ) -> None:
         """Where units would cross each other, heads are chosen, else the most numerous."""
 
-        def makes(atom: Axis, leaf: int, axis: int) -> bool:
-            return any(use.role == OUTPUT for use in members[atom].get((leaf, axis), []))
+        def unsettled(leaf: int) -> list[tuple[int, Axis]]:
+            axes = enumerate(self.params[leaf].axes)
+            return [(i, atom) for i, axis in axes for atom in axis.atoms() if atom.whole is None]
 
-        for leaf, value in enumerate(self.params):
-            pairs = [
-                (i, atom)
-                for i, axis in enumerate(value.axes)
-                for atom in axis.atoms()
-                if atom.whole is None
+        for leaf in range(len(self.params)):
+            made = [
+                atom
+                for i, atom in unsettled(leaf)
+                if any(use.role == OUTPUT for use in members[atom][leaf, i])
             ]
-            made = [atom for i, atom in pairs if makes(atom, leaf, i)]
             if any(atom.is_heads for atom in made):
                 _keep_whole([atom for atom in made if not atom.is_heads], _OF_HEAD)
-            for i, axis in enumerate(value.axes):
-                atoms = [atom for j, atom in pairs if i == j and atom.whole is None]
-                atoms.sort(key=lambda atom: (not atom.is_heads, -atom.size))
-                taken = np.zeros(axis.size, bool)
-                for atom in atoms:
-                    positions = axis.positions(atom) >= 0
-                    if np.any(taken & positions):
-                        atom.keep_whole(_OF_FACTOR)
-                    else:
-                        taken |= positions
+        for leaf, value in enumerate(self.params):
+            taken = [np.zeros(axis.size, bool) for axis in value.axes]
+            for i, atom in sorted(unsettled(leaf), key=lambda x: (not x[1].is_heads, -x[1].size)):
+                positions = value.axes[i].positions(atom) >= 0
+                if np.any(taken[i] & positions):
+                    atom.keep_whole(_OF_FACTOR)
+                else:
+                    taken[i] |= positions
 
     def _group(
         self, atom: Axis, found: dict[tuple[int, int], list[_Use]], taken: Sequence[str]
@@ -666,6 +694,10 @@ class _Trace:
                 f"{name} ({i})" for i in range(2, len(taken) + 3) if f"{name} ({i})" not in taken
             )
         return Group(name, kind, atom.size, tuple(members))
+
+
+def _padding(size: int) -> Axis:
+    return Axis(size, whole=_OF_SPACE, varies=True)
 
 
 def _cut(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
