@@ -9,11 +9,13 @@ import numpy as np
 import optax
 import pytest
 import small_units
+from flax import nnx
 from problems import assert_close, assert_equal
 from small_units import batch, kept, logits, loss, params, units
 
 import zosam_jax
 from zosam_jax import sparsity
+from zosam_jax.integrations.nnx import Optimizer
 from zosam_jax.integrations.plain import apply_loss
 from zosam_jax.sparsity import macs, schedules, structured
 
@@ -316,6 +318,36 @@ def test_where_gradients_are_taken_elsewhere_nothing_is_exchanged():
         assert_equal(sparsity.apply_masks(current, state.masks), current)
     assert int(state.updates) == 2
     assert kept(state.masks)[1:] == kept(first.masks)[1:]  # the others may be dead, by ReLU
+
+
+def test_units_of_a_flax_model():
+    """Its parameters stand in variables when the optimizer begins, and bare in its steps."""
+
+    class Net(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.fc1, self.fc2 = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 4, rngs=rngs)
+
+        def __call__(self, x):
+            return self.fc2(jax.nn.relu(self.fc1(x)))
+
+    def of_model(model, x, y):
+        return optax.losses.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
+
+    group = units().groups[0]
+    members = [m for m in group.members if "norm" not in m.path]
+    neurons = units()._replace(groups=(group._replace(members=tuple(members)),))
+    model = Net()
+    optimizer = Optimizer(model, S2VITE(optax.sgd(0.1), units=neurons), wrt=nnx.Param)
+    optimizer.apply_masks(model)
+    step = nnx.jit(lambda m, o, x, y: o.apply_loss(m, of_model, x, y))
+    first = np.asarray(optimizer.masks["fc1"]["bias"])
+    for i in range(8):
+        step(model, optimizer, *batch(i).values())
+    masks = optimizer.masks
+    assert int(masks["fc1"]["bias"].sum()) == 3
+    assert (np.asarray(masks["fc1"]["bias"]) != first).any()
+    assert not np.asarray(model.fc2.kernel[...])[~np.asarray(masks["fc1"]["bias"])].any()
 
 
 def test_parameters_are_themselves_for_other_wrappers():

@@ -9,14 +9,9 @@ from zosam_jax.sparsity.compaction import (
     kept_units,
 )
 from zosam_jax.sparsity.dependencies import units
-from zosam_jax.sparsity.drop_and_grow import (
-    DropAndGrowState,
-    StraightThroughState,
-    drop_and_grow,
-    forward_params,
-    straight_through,
-)
+from zosam_jax.sparsity.drop_and_grow import drop_and_grow
 from zosam_jax.sparsity.early_bird import EarlyBird, EarlyBirdState, early_bird
+from zosam_jax.sparsity.engine import DropAndGrowState
 from zosam_jax.sparsity.groups import Group, Member, Units
 from zosam_jax.sparsity.layers import is_scale, is_weight
 from zosam_jax.sparsity.lottery import lottery_ticket
@@ -43,6 +38,11 @@ from zosam_jax.sparsity.pruning import (
 )
 from zosam_jax.sparsity.removal import check_units, cut, cut_state
 from zosam_jax.sparsity.slimming import early_bert
+from zosam_jax.sparsity.straight_through import (
+    StraightThroughState,
+    forward_params,
+    straight_through,
+)
 from zosam_jax.sparsity.summary import summary
 from zosam_jax.sparsity.wrapper import SparseState, fixed
 

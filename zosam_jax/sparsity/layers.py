@@ -25,9 +25,9 @@ def is_weight(path: str, leaf: Array) -> bool:
 
 def is_scale(path: str, leaf: Array) -> bool:
     """BatchNorm's γ, and what else is called "scale": the coefficients of network slimming."""
-    return path.endswith(("['scale']", ".scale")) and jnp.issubdtype(
-        jnp.result_type(leaf), jnp.floating
-    )
+    name = path.removesuffix(".value")  # of a variable of Flax NNX
+    is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return is_float and name.endswith(("['scale']", ".scale"))
 
 
 class Layers(NamedTuple):

@@ -27,10 +27,10 @@ from zosam_jax.errors import check_number, check_one_of
 from zosam_jax.sparsity import budgets, pruning, schedules, scores
 from zosam_jax.sparsity.distributions import SparsityDistribution
 from zosam_jax.sparsity.drop_and_grow import drop_and_grow
-from zosam_jax.sparsity.drop_and_grow import straight_through as straight_through_masks
 from zosam_jax.sparsity.groups import Units
 from zosam_jax.sparsity.layers import Where, is_weight
 from zosam_jax.sparsity.patterns import Pattern
+from zosam_jax.sparsity.straight_through import straight_through as straight_through_masks
 from zosam_jax.trees import Array, PyTree
 
 Transformation: TypeAlias = optax.GradientTransformationExtraArgs

@@ -63,6 +63,8 @@ def from_scores(
         as one unit in the budget, and erk looks at the shape of the grid of blocks.
       units: what is removed whole (`zosam_jax.sparsity.units`); None for single weights. `where`
         then says which arrays' scores count. erk is uniform, the same fraction of every group.
+        "global" compares sums, of which a head's has many more terms than a neuron's: it is for
+        units of one kind (`zosam_jax.sparsity.structured.of_kind`).
       budget: what `sparsity` is a fraction of: "units", or the "weights" or "macs" of the arrays
         that have units. Of the last two as much stays as fits, in the order of the scores
         ("global") or the same fraction of every group ("uniform").

@@ -40,7 +40,7 @@ def with_coefficients(params: PyTree, units: Units) -> Slim:
       ValueError: for a group that nothing reads.
     """
     structure = structured.bind(units, params, structured.every_array)
-    structured.check_read(units, structure)
+    structured.check_read(structure)
     return Slim(params, [jnp.ones(size) for size in structure.sizes])
 
 

@@ -40,12 +40,14 @@ class Structure(NamedTuple):
     Attributes:
       layers: those arrays, picked out of the parameters.
       shapes: of each of them.
+      names: of the groups.
       sizes: the number of units of each group.
       parts: the members of each group.
     """
 
     layers: Layers
     shapes: tuple[Shape, ...]
+    names: tuple[str, ...]
     sizes: tuple[int, ...]
     parts: tuple[tuple[Part, ...], ...]
 
@@ -140,11 +142,10 @@ def bind(units: Units, params: PyTree, where: Where = is_weight) -> Structure:
             "units has no group, so there is nothing to remove"
             + (f": {units.whole[0]}" if units.whole else ".")
         )
-    leaves = [(jax.tree_util.keystr(path), x) for path, x in jax.tree.leaves_with_path(params)]
+    wanted = {m.path for group in units.groups for m in group.members}
+    leaves = [(_name(path, wanted), x) for path, x in jax.tree.leaves_with_path(params)]
     position = {path: i for i, (path, _) in enumerate(leaves)}
-    indices = sorted(
-        {position[m.path] for g in units.groups for m in g.members if m.path in position}
-    )
+    indices = [i for i, (path, _) in enumerate(leaves) if path in wanted]
     array_of = {leaves[i][0]: n for n, i in enumerate(indices)}
     shapes = tuple(tuple(jnp.shape(leaves[i][1])) for i in indices)
     chosen = chooser(where)
@@ -167,15 +168,16 @@ def bind(units: Units, params: PyTree, where: Where = is_weight) -> Structure:
             )
         parts.append(bound)
     layers = Layers(jax.tree.structure(params), tuple(indices), tuple(array_of))
-    return Structure(layers, shapes, tuple(g.size for g in units.groups), tuple(parts))
+    names, sizes = zip(*((group.name, group.size) for group in units.groups), strict=True)
+    return Structure(layers, shapes, names, sizes, tuple(parts))
 
 
-def check_read(units: Units, structure: Structure) -> None:
+def check_read(structure: Structure) -> None:
     """Raises for a group that nothing reads."""
-    for group, parts in zip(units.groups, structure.parts, strict=True):
+    for name, parts in zip(structure.names, structure.parts, strict=True):
         if not any(part.counts and part.member.role == INPUT for part in parts):
             raise ValueError(
-                f"units: nothing among the parameters reads the group {group.name}: leave it out."
+                f"units: nothing among the parameters reads the group {name}: leave it out."
             )
 
 
@@ -313,6 +315,12 @@ def of_kind(units: Units, *kinds: str) -> Units:
         there = sorted({group.kind for group in units.groups})
         raise ValueError(f"units has no {' or '.join(kinds)}; it has {', '.join(there)}.")
     return units._replace(groups=found)
+
+
+def _name(path: tuple[Any, ...], wanted: set[str]) -> str:
+    """A parameter's name; those of Flax NNX may stand in variables, with a `value` of their own."""
+    name = jax.tree_util.keystr(path)
+    return name if name in wanted else name.removesuffix(".value")
 
 
 def _check_member(group: Group, member: Member, shape: Shape) -> None:
