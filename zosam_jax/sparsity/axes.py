@@ -114,21 +114,21 @@ class Axis:
 
 def product(axes: Iterable[Axis]) -> Axis:
     """The axis that reshaping makes of several, the last of them the fastest."""
-    return _compound(PRODUCT, [axis for axis in axes if axis.size != 1], math.prod, empty=1)
+    factors = [factor for axis in axes if axis.size != 1 for factor in axis.factors()]
+    return _compound(PRODUCT, factors, math.prod(factor.size for factor in factors))
 
 
 def concatenated(axes: Iterable[Axis]) -> Axis:
     """The axis that concatenation makes of several."""
-    return _compound(SUM, [axis for axis in axes if axis.size != 0], sum, empty=0)
+    terms = [term for axis in axes if axis.size != 0 for term in axis.terms()]
+    return _compound(SUM, terms, sum(term.size for term in terms))
 
 
-def _compound(operation: str, parts: Sequence[Axis], size: object, empty: int) -> Axis:
-    if not parts:
-        return Axis(empty)
+def _compound(operation: str, parts: Sequence[Axis], size: int) -> Axis:
     if len(parts) == 1:
         return parts[0]
-    axis = Axis(size([part.size for part in parts]))  # type: ignore[operator]
-    axis._operation, axis._parts = operation, tuple(parts)
+    axis = Axis(size)
+    axis._operation, axis._parts = (operation, tuple(parts)) if parts else ("", ())
     return axis
 
 
