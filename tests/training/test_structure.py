@@ -4,6 +4,7 @@ import io
 import json
 import re
 
+import flax.linen
 import jax
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from rich.console import Console
 from small_runs import QUIET, CrashError, crashing, metrics, options, run_once
 
 import zosam_jax
-from zosam_jax import sparsity
+from zosam_jax import cli, sparsity
 from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.trainer import Run
@@ -151,4 +152,72 @@ def test_what_cannot_be_removed_is_said_before_anything_is_computed(given, words
             output=tmp_path / "run",
             console=QUIET,
             **{"sparse": "magnitude", "sparsity": 0.5, **given},
+        )
+
+
+@pytest.mark.slow
+def test_an_early_bird_searches_and_begins_anew(tmp_path):
+    given = options(**CASES["early-bird"])
+    path = tmp_path / "run"
+    result = zosam_jax.fit(given.pop("model"), "digits", output=path, console=QUIET, **given)
+    assert [(r.round, r.epoch) for r in result.history] == [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]
+    found = summary(path)
+    # The search on the whole network, then the smaller one.
+    assert found["training_cost"] == pytest.approx(2 / 3 + found["inference_cost"])
+    with zosam_jax.open_run(path) as run:
+        kept = run.run.progress.kept
+        assert run.best > 2 * 4
+    assert sum(map(len, kept.values())) == 200
+    problem = Problem(TrainConfig(**options(**CASES["early-bird"])))
+    run = Run(problem, "sgd", 0.0, 0)
+    run.resume(run.state, run.progress._replace(kept=None), [])
+    smaller = run.like(run.progress._replace(kept=kept))
+    whole = problem.init(0).params["hidden1"]["kernel"]
+    kernel = smaller.params["hidden1"]["kernel"]
+    np.testing.assert_array_equal(kernel, whole[:, kept["['hidden1']"]])
+
+
+@pytest.mark.slow
+def test_the_same_units_go_on_several_devices(tmp_path):
+    kept = []
+    for devices in (1, 4):
+        given = {**options(**CASES["heads"]), "mesh": f"data={devices}"}
+        path = tmp_path / str(devices)
+        zosam_jax.fit(given.pop("model"), "digits", output=path, console=QUIET, **given)
+        with zosam_jax.open_run(path) as run:
+            kept.append(run.run.progress.kept)
+            assert run.model.blocks[0].attention.qkv.kernel.shape == (64, 3 * 2 * 16)
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.slow
+def test_a_smaller_network_is_exported_and_analysed(gradual, tmp_path):
+    _, path, _ = gradual
+    cli.main(["export", str(path), "--output", str(tmp_path / "export"), "--images", "20"])
+    record = json.loads((tmp_path / "export" / "export.json").read_text())
+    assert (record["parameters"], record["dense_parameters"]) == (17_810, 50_610)
+    assert (tmp_path / "export" / "model.safetensors").stat().st_size < 5 * 17_810
+    cli.main(["analyze", str(path), "--parts", "sharpness", "--images", "20"])
+    cli.main(["report", str(path), "--output", str(tmp_path / "report")])
+
+
+class Hidden(flax.linen.Module):
+    """A Linen network, which names its widths."""
+
+    num_classes: int = 10
+
+    @flax.linen.compact
+    def __call__(self, x):
+        x = flax.linen.relu(flax.linen.Dense(8)(x.reshape(len(x), -1)))
+        return flax.linen.Dense(self.num_classes)(x)
+
+
+def test_a_network_that_names_its_widths_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not run with smaller arrays"):
+        zosam_jax.fit(
+            Hidden(),
+            "digits",
+            output=tmp_path / "run",
+            console=QUIET,
+            **{"sparse": "magnitude", **NEURONS},
         )

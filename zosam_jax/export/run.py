@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 
+from zosam_jax import trees
 from zosam_jax.export import card, verified
 from zosam_jax.export.program import Program
 from zosam_jax.export.verified import FILES, Verified
@@ -71,6 +72,8 @@ def export_run(
             "sparsity": saved.run.sparsity,
             "inference_cost": saved.run.cost.inference(saved.run.masks_of_whole),
             "training_cost": progress.cost / problem.steps,
+            "parameters": trees.size(saved.run.network.params),
+            "dense_parameters": trees.size(saved.run.whole),
             "program": program.metadata,
             "layout": layout,
             "int8": int8,
