@@ -81,8 +81,8 @@ def card(about: Mapping[str, Any], found: Mapping[str, Verified], kernel: str) -
         f"## Measured on {about['images']} test images",
         _table(HEADINGS, rows(found)),
         f"Times are medians of calls that took turns, on {about['device']}. Multiply-adds are what "
-        "kernels that skip zeros would do; these programs do not skip them. What has been removed is "
-        "not there to be skipped.",
+        "kernels that skip zeros would do. These programs do not skip zeros; units that have been "
+        "removed are not there.",
         "## How to load it",
         *(_LOADING[name].format(output=output, kernel=kernel) for name in found if name in FILES),
     ]

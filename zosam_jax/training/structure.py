@@ -47,7 +47,7 @@ def find(
     asked = f"structure={','.join(config.kinds)!r}, model={config.model!r}"
     try:
         found = sparsity.units(
-            lambda arrays, x: apply(*arrays, x), network, inputs, kinds=config.kinds
+            lambda arrays, x: apply(arrays[0], arrays[1], x), network, inputs, kinds=config.kinds
         )
     except ValueError as error:
         raise ValueError(f"{asked}: {_TREE.sub('', str(error))}") from error

@@ -127,8 +127,11 @@ def parts(problem: BenchProblem, name: str) -> Parts:
 
 
 def run_of(problem: BenchProblem, name: str) -> Run:
-    """An optimizer at its default radius, before its first step."""
-    return Run(problem, name, build.default_rho(name, problem.config.radius), _SEED)
+    """An optimizer at its default radius, before its first step; without units that go by then."""
+    run = Run(problem, name, build.default_rho(name, problem.config.radius), _SEED)
+    if problem.units is not None and build.masks_stand(problem, 0):
+        run.compact()
+    return run
 
 
 def _whole_step(problem: BenchProblem, tx: optax.GradientTransformation) -> Step:
