@@ -67,7 +67,7 @@ def moved(model, seed=0):
     return nnx.merge(graphdef, jax.tree.map(lambda x: noisy(x, 0.02), params), state)
 
 
-def compared(model, x, **options):
+def compared(model, x, modes=("eval", "train"), **options):
     """The compacted model, after its outputs were compared, at half of the units of each group."""
     units = sparsity.units(model, x, **options)
     graphdef, params, state = split(model)
@@ -75,7 +75,7 @@ def compared(model, x, **options):
     masked = nnx.merge(graphdef, sparsity.apply_masks(params, masks), state, copy=True)
     small = sparsity.compact(model, masks, units)
     apply = nnx.jit(lambda model, x: model(x))
-    for mode in ("eval", "train"):
+    for mode in modes:
         for network in (masked, small):
             getattr(network, mode)()
         close(apply(small, x), apply(masked, x))
@@ -93,7 +93,8 @@ def compared(model, x, **options):
         ("resnet8", {}),
         pytest.param("resnet8", {"residual": True}, marks=pytest.mark.slow),
         pytest.param("resnet32", {}, marks=pytest.mark.slow),
-        pytest.param("resnet50-cifar", {}, marks=pytest.mark.slow),
+        # In training 53 layers amplify how batch statistics are rounded; see below.
+        pytest.param("resnet50-cifar", {"modes": ["eval"]}, marks=pytest.mark.slow),
         pytest.param("wrn-28-10", {}, marks=pytest.mark.slow),
         pytest.param("deit-micro", {}, marks=pytest.mark.slow),
         pytest.param("deit-tiny", {}, marks=pytest.mark.slow),
@@ -107,6 +108,16 @@ def test_models(name, options):
     small = compared(moved(model), x, **options)
     dense = [module for _, module in nnx.iter_modules(small) if isinstance(module, nnx.Linear)]
     assert all((m.in_features, m.out_features) == m.kernel.shape for m in dense)
+
+
+@pytest.mark.slow
+def test_training_of_a_deep_network_in_float64():
+    with jax.enable_x64(True):
+        model = models.create("resnet50-cifar", 10, rngs=nnx.Rngs(0), image_shape=(8, 8, 3))
+        graphdef, params, state = split(moved(model))
+        wide = [jax.tree.map(lambda x: x.astype(jnp.float64), tree) for tree in (params, state)]
+        x = jax.random.normal(jax.random.key(1), (4, 8, 8, 3), jnp.float64)
+        compared(nnx.merge(graphdef, *wide), x, ["train"])
 
 
 def test_heads_differ_from_block_to_block():
