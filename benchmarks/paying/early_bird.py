@@ -5,9 +5,9 @@
 The images, epochs and optimizer are those of the family study's vision transformer
 (benchmarks/family_study/vit-clean-90.toml). The network is DeiT-Tiny on whole images of 28×28
 pixels, since a step of the study's own takes 3 ms, hardly more than it takes to start one. Half of
-the neurons go and of the heads one of three in each block, after two epochs of search. For each seed
+the neurons go, and one of the three heads of each block, after two epochs of search. For each seed
 the two runs take turns. `seconds` is the whole run, with compilation, evaluation and the search;
-`training_seconds` are those of its steps alone, search included. Ratios are medians over the seeds.
+`training_seconds` are those of its steps alone, search included. Ratios are medians over seeds.
 """
 
 import argparse
