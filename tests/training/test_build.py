@@ -42,6 +42,8 @@ CONFIGURATIONS = [
     TrainConfig(sparse="lth", schedule="step", optimizer="sam", base_optimizer="adamw"),
     TrainConfig(sparse="none", rho=0.3, optimizer="subbatch_sam", fraction=0.5),
     TrainConfig(model="deit-tiny", stream=True, image_size=64, sparse="mest"),
+    TrainConfig(sparse="gmp", structure="channels"),
+    TrainConfig(sparse="early-bird", epochs=30),
 ]
 
 
@@ -66,6 +68,13 @@ def test_resolved_options_are_complete_and_can_be_taken_back(given):
         ({"optimizer": "adamw"}, {"momentum": None, "rho": None, "base_optimizer": "adamw"}),
         ({"sparse": "lth"}, {"sparsity_distribution": "global", "lottery_levels": 11}),
         ({"sparse": "mest"}, {"sparsity_distribution": "uniform", "sparse_layers": "kernel"}),
+        ({"sparse": "slimming"}, {"structure": "channels,neurons,heads", "search_epochs": 10}),
+        ({"sparse": "early-bird", "epochs": 30}, {"search_epochs": 3}),
+        ({"sparse": "gmp"}, {"sparsity_distribution": "erk", "structure": None}),
+        (
+            {"sparse": "gmp", "structure": "channels"},
+            {"sparsity_distribution": "uniform", "sparse_layers": "kernel"},
+        ),
         ({"sparse": "none"}, {"sparsity_distribution": None, "sparse_layers": None}),
         ({"schedule": "step"}, {"milestones": (0.5, 0.75)}),
     ],

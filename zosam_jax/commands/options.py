@@ -31,8 +31,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("distribution", "difference", "batching", "interval", "microbatches", "beta", "gamma"),
     ),
     "sparsity": (
-        *("sparse", "sparsity", "sparse_layers", "sparsity_distribution", "mest_soft_bound"),
-        *("lottery_levels", "rewind_epochs"),
+        *("sparse", "sparsity", "structure", "sparse_layers", "sparsity_distribution"),
+        *("mest_soft_bound", "lottery_levels", "rewind_epochs", "search_epochs"),
     ),
     "schedule": (
         *("epochs", "batch_size", "learning_rate", "schedule", "warmup", "milestones"),

@@ -66,7 +66,8 @@ def card(about: Mapping[str, Any], found: Mapping[str, Verified], kernel: str) -
     output = program["output"].rpartition(" ")[2]
     facts = {
         "model": f"{program['model']}, trained on {program['dataset']} by {about['optimizer']}",
-        "sparsity": f"{about['sparsity']:.2%} of the weights under masks ({about['sparse']})",
+        "parameters": f"{about['parameters']:,} of {about['dense_parameters']:,}",
+        "sparsity": f"{about['sparsity']:.2%} of the weights are zero or gone ({about['sparse']})",
         "multiply-adds of a prediction": f"{about['inference_cost']:.1%} of the dense network's",
         "multiply-adds of training": f"{about['training_cost']:.1%} of dense SGD's",
         "input": program["input"] + (_SCALED.format(**program) if about["raw"] else ""),
@@ -80,7 +81,8 @@ def card(about: Mapping[str, Any], found: Mapping[str, Verified], kernel: str) -
         f"## Measured on {about['images']} test images",
         _table(HEADINGS, rows(found)),
         f"Times are medians of calls that took turns, on {about['device']}. Multiply-adds are what "
-        "kernels that skip zeros would do; these programs do not skip them.",
+        "kernels that skip zeros would do. These programs do not skip zeros; units that have been "
+        "removed are not there.",
         "## How to load it",
         *(_LOADING[name].format(output=output, kernel=kernel) for name in found if name in FILES),
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from zosam_jax import trees
 from zosam_jax.export import card, verified
 from zosam_jax.export.program import Program
 from zosam_jax.export.verified import FILES, Verified
@@ -56,9 +57,9 @@ def export_run(
       ValueError: for a format or layout that does not exist, a network that cannot be converted, or
         a file that does not compute what it computes; nothing is written then.
     """
-    folder, problem, is_dense = Path(folder), saved.run.problem, saved.masks is None
+    folder, problem, is_dense = Path(folder), saved.run.problem, saved.config.is_dense
     check_folder(folder)
-    layout = layout or ("dense" if is_dense else "bitmask")
+    layout = layout or ("dense" if saved.masks is None else "bitmask")
     verified.check_choice(problem, formats, layout, int8=int8)
     program = Program(problem, saved.run.network, logits=logits, raw=raw)
     with verified.working_folder(folder) as name:
@@ -75,8 +76,10 @@ def export_run(
             "optimizer": saved.config.optimizer,
             "sparse": "none" if is_dense else saved.config.sparse,
             "sparsity": saved.run.sparsity,
-            "inference_cost": saved.run.cost.inference(saved.masks),
+            "inference_cost": saved.run.cost.inference(saved.run.masks_of_whole),
             "training_cost": progress.cost / problem.steps,
+            "parameters": trees.size(saved.run.network.params),
+            "dense_parameters": trees.size(saved.run.whole),
             "program": program.metadata,
             "layout": layout,
             "int8": int8,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zosam_jax.integrations import nnx as nnx_integration
+from zosam_jax.sparsity.modules import as_wide_as_its_arrays
 from zosam_jax.trees import Array, PyTree
 
 Make: TypeAlias = Callable[[int], Any]
@@ -122,7 +123,7 @@ def of_nnx(make: Make) -> Functions:
         return nnx_integration.split(make(seed))[1:]
 
     def module(params: PyTree, model_state: PyTree) -> Any:
-        return nnx.merge(inference_graph, params, model_state, copy=True)
+        return as_wide_as_its_arrays(nnx.merge(inference_graph, params, model_state, copy=True))
 
     def apply(
         params: PyTree, model_state: PyTree, inputs: Array, training: bool
@@ -130,7 +131,7 @@ def of_nnx(make: Make) -> Functions:
         if not training:
             return module(params, model_state)(inputs), model_state
         model = nnx.merge(training_graph, params, model_state, copy=True)
-        outputs = model(inputs)
+        outputs = as_wide_as_its_arrays(model)(inputs)
         return outputs, nnx_integration.split(model)[2]
 
     return Functions(init, apply, module)

@@ -39,19 +39,22 @@ def arrays(model: Any, *, together: bool = False) -> Any:
 
 
 def of_widths(model: Any, trees: Sequence[PyTree]) -> Any:
-    """A new module with these arrays, as `arrays` takes them from a wider one.
-
-    The attributes in which Flax's layers keep their widths are set to those of the arrays.
-    """
+    """A new module with these arrays, as `arrays` takes them from a wider one."""
     from flax import nnx  # noqa: PLC0415 (an extra)
 
-    small = nnx.merge(nnx.graphdef(model), *trees, copy=True)
-    for _, module in nnx.iter_modules(small):
+    return as_wide_as_its_arrays(nnx.merge(nnx.graphdef(model), *trees, copy=True))
+
+
+def as_wide_as_its_arrays(model: Any) -> Any:
+    """The module, whose layers, Flax's own, are told the widths that their arrays have."""
+    from flax import nnx  # noqa: PLC0415 (an extra)
+
+    for _, module in nnx.iter_modules(model):
         for layer, widths in _widths(nnx).items():
             if isinstance(module, layer):
                 for name, value in widths(module).items():
                     setattr(module, name, value)
-    return small
+    return model
 
 
 def _widths(nnx: Any) -> dict[type, Callable[[Any], dict[str, Any]]]:

@@ -11,6 +11,10 @@ Values: TypeAlias = Mapping[str, Any]
 PLAIN = ("sgd", "adamw")
 # What stands for an optimizer that was given whole, as a transformation of optax.
 OWN_OPTIMIZER = "optax"
+# Sparse methods that remove whole units, always or where they are asked to.
+SEARCHED = ("slimming", "early-bird")  # after a search for them
+OF_UNITS = ("s2vite", *SEARCHED)
+WITH_UNITS = ("random", "magnitude", "snip", "taylor", "grasp", "gmp", *OF_UNITS)
 
 
 class Requirement(NamedTuple):
@@ -87,6 +91,18 @@ def _needs_method(values: Values, optimizer: str | None) -> str | None:
     return "sparse='none'" if values["sparse"] == "none" and values["sparsity"] else None
 
 
+def _needs_units(values: Values, optimizer: str | None) -> str | None:
+    del optimizer
+    if is_dense(values):
+        return "a dense network"
+    return None if values["sparse"] in WITH_UNITS else f"sparse={values['sparse']!r}"
+
+
+def _needs_search(values: Values, optimizer: str | None) -> str | None:
+    del optimizer
+    return None if values["sparse"] in SEARCHED else f"sparse={values['sparse']!r}"
+
+
 def _needs_warmup(values: Values, optimizer: str | None) -> str | None:
     del optimizer
     return None if values.get("warmup", 1.0) else "warmup=0"
@@ -122,6 +138,8 @@ RULES = (
     Requirement(("mest_soft_bound",), "sparse='mest'", _needs("sparse", "mest")),
     Requirement(("lottery_levels", "rewind_epochs"), "sparse='lth'", _needs("sparse", "lth")),
     Requirement(("sparse_layers", "sparsity_distribution"), "a sparse network", _needs_masks),
+    Requirement(("search_epochs",), f"sparse={' or '.join(SEARCHED)}", _needs_search),
+    Requirement(("structure",), f"sparse={', '.join(WITH_UNITS)}", _needs_units),
     Requirement(("sparsity",), "a sparse method", _needs_method),
 )
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from zosam_jax import sparsity
@@ -14,39 +15,47 @@ from zosam_jax.data import dataset as datasets
 from zosam_jax.integrations import plain
 from zosam_jax.optimizers import RECORDS, SUBBATCH, Passes
 from zosam_jax.sparsity import METHODS, DropAndGrowState, SparseState, macs
+from zosam_jax.sparsity.dependencies import KINDS
 from zosam_jax.sparsity.layers import is_weight
 from zosam_jax.sparsity.lottery import default_levels
 from zosam_jax.training.applicable import (
+    OF_UNITS,
     OWN_OPTIMIZER,
     PLAIN,
+    SEARCHED,
     base_optimizer,
     check_applicable,
     has_radius,
     has_rho,
 )
 from zosam_jax.training.config import (
+    ALL,
     MILESTONES,
     MOMENTUM,
     RHO_WARMUP,
     ProblemConfig,
     TrainConfig,
-    is_own,
+    maskable,
 )
 from zosam_jax.training.feed import Described, Resident
 from zosam_jax.training.passes import count, marked_outputs
 from zosam_jax.training.problem import STREAMED_SIZE, Network, Problem
 from zosam_jax.trees import Array, PyTree
 
-# The models' kernels; not DeiT's position embedding and class token.
-KERNELS = "kernel"
-ALL = "."
-
-_SNIP_IMAGES = 128
+# By which SNIP and Taylor's scores, these in so many batches, judge weights.
+_SCORED_IMAGES = 128
+_TAYLOR_BATCHES = 4
 _GRASP_IMAGES_PER_CLASS = 10
 _GRASP_TEMPERATURE = 200.0
 
 # Examples in a batch whose passes are counted: what parts of a batch divide.
 _COUNTED = 2520
+
+# Methods whose mask updates need the gradient of pruned weights.
+_GROWN_BY_GRADIENT = ("rigl", "svite", "s2vite")
+
+# After which part of a run the masks of units stand, that change while it trains.
+_UNITS_STAND = {"gmp": 0.75, "s2vite": 0.8}
 
 # Pixels a side of a patch.
 DEIT_PATCH = 16
@@ -77,12 +86,11 @@ def build(
     sam_tx = sharpness_aware_part(config, optimizer, rho, seed, problem.steps)
     own = problem.parts.tx
     tx = under_masks(
-        config,
+        problem,
         transformation(config, optimizer, sam_tx, problem.steps)
         if own is None
         else optax.with_extra_args_support(own),
         masks_before_training(problem, network, seed),
-        steps=problem.steps,
         seed=seed,
     )
     return RunOptimizer(tx, sam_tx, Cost(problem, optimizer, network))
@@ -120,8 +128,12 @@ def _defaults(config: TrainConfig) -> dict[str, Any]:
     if config.schedule == "step":
         found["milestones"] = MILESTONES
     if not config.is_dense:
-        found["sparse_layers"] = _layers(config)
-        found["sparsity_distribution"] = default_distribution(config.sparse)
+        found["sparse_layers"] = maskable(config.model)
+        found["sparsity_distribution"] = default_distribution(config)
+    if config.kinds and config.sparse in OF_UNITS:
+        found["structure"] = ",".join(KINDS)
+    if config.searches:
+        found["search_epochs"] = search_epochs(config)
     if config.is_lottery:
         found["lottery_levels"] = default_levels(config.sparsity)
     if config.model.startswith("deit"):
@@ -153,11 +165,6 @@ def is_plain(optimizer: str) -> bool:
     return optimizer in (*PLAIN, OWN_OPTIMIZER)
 
 
-def _layers(config: ProblemConfig) -> str:
-    """Which parameters are masked: kernels; of a network of one's own all of two axes or more."""
-    return ALL if is_own(config.model) else KERNELS
-
-
 def check(config: ProblemConfig, names: Collection[str]) -> None:
     """Raises for options that do not go with any of these optimizers, or not with one of them."""
     records = {name: RECORDS[name] for name in names if name in RECORDS}
@@ -172,7 +179,7 @@ def check(config: ProblemConfig, names: Collection[str]) -> None:
             "activations that it could spare."
         )
     estimators = [name for name, record in records.items() if not record.has_rho]
-    if estimators and config.sparse in ("rigl", "svite") and not config.is_dense:
+    if estimators and config.sparse in _GROWN_BY_GRADIENT and not config.is_dense:
         raise ValueError(
             f"sparse={config.sparse!r} grows masks by the gradient of pruned weights, which "
             f"{', '.join(estimators)} does not estimate; take set, dsr or mest."
@@ -309,7 +316,7 @@ def _decayed(config: ProblemConfig) -> Callable[[PyTree], PyTree]:
 
     Of a network of one's own, at all parameters of two axes or more.
     """
-    name = _layers(config)
+    name = maskable(config.model)
 
     def chosen(path: Any, leaf: Any) -> bool:
         return is_weight("", leaf) and (name == ALL or path[-1].key == name)
@@ -323,15 +330,18 @@ def check_budget(problem: Problem) -> None:
     if config.is_dense:
         return
     params = jax.eval_shape(lambda: problem.init(seed=0)).params
-    choice = {"distribution": default_distribution(config.sparse), **mask_options(config)}
+    choice = {"distribution": default_distribution(config), **mask_options(problem)}
     jax.eval_shape(lambda p: sparsity.random(p, config.sparsity, **choice), params)
     if config.sparse == "grasp":
         _grasp_sample(problem, seed=0)
 
 
-def default_distribution(sparse: str) -> str:
-    """How a sparse method shares the kept weights among layers, if not told otherwise."""
-    if sparse in ("snip", "grasp", "synflow", "lth"):
+def default_distribution(config: ProblemConfig) -> str:
+    """How a sparse method shares the kept weights or units among layers, if not told otherwise."""
+    sparse = config.sparse
+    if config.kinds:
+        return "global" if sparse in SEARCHED else "uniform"
+    if sparse in ("snip", "taylor", "grasp", "synflow", "lth"):
         return "global"
     return "uniform" if sparse in ("dsr", "mest") else "erk"
 
@@ -339,18 +349,17 @@ def default_distribution(sparse: str) -> str:
 def masks_before_training(problem: Problem, network: Network, seed: int) -> PyTree:
     """The masks of a method that chooses them before training; None for the others."""
     config = problem.config
-    if config.is_dense or config.sparse in METHODS:
+    if config.is_dense or config.sparse in (*METHODS, *_UNITS_STAND, *SEARCHED):
         return None
-    params, level, choice = network.params, config.sparsity, mask_options(config)
+    params, level, choice = network.params, config.sparsity, mask_options(problem)
     # Without the data any masks will do: a checkpoint has the run's own.
     if config.sparse == "random" or isinstance(problem.feed, Described):
-        choice = {"distribution": "erk", **choice}
         return sparsity.random(params, level, key=seed, **choice)
     if config.sparse in ("magnitude", "lth"):
         # A lottery ticket begins with all weights. Untrained ones are not ranked across layers:
         # their scale says more about the initialiser than about the layer.
         level = 0.0 if config.sparse == "lth" else level
-        return sparsity.magnitude(params, level, **{"distribution": "erk", **choice})
+        return sparsity.magnitude(params, level, **choice)
     if config.sparse == "synflow":
         model_state = jax.tree.map(_linear, network.model_state)
         return sparsity.synflow(
@@ -360,12 +369,24 @@ def masks_before_training(problem: Problem, network: Network, seed: int) -> PyTr
             problem.feed.info.image_shape,
             **choice,
         )
+    return _masks_by_gradient(problem, network, seed)
+
+
+def _masks_by_gradient(problem: Problem, network: Network, seed: int) -> PyTree:
+    """Those of a method that scores weights by gradients of the loss on some of the images."""
+    config = problem.config
+    params, level, choice = network.params, config.sparsity, mask_options(problem)
+    if config.sparse == "grasp":
+        loss = problem.score_loss(
+            network.model_state, training=True, temperature=_GRASP_TEMPERATURE
+        )
+        return sparsity.grasp(loss, params, level, [_grasp_sample(problem, seed)], **choice)
+    loss = problem.score_loss(network.model_state, training=False)
+    sample = problem.feed.raw(seed, _SCORED_IMAGES)
     if config.sparse == "snip":
-        sample = problem.feed.raw(seed, _SNIP_IMAGES)
-        loss = problem.score_loss(network.model_state, training=False)
         return sparsity.snip(loss, params, level, [sample], **choice)
-    loss = problem.score_loss(network.model_state, training=True, temperature=_GRASP_TEMPERATURE)
-    return sparsity.grasp(loss, params, level, [_grasp_sample(problem, seed)], **choice)
+    parts = [np.array_split(np.asarray(array), _TAYLOR_BATCHES) for array in sample]
+    return sparsity.taylor(loss, params, level, list(zip(*parts, strict=True)), **choice)
 
 
 def _linear(statistic: Any) -> Any:
@@ -374,22 +395,44 @@ def _linear(statistic: Any) -> Any:
 
 
 def under_masks(
-    config: ProblemConfig,
-    inner: optax.GradientTransformationExtraArgs,
-    masks: PyTree,
-    *,
-    steps: int,
-    seed: int,
+    problem: Problem, inner: optax.GradientTransformationExtraArgs, masks: PyTree, *, seed: int
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer under masks, fixed ones or those of a method that changes them."""
+    config = problem.config
     if config.is_dense:
         return inner
+    choice = {"total_steps": problem.steps, **mask_options(problem)}
+    if config.sparse in _UNITS_STAND:
+        choice["stop"] = _last_update(problem) / problem.steps
+    if config.sparse == "gmp":
+        return sparsity.gradual(inner, config.sparsity, **choice)
+    if config.sparse == "s2vite":
+        del choice["distribution"]  # the same part of every group
+        return sparsity.s2vite(inner, config.sparsity, key=seed, **choice)
     if config.sparse not in METHODS:
         return sparsity.fixed(inner, masks)
-    choice = mask_options(config)
     if config.sparse == "mest":
         choice["soft_bound"] = config.mest_soft_bound
-    return METHODS[config.sparse](inner, config.sparsity, total_steps=steps, key=seed, **choice)
+    return METHODS[config.sparse](inner, config.sparsity, key=seed, **choice)
+
+
+def search_epochs(config: ProblemConfig) -> int:
+    """The epochs of the search, the most there may be of an early-bird ticket's."""
+    if config.search_epochs is not None:
+        return config.search_epochs
+    return max(1, config.epochs // (2 if config.sparse == "slimming" else 10))
+
+
+def masks_stand(problem: Problem, steps: int) -> bool:
+    """Whether no unit comes or goes any more, after so many steps of the run."""
+    if problem.config.searches:
+        return steps >= search_epochs(problem.config) * problem.steps_per_epoch
+    return steps > _last_update(problem) or steps == problem.steps
+
+
+def _last_update(problem: Problem) -> int:
+    """The step after which masks of units are updated last, counted from 0; −1 without updates."""
+    return round(_UNITS_STAND.get(problem.config.sparse, 0.0) * problem.steps) - 1
 
 
 def masks_of(opt_state: PyTree) -> PyTree:
@@ -398,9 +441,17 @@ def masks_of(opt_state: PyTree) -> PyTree:
     return sparsity.get_masks(opt_state) if held else None
 
 
+def without_masks(opt_state: PyTree) -> PyTree:
+    """The same state for a network that has no pruned weights any more."""
+    nothing: dict[str, None] = {"masks": None}
+    if isinstance(opt_state, DropAndGrowState):
+        nothing["dormant"] = None
+    return opt_state._replace(**nothing)
+
+
 def dense_gradients(config: ProblemConfig, opt_state: PyTree) -> int:
     """How many mask updates so far needed the gradient of pruned weights."""
-    if config.sparse not in ("rigl", "svite") or not isinstance(opt_state, DropAndGrowState):
+    if config.sparse not in _GROWN_BY_GRADIENT or not isinstance(opt_state, DropAndGrowState):
         return 0
     return int(opt_state.updates)
 
@@ -449,10 +500,13 @@ def _grasp_sample(problem: Problem, seed: int) -> Any:
     return sample.images, sample.labels
 
 
-def mask_options(config: ProblemConfig) -> dict[str, Any]:
-    """What every method takes: which layers and, where it was chosen, the distribution."""
-    choice: dict[str, Any] = {"where": config.sparse_layers or _layers(config)}
+def mask_options(problem: Problem) -> dict[str, Any]:
+    """What every method takes: which layers, the distribution and, where it goes by them, units."""
+    config = problem.config
+    choice: dict[str, Any] = {"where": config.sparse_layers or maskable(config.model)}
     # SynFlow has no other distribution than its own.
-    if config.sparsity_distribution is not None and config.sparse != "synflow":
-        choice["distribution"] = config.sparsity_distribution
+    if config.sparse != "synflow":
+        choice["distribution"] = config.sparsity_distribution or default_distribution(config)
+    if problem.units is not None:
+        choice["units"] = problem.units
     return choice

@@ -10,6 +10,7 @@ import optax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zosam_jax import trees
 from zosam_jax.training import run_folder
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.progress import EpochRecord
@@ -38,6 +39,9 @@ class Callback:
     def on_epoch(self, record: EpochRecord, run: "Run") -> None:
         """After each epoch."""
 
+    def on_compaction(self, run: "Run") -> None:
+        """When units have been removed, between two epochs."""
+
 
 class Callbacks(Callback):
     """Several, told in turn."""
@@ -65,6 +69,11 @@ class Callbacks(Callback):
         for callback in self._callbacks:
             callback.on_epoch(record, run)
 
+    def on_compaction(self, run: "Run") -> None:
+        """Each one's."""
+        for callback in self._callbacks:
+            callback.on_compaction(run)
+
 
 class ProgressLogger(Callback):
     """Shows progress, and appends to the run folder as the run goes; entered around the training.
@@ -80,6 +89,7 @@ class ProgressLogger(Callback):
         self._tensorboard = tensorboard
         self._events: Any = None
         self._has_warned = False
+        self._speed_before = math.nan  # of the last epoch before units were removed
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -110,7 +120,7 @@ class ProgressLogger(Callback):
         """Sets the bar to where the training stands."""
         if self._tensorboard and self._events is None:
             self._events = _events(self._folder, run.progress.total_steps)
-        if run.progress.round:
+        if run.progress.round and run.problem.config.is_lottery:
             self._say(f"round {run.progress.round}, sparsity {run.sparsity:.1%}")
         done = run.progress.epoch * self._problem.steps_per_epoch + run.progress.step
         self._bar.reset(self._task, total=self._problem.steps, completed=done)
@@ -162,6 +172,12 @@ class ProgressLogger(Callback):
                 f"{test}  "
                 f"{record.images_per_second:,.0f} images/s"
             )
+        if not math.isnan(self._speed_before):
+            self._say(
+                f"{record.images_per_second:,.0f} images/s, where it was {self._speed_before:,.0f} "
+                "before"
+            )
+            self._speed_before = math.nan
         self._bar.update(
             self._task,
             completed=record.step,
@@ -170,6 +186,23 @@ class ProgressLogger(Callback):
             accuracy=record.train_accuracy,
             speed=record.images_per_second,
         )
+
+    def on_compaction(self, run: "Run") -> None:
+        """Says what was removed."""
+        units, kept = run.problem.units, run.progress.kept
+        assert units is not None
+        assert kept is not None
+        before: dict[str, int] = {}
+        after: dict[str, int] = {}
+        for group in units.groups:
+            before[group.kind] = before.get(group.kind, 0) + group.size
+            after[group.kind] = after.get(group.kind, 0) + len(kept[group.name])
+        left = ", ".join(f"{after[kind]:,} of {n:,} {kind}" for kind, n in before.items())
+        parameters = f"{trees.size(run.network.params):,} of {trees.size(run.whole):,} parameters"
+        self._say(f"left after {run.progress.total_steps} steps: {left}; {parameters}")
+        if run.progress.round:
+            self.on_start(run)
+        self._speed_before = run.records[-1].images_per_second if run.records else math.nan
 
     def _warn_of_explosion(self, run: "Run") -> None:
         if self._has_warned or math.isnan(run.records[-1].epsilon_norm):

@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypedDict, TypeVar
+from typing import Any, Self, TypeAlias, TypedDict, TypeVar
 
 import jax
 import numpy as np
@@ -35,6 +35,8 @@ _METADATA = "_CHECKPOINT_METADATA"
 _LATER = (_METADATA, "commit_success.txt")
 
 T = TypeVar("T")
+
+Like: TypeAlias = RunState | Callable[[Progress], RunState]
 
 
 class UnfitCheckpointError(UnreadableRunError):
@@ -192,12 +194,13 @@ class Checkpoints:
         return max(known, key=lambda number: (self._ranks[number], number), default=None)
 
     def restore(
-        self, like: RunState, number: int, *, partly: bool = False
+        self, like: Like, number: int, *, partly: bool = False
     ) -> tuple[RunState, Progress]:
         """The state and the position of a checkpoint.
 
         Args:
-          like: a state of the same shapes, on the devices to restore to.
+          like: a state of the same shapes, on the devices to restore to; or where the run stood →
+            such a state.
           number: which one.
           partly: whether it may hold more than `like` has.
 
@@ -207,6 +210,7 @@ class Checkpoints:
         """
         record = self._record(number)
         place, progress = self._folder / str(number), Progress(**record["progress"])
+        like = like if isinstance(like, RunState) else like(progress)
         if not partly:
             return step.from_saved(_restore(place, like, STATE), like), progress
         # What has no arrays here may have some there, and so is left out.
@@ -220,7 +224,7 @@ class Checkpoints:
 
     def restore_newest(
         self,
-        like: RunState,
+        like: Like,
         say: Callable[[str], object],
         *,
         records: int | None = None,
@@ -229,7 +233,7 @@ class Checkpoints:
         """The same of the newest checkpoint that is whole.
 
         Args:
-          like: a state of the same shapes, on the devices to restore to.
+          like: as in `restore`.
           say: is given a sentence about newer ones, if they are damaged.
           records: the lines of metrics.jsonl; checkpoints that go with more of them are passed
             over, too. None if it does not matter.
@@ -282,7 +286,7 @@ class Checkpoints:
         return _understood(place, read)
 
     def _restored(
-        self, like: RunState, number: int, records: int | None, partly: bool
+        self, like: Like, number: int, records: int | None, partly: bool
     ) -> tuple[tuple[RunState, Progress] | None, str]:
         """What `restore` returns, and why it is not to be taken."""
         try:

@@ -16,7 +16,14 @@ from zosam_jax.errors import (
 from zosam_jax.optimizers import RECORDS
 from zosam_jax.radius import RULES
 from zosam_jax.sparsity import METHODS
-from zosam_jax.training.applicable import check_applicable, is_dense, without_effect
+from zosam_jax.sparsity.dependencies import KINDS
+from zosam_jax.training.applicable import (
+    OF_UNITS,
+    SEARCHED,
+    check_applicable,
+    is_dense,
+    without_effect,
+)
 
 # Defaults of options that are None, to tell whether they were given.
 MILESTONES = (0.5, 0.75)
@@ -31,7 +38,11 @@ if TYPE_CHECKING:
 else:
     OptimizerName = Literal["sgd", "adamw", *RECORDS]
     RadiusName = Literal[*RULES, "calibrated"]
-    SparseName = Literal["none", "random", "magnitude", "snip", "grasp", "synflow", "lth", *METHODS]
+    SparseName = Literal[
+        *("none", "random", "magnitude", "snip", "taylor", "grasp", "synflow", "lth"),
+        *METHODS,
+        *("gmp", "s2vite", "slimming", "early-bird"),
+    ]
 BaseOptimizerName = Literal["sgd", "adamw"]
 ModelName = Literal[
     "lenet-300-100",
@@ -44,6 +55,16 @@ ModelName = Literal[
     "deit-tiny",
     "deit-small",
 ]
+
+
+# The models' kernels; not DeiT's position embedding and class token.
+KERNELS = "kernel"
+ALL = "."
+
+
+def maskable(model: str) -> str:
+    """Which parameters are masked: kernels; of a network of one's own all of two axes or more."""
+    return ALL if is_own(model) else KERNELS
 
 
 def is_own(name: str) -> bool:
@@ -185,19 +206,26 @@ class SparseConfig:
 
     sparse: SparseName = "random"
     """Which weights are zero: chosen before training (random to synflow), by training, pruning and
-    rewinding (lth), or while training (set to svite), on each method's published schedule laid
-    out over the run; none trains the dense network."""
+    rewinding (lth), or while training (set to gmp, which prunes gradually), on each method's
+    published schedule laid out over the run; s2vite, slimming and early-bird remove units; none
+    trains the dense network."""
 
     sparsity: float = 0.9
-    """Fraction of the masked kernels' weights that is zero; 0 trains the dense network."""
+    """Fraction of the masked kernels' weights that is zero, or of the units that go; 0 trains the
+    dense network."""
+
+    structure: str | None = None
+    """Remove whole units, those of channels, heads and neurons that are listed here with commas:
+    arrays become smaller as soon as it is known which units stay. Default: single weights become
+    zero; s2vite, slimming and early-bird remove all that can be removed."""
 
     sparse_layers: str | None = None
     """Regular expression, found in the names of the kernels to mask (masks.txt lists them).
     Default: all kernels."""
 
     sparsity_distribution: Literal["erk", "uniform", "global"] | None = None
-    """How the kept weights are shared among layers: erk is Erdős–Rényi-kernel, global ranks all
-    layers' weights together. Default: the method's own."""
+    """How the kept weights, or units, are shared among layers: erk is Erdős–Rényi-kernel, global
+    ranks those of all layers together. Default: the method's own."""
 
     mest_soft_bound: bool = False
     """mest: start with more weights than the budget (EM&S instead of EM)."""
@@ -208,6 +236,11 @@ class SparseConfig:
     rewind_epochs: int = 0
     """lth: the epoch to whose weights each round returns."""
 
+    search_epochs: int | None = None
+    """slimming, early-bird: epochs of search, in which units have coefficients under an L1 penalty;
+    early-bird stops searching when the units to keep hardly change any more, and begins anew with
+    them. Default: half of --epochs for slimming, a tenth for early-bird."""
+
     def __post_init__(self) -> None:
         """As for the data."""
         check_fraction("sparsity", self.sparsity)
@@ -216,8 +249,15 @@ class SparseConfig:
                 f"sparsity_distribution={self.sparsity_distribution!r} does not go with synflow, "
                 "whose budget is global."
             )
-        if self.lottery_levels is not None:
-            check_count("lottery_levels", self.lottery_levels)
+        for name in ("lottery_levels", "search_epochs"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        for kind in self.kinds:
+            check_one_of("structure", kind, KINDS)
+        if self.kinds and self.sparsity_distribution == "erk":
+            raise ValueError(
+                "sparsity_distribution='erk' is for single weights: units go uniform or global."
+            )
         try:
             re.compile(self.sparse_layers or "")
         except re.error as error:
@@ -229,6 +269,20 @@ class SparseConfig:
     def is_dense(self) -> bool:
         """Whether nothing is pruned."""
         return is_dense({"sparse": self.sparse, "sparsity": self.sparsity})
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of units that are removed whole; none where single weights become zero."""
+        if self.is_dense:
+            return ()
+        if self.structure is None:
+            return KINDS if self.sparse in OF_UNITS else ()
+        return tuple(self.structure.split(","))
+
+    @property
+    def searches(self) -> bool:
+        """Whether units have coefficients at first, by which some are then kept."""
+        return self.sparse in SEARCHED and not self.is_dense
 
     @property
     def is_lottery(self) -> bool:
@@ -407,6 +461,10 @@ class ProblemConfig(DataConfig, ModelConfig, SparseConfig, OptimizationConfig, A
             raise ValueError(
                 f"rewind_epochs={self.rewind_epochs} must be at least 0 and below "
                 f"epochs={self.epochs}."
+            )
+        if self.search_epochs is not None and self.search_epochs > self.epochs:
+            raise ValueError(
+                f"search_epochs={self.search_epochs} must be at most epochs={self.epochs}."
             )
 
 

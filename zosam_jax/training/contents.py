@@ -4,6 +4,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -49,6 +50,8 @@ class Summary(TypedDict):
     rho: float
     seed: int
     devices: int
+    parameters: NotRequired[int]
+    dense_parameters: NotRequired[int]
 
 
 class QualityOverBatches(TypedDict):
@@ -220,11 +223,18 @@ def _check_fields(place: str, value: Any, kind: Any) -> None:
     for name, field in fields.items():
         if name in value:
             check(_below(place, name), value[name], field)
-        elif name not in getattr(kind, "__optional_keys__", ()):
+        elif name not in _optional(kind):
             raise ValueError(f"it lacks {_below(place, name)}.")
     for name in value:
         if name not in fields:
             raise ValueError(f"it has the unknown field {_below(place, name)}.")
+
+
+def _optional(kind: Any) -> Collection[str]:
+    """Fields that may be missing; of a NamedTuple those that are None by default."""
+    if typing.is_typeddict(kind):
+        return frozenset[str](kind.__optional_keys__)
+    return [name for name, value in kind._field_defaults.items() if value is None]
 
 
 def _plain_kind(value: Any, kind: Any) -> tuple[bool, str]:

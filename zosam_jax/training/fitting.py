@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from rich.console import Console
 
-from zosam_jax import sparsity
+from zosam_jax import sparsity, trees
 from zosam_jax.errors import REFUSALS
 from zosam_jax.models import pretrained
 from zosam_jax.training import build, devices, lock, pictures, run_folder, saved_run, sources
@@ -280,7 +280,7 @@ def train(
     rho = build.rho_of(config)
     run = Run(problem, config.optimizer, rho, config.seed)
     console.print(
-        f"{config.model} on {config.dataset}, {_budget(config)}, {config.optimizer}"
+        f"{config.model} on {config.dataset}, {_budget(config, problem)}, {config.optimizer}"
         + (
             f" (rho={rho:g}, {build.radius_rule(config.optimizer, config.radius)})"
             if run.sam_tx
@@ -309,8 +309,8 @@ def train(
     if devices.is_first():
         title = f"{config.model}, {config.dataset}, {config.optimizer}"
         pictures.curves(folder.path / run_folder.CURVES, records, title)
-    if run.masks is not None:
-        folder.write_text(run_folder.MASKS, f"{sparsity.summary(run.state.params, run.masks)}\n")
+    if run.masks_of_whole is not None:
+        folder.write_text(run_folder.MASKS, f"{sparsity.summary(run.whole, run.masks_of_whole)}\n")
     # Last: a run folder with a summary is complete.
     folder.write_json(run_folder.SUMMARY, summary)
     reached = f"test loss {summary['test_loss']:.4g}"
@@ -345,7 +345,7 @@ def _take_up(run: Run, folder: RunFolder, keeper: Checkpoints, console: Console)
         return
     records = folder.records
     say = functools.partial(console.print, markup=False)
-    state, progress = keeper.restore_newest(run.state, say, records=len(records))
+    state, progress = keeper.restore_newest(run.like, say, records=len(records))
     keeper.set_aside(after=progress.total_steps)
     records = records[: progress.records]
     folder.write_metrics(records)
@@ -388,7 +388,7 @@ def _summary(
         "sparse": "none" if config.is_dense else config.sparse,
         "sparsity": last.sparsity,
         "training_cost": last.training_cost / config.epochs,
-        "inference_cost": run.cost.inference(run.masks),
+        "inference_cost": run.cost.inference(run.masks_of_whole),
         "bad_steps": sum(r.bad_steps for r in records),
         "steps": last.step,
         "seconds": last.seconds,
@@ -398,13 +398,18 @@ def _summary(
         "rho": rho,
         "seed": config.seed,
         "devices": run.problem.mesh.size,
+        "parameters": trees.size(run.network.params),
+        "dense_parameters": trees.size(run.whole),
     }
 
 
-def _budget(config: TrainConfig) -> str:
+def _budget(config: TrainConfig, problem: Problem) -> str:
     if config.is_dense:
         return "dense"
-    return f"{100 * config.sparsity:g}% sparse by {config.sparse}"
+    if problem.units is None:
+        return f"{100 * config.sparsity:g}% sparse by {config.sparse}"
+    kinds = dict.fromkeys(group.kind for group in problem.units.groups)
+    return f"{100 * config.sparsity:g}% of all {' and '.join(kinds)} removed by {config.sparse}"
 
 
 def _writes_events(config: TrainConfig) -> bool:

@@ -39,7 +39,7 @@ def train(loop: "TrainingLoop") -> None:
         total_steps=run.problem.steps,
         levels=config.lottery_levels,
         rewind_to=config.rewind_epochs * steps,
-        **build.mask_options(config),
+        **build.mask_options(run.problem),
     )
     for level in levels:
         current_round = level.index + 1

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ from zosam_jax.data.files import one_line
 from zosam_jax.data.stream import Stream
 from zosam_jax.integrations import modules
 from zosam_jax.models import pretrained
-from zosam_jax.training import devices, losses
+from zosam_jax.sparsity import Units
+from zosam_jax.training import devices, losses, structure
 from zosam_jax.training.accumulation import accumulated
 from zosam_jax.training.config import DataConfig, ProblemConfig, is_own
 from zosam_jax.training.feed import (
@@ -54,6 +55,10 @@ class Network(NamedTuple):
 
     params: PyTree
     model_state: PyTree
+
+
+#: (params, examples) → a loss, with or without more.
+Loss: TypeAlias = Callable[..., Any]
 
 
 class Evaluation(NamedTuple):
@@ -215,6 +220,18 @@ class Problem:
     def apply(self, params: PyTree, model_state: PyTree, images: Array) -> Array:
         """The network's outputs in inference mode, for images as it takes them."""
         return self._functions.apply(params, model_state, images, False)[0]
+
+    @functools.cached_property
+    def units(self) -> Units | None:
+        """What the options let go as a whole; None where single weights become zero.
+
+        Raises:
+          ValueError: if it is not there.
+        """
+        if not self.config.kinds:
+            return None
+        network, inputs = jax.eval_shape(lambda: (tuple(self.init(0)), self.inputs(1)))
+        return structure.find(self.config, self.apply, network, inputs)
 
     def predict(self, network: Network, images: Array) -> Array:
         """Probabilities of the classes; the outputs where targets are no labels.

@@ -80,6 +80,8 @@ class Progress(NamedTuple):
       cost: training cost so far, in steps of the dense network with SGD.
       dense_gradients: mask updates with a dense gradient, before this epoch.
       seconds: spent so far.
+      kept: where units have been removed from the network, the numbers of those that are left, by
+        the name of their group.
     """
 
     round: int = 0
@@ -93,3 +95,4 @@ class Progress(NamedTuple):
     cost: float = 0.0
     dense_gradients: int = 0
     seconds: float = 0.0
+    kept: dict[str, list[int]] | None = None

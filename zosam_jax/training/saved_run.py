@@ -152,18 +152,19 @@ class SavedRun:
           FileNotFoundError: if there is none.
           UnreadableRunError: if it is damaged.
         """
-        state = self.run.state
         # An optimizer that was given whole is not there; its network is.
         partly = self.config.optimizer == OWN_OPTIMIZER
         if number is None:
-            state, progress = self._checkpoints.restore_newest(state, self.say, partly=partly)
+            state, progress = self._checkpoints.restore_newest(
+                self.run.like, self.say, partly=partly
+            )
         elif number not in self.checkpoints:
             raise FileNotFoundError(
                 f"{self.folder.path} has no checkpoint of step {number}; those are "
                 f"{', '.join(map(str, self.checkpoints)) or 'none'}."
             )
         else:
-            state, progress = self._checkpoints.restore(state, number, partly=partly)
+            state, progress = self._checkpoints.restore(self.run.like, number, partly=partly)
         self.run.resume(state, progress, [])
         return progress
 

@@ -12,7 +12,8 @@ from zosam_jax import keys, sparsity, transform
 from zosam_jax.analysis.estimator import PerturbationQuality, perturbation_quality
 from zosam_jax.gradient import Diagnostics
 from zosam_jax.integrations.plain import apply_loss
-from zosam_jax.training import build, devices
+from zosam_jax.sparsity import EarlyBirdState
+from zosam_jax.training import build, devices, search, structure
 from zosam_jax.training.feed import Batch
 from zosam_jax.training.problem import Examples, Network, Problem
 from zosam_jax.trees import Array, PyTree
@@ -36,6 +37,7 @@ class RunState(NamedTuple):
       bad_steps: steps of this epoch whose loss or result was not finite; the sums leave them
         out.
       first_bad_step: the number of the first one of them, from 1; 0 as long as there is none.
+      watch: of an early-bird ticket, what is known of the units to keep; None without.
     """
 
     params: PyTree
@@ -51,6 +53,7 @@ class RunState(NamedTuple):
     known: Diagnostics
     bad_steps: Array
     first_bad_step: Array
+    watch: EarlyBirdState | None = None
 
 
 def start(
@@ -77,6 +80,30 @@ def start(
         first_bad_step=jnp.zeros((), jnp.int32),
     )
     placed: RunState = devices.replicate(jax.tree.map(_own_copy, state), problem.mesh)
+    return placed
+
+
+def compacted(problem: Problem, state: RunState, kept: structure.Kept) -> RunState:
+    """The state without the units that are not kept, whose weights are zero under its masks.
+
+    Nothing is left for masks to do; all else goes on as it stands.
+    """
+    units = problem.units
+    assert units is not None
+    of_groups = structure.as_arrays(kept, units)
+
+    def cut(network: Network) -> Network:
+        return Network(*(sparsity.cut(tree, units, of_groups) for tree in network))
+
+    network = cut(Network(state.params, state.model_state))
+    opt_state = build.without_masks(state.opt_state)
+    smaller = state._replace(
+        params=network.params,
+        model_state=network.model_state,
+        opt_state=sparsity.cut_state(opt_state, state.params, units, of_groups),
+        average=None if state.average is None else cut(state.average),
+    )
+    placed: RunState = devices.replicate(jax.tree.map(_own_copy, smaller), problem.mesh)
     return placed
 
 
@@ -110,11 +137,11 @@ def train_step(
     config = problem.config
     value, (model_state, metrics), params, opt_state = apply_loss(
         tx,
-        problem.loss_of_examples(state.model_state),
+        search.loss(problem, problem.loss_of_examples(state.model_state), state.params),
         state.params,
         state.opt_state,
         has_aux=True,
-        losses_fn=problem.losses_of_examples(state.model_state),
+        losses_fn=losses_fn(problem, state),
         examples=problem.examples(arrays, batch, state.step, keys.from_data(state.key)),
     )
     good = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(params))
@@ -148,18 +175,25 @@ def train_step(
         known=summed(state.known, jax.tree.map(lambda x: ~jnp.isnan(x), told)),
         bad_steps=state.bad_steps + ~good,
         first_bad_step=jnp.where(first, state.step + 1, state.first_bad_step),
+        watch=state.watch,
     )
 
 
 def value_fn(problem: Problem, state: RunState) -> Callable[[PyTree, Examples], Array]:
     """(params, examples) → the training loss of the sparse network, statistics as they stand."""
-    loss, masks = problem.loss_of_examples(state.model_state), build.masks_of(state.opt_state)
+    loss = search.loss(problem, problem.loss_of_examples(state.model_state), state.params)
+    masks = build.masks_of(state.opt_state)
 
     def value(params: PyTree, examples: Examples) -> Array:
         mean: Array = loss(sparsity.apply_masks(params, masks), examples)[0]
         return mean
 
     return value
+
+
+def losses_fn(problem: Problem, state: RunState) -> Callable[[PyTree, Examples], Array]:
+    """(params, examples) → the loss of each example."""
+    return search.losses(problem, problem.losses_of_examples(state.model_state), state.params)
 
 
 def perturbation(
@@ -186,7 +220,7 @@ def perturbation(
         own_state,
         state.params,
         value_fn=value_fn(problem, state),
-        losses_fn=problem.losses_of_examples(state.model_state),
+        losses_fn=losses_fn(problem, state),
         examples=examples,
         mask=build.masks_of(state.opt_state),
         emit="perturbation",

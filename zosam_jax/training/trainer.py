@@ -7,11 +7,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from zosam_jax import sparsity, transform
-from zosam_jax.training import build, devices, lottery, step
+from zosam_jax.training import build, devices, lottery, search, step, structure
 from zosam_jax.training.callbacks import Callback
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.feed import Batch
@@ -36,6 +38,7 @@ class Run:
     Attributes:
       problem, optimizer, rho, seed: what is run.
       tx, sam_tx, cost: the optimizer (`zosam_jax.training.build.RunOptimizer`).
+      whole: zeros of the parameters' shapes before anything was removed; they take no memory.
       state: the current RunState.
       progress: where it stands.
       records: of the epochs so far.
@@ -49,7 +52,18 @@ class Run:
         self.tx, self.sam_tx, self.cost = build.build(problem, network, optimizer, rho, seed)
         self.progress = Progress()
         self.records: list[EpochRecord] = []
-        self.state = self._start(network, self.tx.init(network.params), epoch=0)
+        self.whole = jax.tree.map(
+            lambda p: np.broadcast_to(np.zeros((), p.dtype), p.shape), network.params
+        )
+        self.state = self._initial(network)
+
+    def _initial(self, network: Network) -> RunState:
+        network = network._replace(params=search.begun(self.problem, network.params))
+        state = self._start(network, self.tx.init(network.params), epoch=0)
+        if self.problem.config.sparse != "early-bird" or not self.problem.config.searches:
+            return state
+        watch = search.watcher(self.problem).init(network.params)
+        return state._replace(watch=devices.replicate(watch, self.problem.mesh))
 
     def _start(self, network: Network, opt_state: PyTree, epoch: int) -> RunState:
         first_step = epoch * self.problem.steps_per_epoch
@@ -90,10 +104,50 @@ class Run:
         opt_state = optax.tree.set(opt_state, _is_of_schedule, count=count)._replace(masks=masks)
         self.state = self._start(network, opt_state, epoch)
 
+    def like(self, progress: Progress) -> RunState:
+        """A state of the shapes that it has at some point of the run."""
+        if progress.kept == self.progress.kept:
+            return self.state
+        network = self.problem.init(self.seed)
+        if progress.kept is None:
+            return self._initial(network)
+        return self._without_units(network, progress.kept)
+
+    def _without_units(self, network: Network, kept: structure.Kept) -> RunState:
+        """The start of a run with the smaller network."""
+        start = self._start(network, self.tx.init(network.params), epoch=0)
+        return step.compacted(self.problem, start, kept)
+
+    def compact(self) -> None:
+        """Removes the units that the masks leave out, for good; the run goes on without them.
+
+        After a search those with the smallest coefficients go; an early-bird ticket then begins
+        anew, with its initial weights.
+        """
+        units, config = self.problem.units, self.problem.config
+        assert units is not None
+        masks = search.draw(self.problem, self.state.params) if config.searches else self.masks
+        kept = structure.kept_by(masks, self.whole, units)
+        self.progress = self.progress._replace(kept=kept)
+        vars(self).pop("step", None)  # is compiled anew
+        if config.sparse == "early-bird":
+            self.state = self._without_units(self.problem.init(self.seed), kept)
+            self.progress = self.progress._replace(round=1, epoch=0, step=0, best=-1.0)
+            return
+        state = self.state
+        if config.searches:
+            state = state._replace(
+                params=search.plain(self.problem, state.params),
+                opt_state=search.without_coefficients(state.opt_state),
+                average=_plain(self.problem, state.average),
+            )
+        self.state = step.compacted(self.problem, state, kept)
+
     @property
     def network(self) -> Network:
         """The network as it stands."""
-        return Network(self.state.params, self.state.model_state)
+        params = search.plain(self.problem, self.state.params)
+        return Network(params, self.state.model_state)
 
     @property
     def masks(self) -> PyTree:
@@ -101,9 +155,22 @@ class Run:
         return build.masks_of(self.state.opt_state)
 
     @property
+    def masks_of_whole(self) -> PyTree:
+        """The masks of the network as it began: units that have been removed are zero in them."""
+        units = self.problem.units
+        if units is None or self.progress.kept is None:
+            return self.masks
+        return structure.masks_of(self.progress.kept, self.whole, units)
+
+    @property
     def sparsity(self) -> float:
-        """The fraction of zeros among the maskable weights."""
-        return sparsity.sparsity_of(self.masks, self.state.params)
+        """The fraction of the maskable weights that are zero or have been removed."""
+        return sparsity.sparsity_of(self.masks_of_whole, self.whole)
+
+
+def _plain(problem: Problem, network: Network | None) -> Network | None:
+    """A network without the coefficients of a search."""
+    return network and network._replace(params=search.plain(problem, network.params))
 
 
 def _is_of_schedule(path: tuple[Any, ...], value: Any) -> bool:
@@ -134,6 +201,8 @@ class TrainingLoop:
 
     def train_until(self, stop: int) -> None:
         """Goes on from where the run stands to the end of the last epoch before `stop`."""
+        if self.run.progress.step == 0:
+            self._compact()
         _ = self.run.step  # compiles, so that no epoch's speed has it in it
         self._observer.on_start(self.run)
         while self.run.progress.epoch < stop:
@@ -186,33 +255,59 @@ class TrainingLoop:
         evaluates = last or (run.progress.epoch + 1) % config.evaluate_every == 0
         gradients = build.dense_gradients(config, run.state.opt_state)
         cost = run.progress.cost + self.run.cost.training(
-            run.masks,
+            run.masks_of_whole,
             self._problem.steps_per_epoch,
             gradients - run.progress.dense_gradients,
         )
         record = self._record(cost, evaluates, speed, data_wait)
         transform.warn_of_plain_step(self.run.state.opt_state)
         run.records.append(record)
-        is_best = evaluates and record.score > run.progress.best
+        # A network that is still to lose weights is no best one.
+        counts = evaluates and self._masks_stand()
+        is_best = counts and record.score > run.progress.best
         run.state = step.begin_epoch(run.state, self._problem.mesh)
         run.progress = run.progress._replace(
             epoch=run.progress.epoch + 1,
             step=0,
             records=len(run.records),
-            best=max(run.progress.best, record.score) if evaluates else run.progress.best,
+            best=max(run.progress.best, record.score) if counts else run.progress.best,
             cost=cost,
             dense_gradients=gradients,
             seconds=record.seconds,
         )
         self._observer.on_epoch(record, run)
+        self._compact()
         if self.checkpoints is None:
             return
         every = self.checkpoints.every
         due = time.perf_counter() - self._last_save > self.checkpoints.seconds
         is_milestone = every is not None and run.progress.total_steps % every == 0
         if devices.agree(is_best or due or is_milestone):
-            self._save(score=record.score if evaluates else None)
+            self._save(score=record.score if counts else None)
         self._stop_if_interrupted()
+
+    def _compact(self) -> None:
+        """Removes what the masks leave out, once they stand; between two epochs."""
+        run, problem = self.run, self._problem
+        if problem.units is None or run.progress.kept is not None:
+            return
+        steps, watch = run.progress.epoch * problem.steps_per_epoch, run.state.watch
+        if watch is not None and steps:
+            watch = search.watcher(problem).update(run.state.params, watch)
+            run.state = run.state._replace(watch=devices.replicate(watch, problem.mesh))
+        if build.masks_stand(problem, steps) or (watch is not None and bool(watch.drawn)):
+            run.compact()
+            self._observer.on_compaction(run)
+            if run.progress.epoch < self._config.epochs:
+                _ = run.step
+
+    def _masks_stand(self) -> bool:
+        """Whether the network that has just been trained has lost all that it is to lose."""
+        progress = self.run.progress
+        if self._config.searches:
+            return progress.kept is not None
+        steps = (progress.epoch + 1) * self._problem.steps_per_epoch
+        return build.masks_stand(self._problem, steps)
 
     def _record(self, cost: float, evaluates: bool, speed: float, data_wait: float) -> EpochRecord:
         run, problem = self.run, self._problem
@@ -225,7 +320,7 @@ class TrainingLoop:
             return problem.evaluate(network, split)
 
         epoch, good = run.progress.epoch + 1, steps - bad
-        average = run.state.average
+        average = _plain(problem, run.state.average)
         if average is not None:
             average = average._replace(params=sparsity.apply_masks(average.params, run.masks))
         test, validation = evaluated(run.network, "test"), evaluated(run.network, "validation")

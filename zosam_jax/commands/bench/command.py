@@ -104,6 +104,11 @@ class BenchConfig(ModelConfig, SparseConfig, AscentConfig):
             )
         if self.sparse not in ("none", "random") and self.is_dense:
             raise ValueError(f"sparse={self.sparse!r} needs a sparsity above 0.")
+        if self.searches:
+            raise ValueError(
+                f"sparse={self.sparse!r} is for train: bench measures steps, not a search and what "
+                "follows it; take random or s2vite."
+            )
         others = [o for o in dict.fromkeys(self.optimizers) if o != "sgd"]
         object.__setattr__(self, "optimizers", ("sgd", *others))
 

@@ -127,8 +127,11 @@ def parts(problem: BenchProblem, name: str) -> Parts:
 
 
 def run_of(problem: BenchProblem, name: str) -> Run:
-    """An optimizer at its default radius, before its first step."""
-    return Run(problem, name, build.default_rho(name, problem.config.radius), _SEED)
+    """An optimizer at its default radius, before its first step; without units that go by then."""
+    run = Run(problem, name, build.default_rho(name, problem.config.radius), _SEED)
+    if problem.units is not None and build.masks_stand(problem, 0):
+        run.compact()
+    return run
 
 
 def _whole_step(problem: BenchProblem, tx: optax.GradientTransformation) -> Step:
@@ -168,10 +171,9 @@ def _optax_sam(problem: BenchProblem, state: RunState) -> Parts:
         return sam.update(updates, state, params, grad_fn=lambda p, _: jax.grad(value_fn)(p))
 
     tx = build.under_masks(
-        problem.config,
+        problem,
         optax.GradientTransformationExtraArgs(sam.init, update),
         build.masks_of(state.opt_state),
-        steps=problem.steps,
         seed=_SEED,
     )
     return _whole_step(problem, tx), state._replace(opt_state=tx.init(state.params)), None
