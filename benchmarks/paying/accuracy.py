@@ -1,6 +1,6 @@
 """Gathers the runs of accuracy.toml: accuracy, MACs and parameters of weights and channels pruned.
 
-    python benchmarks/paying/accuracy.py runs/paying --output benchmarks/results/paying/accuracy.json
+    python benchmarks/paying/accuracy.py runs/paying --output OUTPUT.json
 
 A row for each run. Printed is a table of test accuracies in percent, mean ± sample standard
 deviation over seeds; MACs and parameters are those of the trained network relative to the dense one
