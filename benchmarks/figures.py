@@ -1,9 +1,11 @@
-"""Draws docs/_static/accuracy_and_cost.svg from the committed results, and its twin for dark pages.
+"""Draws the pictures of the README from the committed results, each with a twin for dark pages.
 
     python benchmarks/figures.py
 
-For every problem of the family study: what a method gains over SGD (AdamW for the transformer) in
-points of test accuracy, paired by seed, over what its step takes relative to SGD's.
+docs/_static/accuracy_and_cost.svg: for every problem of the family study, what a method gains over
+SGD (AdamW for the transformer) in points of test accuracy, paired by seed, over what its step takes
+relative to SGD's. docs/_static/weights_and_channels.svg: test accuracy over the MACs that are left
+where single weights are pruned, and where whole channels are.
 """
 
 import io
@@ -22,8 +24,8 @@ from zosam_jax.report.figures import PALETTE
 HERE = Path(__file__).parent
 STUDY = HERE / "results" / "family_study"
 STEP_TIMES = HERE / "results" / "bench_resnet32_rademacher.json"
-OUTPUT = HERE.parent / "docs" / "_static" / "accuracy_and_cost.svg"
-DARK_OUTPUT = OUTPUT.with_stem(f"{OUTPUT.stem}_dark")
+PAYING = HERE / "results" / "paying" / "accuracy.json"
+PICTURES = HERE.parent / "docs" / "_static"
 
 PROBLEMS = {
     "mlp-clean-90": "MLP, 90% sparse, clean labels",
@@ -53,6 +55,12 @@ METHODS = (
     Method("zo_sam, the paper's", "zo-sam-global", "zo_sam", "#d55e00", "o"),
     Method("sam", "sam-layerwise", "sam", "#0072b2", "D"),
 )
+
+
+OPTIMIZERS = {
+    "sgd": ("#c0649b", "v"),
+    **{m.bench if m.bench != "fast_sam" else "subbatch_sam": (m.color, m.marker) for m in METHODS},
+}
 
 
 class Point(NamedTuple):
@@ -91,8 +99,8 @@ def _tested(problem: str, method: str) -> dict[int, float]:
     return {row["seed"]: row["accuracy"] for row in tests}
 
 
-def draw() -> str:
-    """The picture as SVG without a background: a panel for each problem, on the same axes."""
+def accuracy_and_cost() -> Figure:
+    """A panel for each problem, on the same axes."""
     figure = Figure(figsize=(5.2, 6.6), layout="constrained", facecolor="none")
     panels = figure.subplots(3, 2, sharex=True, sharey=True)
     for axes, (problem, title) in zip(panels.flat, PROBLEMS.items(), strict=False):
@@ -101,10 +109,7 @@ def draw() -> str:
     _legend(panels[2, 1])
     figure.supylabel("gain over SGD, points of test accuracy", color=INK, fontsize=10)
     figure.supxlabel("time of a step, SGD's = 1", color=INK, fontsize=10)
-    file = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": OUTPUT.name}):
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return re.sub("[ \t]+\n", "\n", file.getvalue())
+    return figure
 
 
 def _panel(axes: Any, title: str, drawn: list[Point]) -> None:
@@ -124,7 +129,11 @@ def _panel(axes: Any, title: str, drawn: list[Point]) -> None:
             linewidth=1.4,
         )
     axes.set(xlim=(0.95, 2.0), ylim=(-1.5, 19), xticks=(1.0, 1.5, 2.0), yticks=(0, 5, 10, 15))
-    axes.tick_params(colors=INK, labelsize=10, length=0)
+    _plain(axes)
+
+
+def _plain(axes: Any) -> None:
+    axes.tick_params(colors=INK, which="both", labelsize=10, length=0)
     axes.grid(color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
@@ -144,11 +153,69 @@ def _legend(axes: Any) -> None:
     axes.text(0.0, 0.3, note, color=INK, fontsize=9.5, va="top", transform=axes.transAxes)
 
 
+def weights_and_channels() -> Figure:
+    """A panel for single weights and one for channels: accuracy over the MACs that are left."""
+    rows = json.loads(PAYING.read_text())
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained", facecolor="none")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, removed in zip(panels, ("weights", "channels"), strict=True):
+        axes.set_title(f"{removed} pruned", color=INK, fontsize=10, loc="left")
+        for name, (color, marker) in OPTIMIZERS.items():
+            drawn = _over_macs(
+                [r for r in rows if r["optimizer"] == name and r["removed"] in ("dense", removed)]
+            )
+            axes.errorbar(
+                *zip(*drawn, strict=True),
+                color=color,
+                marker=marker,
+                markersize=5,
+                capsize=2,
+                linewidth=1.2,
+                label=name.replace("random_weight_perturbation", "random control"),
+            )
+        axes.set(xscale="log", xlim=(1.15, 0.09), xticks=(1.0, 0.5, 0.25, 0.1))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        _plain(axes)
+    panels[1].legend(loc="lower left", fontsize=9, labelcolor=INK, frameon=False)
+    figure.supylabel("test accuracy (%)", color=INK, fontsize=10)
+    figure.supxlabel("MACs, the dense network's = 1", color=INK, fontsize=10)
+    return figure
+
+
+def _over_macs(rows: list[dict[str, Any]]) -> list[tuple[float, float, float]]:
+    """(MACs, mean accuracy in percent, its standard error) at each sparsity."""
+    by_sparsity: dict[float, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_sparsity[row["sparsity"]].append(row)
+    made = []
+    for _, of_seeds in sorted(by_sparsity.items()):
+        values = [100 * row["test_accuracy"] for row in of_seeds]
+        error = statistics.stdev(values) / len(values) ** 0.5
+        made.append((of_seeds[0]["macs"], statistics.fmean(values), error))
+    return made
+
+
+def file(name: str) -> Path:
+    """Where a picture is."""
+    return PICTURES / f"{name}.svg"
+
+
+def as_svg(figure: Figure, name: str) -> str:
+    """A picture without a background, the same bytes from the same results."""
+    drawn = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": f"{name}.svg"}):
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return re.sub("[ \t]+\n", "\n", drawn.getvalue())
+
+
 def in_dark(picture: str) -> str:
     """The picture in the colours for dark pages."""
     return re.sub("|".join(DARK), lambda found: DARK[found[0]], picture)
 
 
 if __name__ == "__main__":
-    OUTPUT.write_text(draw())
-    DARK_OUTPUT.write_text(in_dark(OUTPUT.read_text()))
+    for picture in (accuracy_and_cost, weights_and_channels):
+        text = as_svg(picture(), picture.__name__)
+        file(picture.__name__).write_text(text)
+        file(f"{picture.__name__}_dark").write_text(in_dark(text))

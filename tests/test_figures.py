@@ -1,4 +1,4 @@
-"""The picture of the README shows the numbers of the committed results."""
+"""The pictures of the README show the numbers of the committed results."""
 
 import importlib.util
 import json
@@ -37,7 +37,7 @@ def test_prices_are_those_of_the_bench(figures):
 
 
 def test_the_committed_picture_has_a_marker_for_every_gain(figures):
-    text = figures.OUTPUT.read_text()
+    text = figures.file("accuracy_and_cost").read_text()
     assert len(text) < 100 * 1024
     panels = re.split(r'<g id="axes_\d+">', text)[1 : 1 + len(figures.PROBLEMS)]
     for problem, panel in zip(figures.PROBLEMS, panels, strict=True):
@@ -50,8 +50,21 @@ def test_the_committed_picture_has_a_marker_for_every_gain(figures):
         assert gains == pytest.approx(expected, abs=0.01)
 
 
-def test_the_picture_has_no_background_and_a_twin_for_dark_pages(figures):
-    light, dark = figures.OUTPUT.read_text(), figures.DARK_OUTPUT.read_text()
+def test_the_picture_of_weights_and_channels_has_a_marker_for_every_network(figures):
+    text = figures.file("weights_and_channels").read_text()
+    rows = json.loads(figures.PAYING.read_text())
+    drawn = {(r["optimizer"], r["removed"], r["sparsity"]) for r in rows}
+    dense = sum(removed == "dense" for _, removed, _ in drawn)  # stand in both panels
+    colors = "|".join(color for color, _ in figures.OPTIMIZERS.values())
+    panels = re.split(r'<g id="axes_\d+">', text)[1:]
+    lines = [re.split(r'<g id="legend', panel)[0] for panel in panels]
+    markers = sum(len(re.findall(rf"<use [^>]*fill: (?:{colors})", line)) for line in lines)
+    assert markers == len(drawn) + dense
+
+
+@pytest.mark.parametrize("name", ["accuracy_and_cost", "weights_and_channels"])
+def test_the_picture_has_no_background_and_a_twin_for_dark_pages(name, figures):
+    light, dark = figures.file(name).read_text(), figures.file(f"{name}_dark").read_text()
     assert dark == figures.in_dark(light)
     assert "#ffffff" not in light + dark
     assert figures.INK in light
