@@ -83,6 +83,33 @@ def test_it_converges(make):
     assert_close(params, sparsity.apply_masks(target, masks), rtol=3e-2, atol=3e-2)
 
 
+# How near 20,000 steps come; look_sam, which does not, has a test of its own.
+NEAR = dict.fromkeys(everything.ROWS.keys() - {"look_sam"}, 0.03) | {"mezo": 0.08, "s2_sam": 0.08}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "zo_sam" else pytest.mark.slow) for n in sorted(NEAR)]
+)
+def test_it_finds_the_minimum_of_rosenbrocks_function(name):
+    def loss(params, x):
+        del x
+        return (1 - params[0]) ** 2 + 100 * (params[1] - params[0] ** 2) ** 2
+
+    record = zosam_jax.RECORDS[name]
+    is_noisy = name in ("mezo", "forward_gradient")  # their updates are estimates
+    base = optax.sgd(3e-4 if name == "mezo" else 1e-3, momentum=None if is_noisy else 0.9)
+    tx = optax.chain(record.make(*[1e-3] * record.has_rho), base)
+    step = an_update(tx, loss)
+
+    @jax.jit
+    def run(params, state):
+        ones = {"x": jnp.ones((8, 1))}
+        return jax.lax.scan(lambda c, _: (step(*c, ones), None), (params, state), length=20_000)[0]
+
+    params, _ = run(jnp.zeros(2), tx.init(jnp.zeros(2)))
+    assert_close(params, jnp.ones(2), rtol=0, atol=NEAR[name])
+
+
 @everything.some_of({"zo_sam", "set", "rigl"})
 def test_accumulation_around_it_emits_nothing_before_its_turn_and_is_warned_of(make):
     """Of microbatches it would see the last alone."""

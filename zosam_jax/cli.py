@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import os
+import signal
 import sys
 import typing
 from collections.abc import Sequence
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
       arguments: the words after `zosam`; by default those of this process.
 
     Raises:
-      SystemExit: with status 2 for what is refused, 1 for what may succeed later, 0 after --help.
+      SystemExit: with status 2 for what is refused, 1 for what may succeed later, 130 after Ctrl-C,
+        0 after --help.
     """
     console = Console(soft_wrap=True)
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -60,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RefusedError as refusal:
         console.print(f"zosam: {refusal}", style="red", markup=False, highlight=False)
         sys.exit(refusal.status)
+    except KeyboardInterrupt:
+        console.print("zosam: interrupted", style="red")
+        sys.exit(128 + signal.SIGINT)  # as shells report it
     except BrokenPipeError:  # whoever reads what is printed has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

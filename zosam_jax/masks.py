@@ -137,6 +137,24 @@ def restrict(
     )
 
 
+def straight_through(params: PyTree, mask: Resolved, dormant: PyTree = None) -> PyTree:
+    """params ⊙ mask, differentiated as if it were params: gradients reach pruned weights.
+
+    These have the values `dormant`, a tree like the parameters, or zero.
+    """
+    if mask is None:
+        return params
+
+    def leaf(p: Array, m: Array | None, d: Array | None) -> Array:
+        if m is None:
+            return p
+        through = p - jax.lax.stop_gradient(p)
+        return jnp.where(m, p, through if d is None else d + through)
+
+    none = jax.tree.map(lambda _: None, params)
+    return jax.tree.map(leaf, params, mask, none if dormant is None else dormant)
+
+
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     """params ⊙ masks: pruned weights become exactly 0, everything else stays as it is.
 

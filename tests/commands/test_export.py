@@ -93,6 +93,10 @@ def test_another_export_takes_its_place(sparse, tmp_path, console):
     export(later, console)
     names = {"README.md", "export.json", "model.safetensors"}
     assert {file.name for file in tmp_path.iterdir()} == names
+    with (tmp_path / "README.md").open("a") as file:
+        file.write("mine")
+    with pytest.raises(FileExistsError, match=r"one with another README\.md"):
+        export(later, console)
     card = (tmp_path / "README.md").read_text()
     assert "Weights are rounded to 8 bits." in card
     assert "float32 [batch, 8, 8, 1]; pixels less 4." in card
@@ -105,6 +109,20 @@ def test_a_difference_leaves_no_file(wrong, sparse, tmp_path, console, monkeypat
     monkeypatch.setattr(stablehlo, "load", lambda file: lambda x: load(file)(x) + wrong)
     with pytest.raises(verified.MismatchError, match=r"model\.stablehlo is not written: its outp"):
         export(ExportConfig(run=sparse, format=("stablehlo",), output=tmp_path / "x"), console)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_no_file(sparse, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        assert list(tmp_path.rglob("model.safetensors"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verified, "_compared", interrupted)
+    words = ["export", str(sparse), "--format", "safetensors", "--output", str(tmp_path / "x")]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 130
+    assert capsys.readouterr().out == "zosam: interrupted\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -135,6 +153,9 @@ def test_a_folder_of_something_else_stays_as_it_is(sparse, tmp_path, console):
         export(ExportConfig(run=sparse, format=("safetensors",), output=tmp_path), console)
     with pytest.raises(FileExistsError, match="is a file: choose a folder"):
         export(ExportConfig(run=sparse, output=tmp_path / "README.md"), console)
+    (tmp_path / "export.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=r"holds no export to be replaced, or one with anoth"):
+        export(ExportConfig(run=sparse, output=tmp_path), console)
     assert (tmp_path / "README.md").read_text() == "mine"
 
 

@@ -123,3 +123,10 @@ def test_names_are_printed_as_they_are():
     assert table.startswith("[red]a:smile:.png")
     assert "[b] 100.0%" in table
     assert line.endswith("[red]a:smile:.png,[b],1.0\n")
+
+
+def test_json_has_null_where_a_number_is_none(folder, images, capsys, monkeypatch):
+    rows = [{"image": "a", "outputs": [float("nan"), 1.0]}]
+    monkeypatch.setattr(command, "predictions", lambda *_: rows)
+    said, _, _ = predict(folder, images / "0.png", "--json", capsys=capsys)
+    assert json.loads(said, parse_constant=pytest.fail) == [{"image": "a", "outputs": [None, 1.0]}]

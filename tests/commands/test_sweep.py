@@ -107,7 +107,7 @@ def test_recipes_and_seeds_are_axes():
         ('[train]\noutput = "here"\n', "output is no option of a sweep's runs"),
         (
             '[train]\nmodel = "resnet99"\n',
-            "run: model='resnet99' is not known; choose one of 'lenet",
+            "[train]: model='resnet99' is not known; choose one of 'lenet",
         ),
         ("[train]\nseed = 1.5\n", "[train]: seed=1.5 must be an integer"),
         ("[train]\nstream = 1\n", "[train]: stream=1 must be true or false"),
@@ -227,6 +227,13 @@ def test_names_with_a_slash_make_no_folders(tmp_path):
     text = '[grid]\ndataset = ["hub:a/b", "digits"]\n'
     names = [cell.name for cell in cells(SweepConfig(file=written(tmp_path, text)))]
     assert names == ["dataset=hub:a-b", "dataset=digits"]
+
+
+def test_lists_in_names_have_no_brackets(tmp_path):
+    """Orbax would write no checkpoints into such a folder that can be read."""
+    text = "[train]\nschedule = 'step'\n[grid]\nmilestones = [[0.5, 0.7], [0.6]]\n"
+    names = [cell.name for cell in cells(SweepConfig(file=written(tmp_path, text)))]
+    assert names == ["milestones=0.5+0.7", "milestones=0.6"]
 
 
 def test_a_claim_lasts_as_long_as_the_process_that_has_it(tmp_path):

@@ -95,6 +95,16 @@ def test_another_reader_finds_the_same(arrays, tmp_path):
     assert header["conv.kernel.bitmask"]["shape"] == [3 * 3 * 16, 3]
 
 
+@pytest.mark.filterwarnings("ignore")  # of the library, and of what it imports
+def test_compressed_tensors_itself_finds_the_same(arrays, tmp_path):
+    """By version 0.13.0; from 0.15 on it reads no sparse layout."""
+    sparse = pytest.importorskip("compressed_tensors.compressors.sparse_compressors")
+    path = saved(tmp_path / "x.safetensors", arrays, "bitmask")
+    compressor = sparse.BitmaskCompressor(config=None)
+    found = {n.removesuffix(".weight"): t.numpy() for n, t in compressor.decompress(str(path))}
+    same(found, arrays)
+
+
 def test_offsets_are_as_wide_as_they_have_to_be(tmp_path):
     wide = np.ones((300, 200), np.float32)
     wide[:100] = 0.0

@@ -67,6 +67,21 @@ def test_the_block_with_the_largest_sum_stays():
     assert masks["w"].tolist() == [[True, True, False, False]] * 2
 
 
+@pytest.mark.parametrize(
+    ("sparsity_asked", "in_each"), [(0.5, 2), (0.6, 2), (0.7, 1), (0.95, 1), (0.0, 4)]
+)
+def test_every_column_of_blocks_keeps_as_many(sparsity_asked, in_each):
+    """The nearest number, at least one: those with the largest sums, ties to the first."""
+    weights = jax.random.normal(jax.random.key(0), (16, 12))
+    pattern = patterns.block(4, 2, per_column=True)
+    masks = sparsity.magnitude({"w": weights}, sparsity_asked, pattern=pattern)
+    kept = blocks(masks["w"], 4, 2)
+    assert ((kept == 8).sum(0) == in_each).all()
+    sums = np.abs(np.asarray(weights)).reshape(4, 4, 6, 2).sum((1, 3))
+    order = np.argsort(-sums, axis=0, kind="stable")[:in_each]
+    np.testing.assert_array_equal(np.sort(order, 0), np.sort(np.argsort(-kept, 0)[:in_each], 0))
+
+
 MAKERS = {
     "set": lambda tx, **o: sparsity.set_(tx, 0.5, total_steps=20, every=2, **o),
     "rigl": lambda tx, **o: sparsity.rigl(tx, 0.5, total_steps=20, every=2, **o),
@@ -76,7 +91,9 @@ MAKERS = {
 
 @pytest.mark.parametrize("method", MAKERS)
 @pytest.mark.parametrize(
-    "pattern", [patterns.n_m(2, 4), patterns.block(4, 2)], ids=lambda p: p.name
+    "pattern",
+    [patterns.n_m(2, 4), patterns.block(4, 2), patterns.block(4, 2, per_column=True)],
+    ids=lambda p: p.name,
 )
 @pytest.mark.parametrize("first", [None, zosam_jax.zo_sam(0.1)], ids=["sgd", "zo_sam"])
 def test_training_keeps_the_pattern(method, pattern, first):
@@ -97,6 +114,10 @@ def test_training_keeps_the_pattern(method, pattern, first):
         masks = sparsity.get_masks(state)
         for mask, before in zip(jax.tree.leaves(masks), jax.tree.leaves(start), strict=True):
             assert mask.sum() == before.sum()
+            if pattern.per_column:
+                in_columns = (blocks(mask, 4, 2) > 0).sum(-2)
+                assert (in_columns == (blocks(before, 4, 2) > 0).sum(-2)).all()
+                assert len(set(in_columns.ravel())) == 1
             if pattern.density is None:
                 assert set(blocks(mask, 4, 2).ravel()) == {0, 8}
             else:
@@ -138,6 +159,12 @@ def test_training_keeps_the_pattern(method, pattern, first):
         (
             lambda: sparsity.dsr(optax.sgd(0.1), 0.5, total_steps=10, pattern=patterns.n_m(2, 4)),
             "do not trade",
+        ),
+        (
+            lambda: sparsity.dsr(
+                optax.sgd(0.1), 0.5, total_steps=10, pattern=patterns.block(4, 2, per_column=True)
+            ),
+            "as many in each column does not go with this method",
         ),
         (
             lambda: sparsity.drop_and_grow(

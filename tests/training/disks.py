@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from small_runs import metrics
 
+from zosam_jax.export import read_safetensors
+
 CAN_BE_MADE = sys.platform == "linux" and shutil.which("cc") is not None
 
 _SOURCE = r"""
@@ -43,13 +45,16 @@ _SOURCE = r"""
 #include <sys/uio.h>
 #include <unistd.h>
 
-static char folder[4096];
+#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+
+static char folder[4096], marker[4200];  /* the marker: a disk is full for all processes */
 static long after = -1;
 static int code;
 static long count;
 
 void disk_fails(const char *where, long when, int error) {
     snprintf(folder, sizeof folder, "%s", where);
+    snprintf(marker, sizeof marker, "%s.full", where);
     after = when, code = error, count = 0;
 }
 long disk_count(void) { return count; }
@@ -61,7 +66,9 @@ __attribute__((constructor)) static void from_environment(void) {
 
 static int fails(const char *path) {
     if (!folder[0] || !path || strncmp(path, folder, strlen(folder))) return 0;
-    if (__sync_fetch_and_add(&count, 1) < after || after < 0) return 0;
+    if (__sync_fetch_and_add(&count, 1) < after && access(marker, F_OK)) return 0;
+    if (after < 0) return 0;
+    close(REAL(open)(marker, O_CREAT | O_WRONLY, 0600));
     errno = code;
     return 1;
 }
@@ -73,7 +80,6 @@ static int fails_at(int file) {
     path[n] = 0;
     return fails(path);
 }
-#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 #define WRITES (O_WRONLY | O_RDWR | O_CREAT)
 
 ssize_t write(int f, const void *b, size_t n) { return fails_at(f) ? -1 : REAL(write)(f, b, n); }
@@ -125,7 +131,7 @@ class Command(NamedTuple):
     Attributes:
       words: folder → its words.
       result: folder → what it computed, equal however often it was begun.
-      prepare: folder → None, before it.
+      prepare: folder → None, before it, with room.
     """
 
     words: Callable[[Path], list[str]]
@@ -155,6 +161,18 @@ def _sweep(folder: Path) -> list[str]:
     return ["sweep", str(file), "--output", str(folder / "sweep"), "--workers", "1"]
 
 
+def _copy_of_a_run(folder: Path) -> None:
+    shutil.copytree(folder.parent / "runs" / "run", folder / "run")
+
+
+def _exported(folder: Path) -> Any:
+    assert sorted(p.name for p in (folder / "run" / "export").iterdir()) == [
+        *("README.md", "export.json", "model.onnx", "model.safetensors", "model.stablehlo"),
+    ]
+    arrays, metadata = read_safetensors(folder / "run" / "export" / "model.safetensors")
+    return metadata, {name: array.tobytes() for name, array in arrays.items()}
+
+
 COMMANDS = {
     "train": Command(_train(), _trained),
     "train, lottery": Command(
@@ -167,6 +185,35 @@ COMMANDS = {
     "sweep": Command(
         _sweep,
         lambda folder: {p.parent.name: metrics(p.parent) for p in folder.rglob("metrics.jsonl")},
+    ),
+    "compare": Command(
+        lambda folder: [
+            *("compare", "--output", str(folder / "compared"), "--optimizers", "sgd"),
+            *("--seeds", "1", *_train()(folder)[3:-4]),
+        ],
+        lambda folder: {p.parent.name: metrics(p.parent) for p in folder.rglob("metrics.jsonl")},
+    ),
+    "train, TensorBoard": Command(_train("--tensorboard"), _trained),
+    "analyze": Command(
+        lambda folder: [
+            *("analyze", str(folder / "run"), "--images", "32", "--eigenvalues", "1"),
+            *("--parts", "hessian", "features", "--lanczos-steps", "4", "--samples", "2"),
+        ],
+        lambda folder: json.loads((folder / "run" / "analysis.json").read_text()),
+        _copy_of_a_run,
+    ),
+    "evaluate": Command(
+        lambda folder: [
+            *("evaluate", str(folder / "run"), "--images", "10", "--severities", "1"),
+            *("--only", "contrast"),
+        ],
+        lambda folder: json.loads((folder / "run" / "robustness.json").read_text()),
+        _copy_of_a_run,
+    ),
+    "export": Command(
+        lambda folder: ["export", str(folder / "run"), "--images", "20"],
+        _exported,
+        _copy_of_a_run,
     ),
     "report": Command(
         lambda folder: ["report", str(folder.parent / "runs"), "--output", str(folder / "report")],
@@ -197,6 +244,7 @@ class Trial(NamedTuple):
 
 def attempt(command: Command, folder: Path, after: int = -1, error: int = 0) -> Trial:
     """Runs it in a child of this process in which writes fail after so many; -1 for none."""
+    Path(f"{folder}.full").unlink(missing_ok=True)
     with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as counted:
         child = os.fork()
         if child == 0:
@@ -233,6 +281,7 @@ def _become(command: Command, folder: Path, after: int, error: int, counted: int
 def attack(command: Command, expected: Any, folder: Path, after: int, error: int) -> str:
     """What becomes of it in a new folder; "failed: …" if it is bad."""
     folder.mkdir(parents=True)
+    command.prepare(folder)
     try:
         return _attack(command, expected, folder, after, error)
     finally:
@@ -244,6 +293,8 @@ def _attack(command: Command, expected: Any, folder: Path, after: int, error: in
     if "Traceback" in first.said or first.status not in (0, 1):
         return f"failed: status {first.status}, said {first.said[-2000:]}"
     if first.status == 1:
+        if (folder / "run" / "export").exists():
+            return "failed: a part of the export is there"
         sentences = [s for s in first.said.splitlines() if "cannot be written: " in s]
         if not sentences or not all(str(folder) in s or "printed" in s for s in sentences):
             return f"failed: said {first.said[-2000:]}"
@@ -266,6 +317,7 @@ def campaign(names: list[str], count: int, seed: int) -> dict[str, Any]:
         for name in names:
             command, whole = COMMANDS[name], root / "whole"
             whole.mkdir()
+            command.prepare(whole)
             trial = attempt(command, whole)
             assert trial.status == 0, trial.said
             expected = command.result(whole)

@@ -1,6 +1,8 @@
 """zosam_jax.fit: networks of any library, data of any kind, losses and optimizers of one's own."""
 
 import functools
+import io
+import re
 
 import equinox as eqx
 import jax
@@ -9,12 +11,14 @@ import numpy as np
 import optax
 import pytest
 from flax import linen, nnx
+from rich.console import Console
 from small_runs import QUIET, metrics
 
 import zosam_jax
 from zosam_jax.data.dataset import from_arrays
 from zosam_jax.training import sources
 from zosam_jax.training.callbacks import Callback
+from zosam_jax.training.checkpoints import UnfitCheckpointError
 from zosam_jax.training.run_folder import UnreadableRunError
 
 RANDOM = np.random.default_rng(0)
@@ -110,7 +114,7 @@ def test_networks_of_all_libraries_train_and_come_back(name, tmp_path):
         np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
         same(result.masks, run.masks)
     again = fit(model, output=tmp_path / "run", **sparse)
-    assert again.summary == zosam_jax.open_run(tmp_path / "run", model=model).summary
+    np.testing.assert_equal(again.summary, result.summary)
 
 
 def test_the_model_of_a_result_gives_what_was_evaluated(tmp_path):
@@ -191,6 +195,30 @@ def test_other_data_than_the_runs_are_refused(tmp_path):
         fit(NETWORKS["functions"], (X[:32], Y[:32][::-1]), output=tmp_path / "run")
 
 
+def test_other_code_of_the_same_name_is_told_by_its_arrays_and_else_named(tmp_path):
+    def made(width, tx, **options):
+        model = (lambda key: {"w": jnp.zeros((6, 3)), "v": jnp.zeros(width)}, apply_first)
+        return fit(model, optimizer=tx, output=tmp_path / "run", epochs=1, **options)
+
+    def apply_first(params, x):
+        return x @ params["w"]
+
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    crash = {"callbacks": [Crash(2)], "checkpoint_minutes": 0.0}
+    with pytest.raises(CrashError):
+        made(2, optax.sgd(0.1), **crash)
+    for other, sentence in (
+        ((3, optax.sgd(0.1)), r"params\.v is of shape \(2,\) there, and of shape \(3,\) here"),
+        ((2, optax.adam(0.1)), r"opt_state\S* is missing there, and of shape \(\) here"),
+    ):
+        with pytest.raises(UnfitCheckpointError, match=sentence):
+            made(*other)
+    for begins in ("resumed after step 1, epoch 1", f"{tmp_path / 'run'} is complete"):
+        made(2, optax.sgd(0.2), console=console)
+        (said,) = (s for s in console.file.getvalue().splitlines() if s.startswith(begins))
+        assert re.search(r"only the name .* model='\S*<lambda>', optimizer='optax'$", said)
+
+
 def test_a_regression_has_losses_and_no_accuracies(tmp_path):
     target = X[:, :1] - 2 * X[:, 1:2]
     model = (lambda key: {"w": jnp.zeros((6, 1))}, lambda params, x: x @ params["w"])
@@ -229,6 +257,17 @@ def test_the_passes_of_a_transformation_are_counted(tmp_path):
         ((Nnx, TRAIN), {"test": None}, "test=None: pass held-out examples"),
         ((Nnx, (X, Y[:3])), {}, "train has inputs of shape"),
         ((Nnx, (X, Y - 1)), {}, "train has the label -1"),
+        ((Nnx, ({"x": X}, Y)), {}, "train holds object of shape"),
+        ((Nnx, {"x": X, "y": Y}), {}, r"data=\{'x': .* is neither \(inputs, targets\)"),
+        ((Nnx, (np.where(X > 2, np.nan, X)[:32], Y[:32])), {}, "train has inputs that are NaN"),
+        ((Nnx, TRAIN), {"test": (X + np.inf, Y)}, "test has .* infinite, first in example 0"),
+        ((Nnx, TRAIN), {"epochs": np.int64(0)}, "epochs=0 must be at least 1"),
+        ((None, TRAIN), {}, "model=None: pass a network"),
+        (
+            (lambda: nnx.Linear(5, 3, rngs=nnx.Rngs(0)), TRAIN),
+            {},
+            r"<lambda>' fails on a batch of inputs of shape \(2, 6\) and dtype float32: TypeError",
+        ),
         ((3, TRAIN), {}, "model=3 is no module of Flax NNX"),
         ((lambda width: None, TRAIN), {}, "needs the argument width"),
         ((Nnx, TRAIN), {"epoch": 3}, "epoch is no option"),
@@ -283,3 +322,13 @@ def test_opened_with_data_it_is_evaluated(tmp_path):
     assert accuracy == result.summary["test_accuracy"]
     with zosam_jax.open_run(tmp_path / "run", model=Nnx, data=from_arrays(TRAIN, TEST)) as run:
         assert run.run.problem.accuracy(run.run.network) == accuracy
+
+
+def test_a_cut_record_of_epochs_is_named(tmp_path):
+    path = fit(NETWORKS["functions"], output=tmp_path / "run").path
+    lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_text(lines[0])
+    with zosam_jax.open_run(path, model=NETWORKS["functions"]) as run:
+        assert run.predict(X).shape == (40, 3)
+        with pytest.raises(UnreadableRunError, match=r"jsonl is damaged: it ends at step 2; .* 4"):
+            _ = run.metrics

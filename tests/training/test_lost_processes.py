@@ -24,6 +24,11 @@ The tasks have crashed. Check the task logs for an earlier error"""
     [
         (TOLD.format(2), "process 2 has"),
         (TOLD.format("1\n3"), "process 1, 3 has"),
+        (
+            "DEADLINE_EXCEEDED: Deadline Exceeded\n\n"
+            "RPC: /xla.coordination.CoordinationService/RegisterTask",
+            "not all processes have joined within 60 s: begin them together",
+        ),
         ("UNAVAILABLE: Connection reset by peer", "process 0 has"),
     ],
 )

@@ -50,3 +50,9 @@ def test_what_fails_while_writing_is_named(tmp_path):
     (tmp_path / "run" / "summary.json").mkdir(parents=True)
     with pytest.raises(UnwritableError, match=r"summary\.json cannot be written: Is a directory"):
         folder.write_json(run_folder.SUMMARY, {})
+
+
+@pytest.mark.parametrize("letter", ["[", "*", "?"])
+def test_folders_in_which_checkpoints_would_be_lost_are_refused(letter, tmp_path):
+    with pytest.raises(ValueError, match=f"has '\\{letter}' in it, which Orbax takes"):
+        run_folder.for_training(TrainConfig(output=tmp_path / f"a{letter}x]" / "run"))

@@ -26,7 +26,7 @@ from zosam_jax.errors import check_count, check_number
 from zosam_jax.optimizers import ESTIMATORS
 from zosam_jax.training import contents, devices, pictures, run_folder, step
 from zosam_jax.training.problem import Examples
-from zosam_jax.training.run_folder import UnreadableRunError
+from zosam_jax.training.run_folder import UnreadableRunError, UnwritableError
 from zosam_jax.training.saved_run import SavedRun, complete_runs, opener
 from zosam_jax.training.step import RunState
 from zosam_jax.trees import Array, PyTree
@@ -148,7 +148,8 @@ def analyze(config: AnalyzeConfig, console: Console) -> None:
     Parts of an earlier analysis that are not asked for stay, if they are of the same checkpoint and
     options.
     """
-    left_out = []
+    left_out: list[str] = []
+    kind: type[Exception] = ValueError
     say = functools.partial(console.print, markup=False)
     open_next = opener(data_dir=config.data_dir, code=config.code, say=say)
     with Steps(console) as steps:
@@ -158,10 +159,12 @@ def analyze(config: AnalyzeConfig, console: Console) -> None:
                     found = _analysed(_fitted(config, saved), saved, steps)
             except (ValueError, OSError) as error:
                 left_out.append(f"left out: {path}: {error}")
+                if isinstance(error, UnwritableError):  # the same command may succeed later
+                    kind = UnwritableError
             else:
                 say(f"{path}: {_in_words(found)}")
     if left_out:
-        raise ValueError("\n".join(left_out))
+        raise kind("\n".join(left_out))
 
 
 def _fitted(config: AnalyzeConfig, saved: SavedRun) -> AnalyzeConfig:

@@ -14,7 +14,7 @@ from zosam_jax import recipes
 from zosam_jax.errors import check_count, check_positive_fraction
 from zosam_jax.training import build
 from zosam_jax.training.applicable import has_rho
-from zosam_jax.training.config import TrainConfig, applicable, replacing
+from zosam_jax.training.config import TrainConfig, applicable, check_model, replacing
 from zosam_jax.training.saved_run import typed
 
 Options: TypeAlias = Mapping[str, Any]
@@ -60,8 +60,13 @@ class Tuning(NamedTuple):
 
 def _name(own: Options) -> str:
     ordered = sorted(own.items(), key=lambda item: item[0] == "seed")
-    # Data sets may have a slash in their name.
-    return ",".join(f"{option}={value}" for option, value in ordered).replace("/", "-") or "run"
+    # Data sets may have a slash in their name, and lists brackets.
+    words = [f"{option}={'+'.join(map(str, _listed(value)))}" for option, value in ordered]
+    return ",".join(words).replace("/", "-") or "run"
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def make_cell(own: Options, options: Options, grid: Mapping[str, Sequence[Any]] = {}) -> Cell:
@@ -88,8 +93,7 @@ def _words(name: str, value: Any) -> list[str]:
     option = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{option}" if value else f"--no-{option}"]
-    values = value if isinstance(value, list | tuple) else [value]
-    return [f"--{option}", *map(str, values)]
+    return [f"--{option}", *map(str, _listed(value))]
 
 
 class Tables(NamedTuple):
@@ -237,6 +241,7 @@ def _check_options(options: Options) -> None:
         if option not in known:
             raise ValueError(f"{option} is no option of a sweep's runs.")
     typed(options)
+    check_model(options.get("model", TrainConfig.model))
 
 
 def _check_lists(prefix: str, place: str, lists: Any) -> None:

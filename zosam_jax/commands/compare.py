@@ -141,7 +141,7 @@ def compare(config: CompareConfig, console: Console) -> list[OptimizerResult] | 
     rows = _rows(cells, runs)
     folder.write_json(run_folder.COMPARISON, [row._asdict() for row in rows])
     console.print(_table(rows, config))
-    console.print(f"results in {folder.path}; zosam report makes a page of them")
+    console.print(f"results in {folder.path}; zosam report makes a page of them", markup=False)
     return rows
 
 

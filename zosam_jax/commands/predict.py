@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from rich.text import Text
 from zosam_jax.commands.options import OpeningConfig
 from zosam_jax.commands.refusal import refusing
 from zosam_jax.errors import check_count
-from zosam_jax.training import predicting
+from zosam_jax.training import predicting, run_folder
 from zosam_jax.training.saved_run import SavedRun, opener
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -81,7 +80,7 @@ def run(config: PredictConfig, console: Console) -> None:
     for row in unread:
         errors.print(row["error"], style="red", markup=False, highlight=False)
     if config.json:
-        _write(console, json.dumps(rows, indent=2))
+        _write(console, run_folder.as_json(rows))
     elif config.csv:
         _write(console, _csv([row for row in rows if row not in unread]))
     elif len(unread) < len(rows):

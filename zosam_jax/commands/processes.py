@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import os
 import queue
 import signal
@@ -99,9 +98,7 @@ class Runs(NamedTuple):
 
     def summary(self, cell: Cell) -> dict[str, Any]:
         """The numbers of a finished run; NaN where they are not known."""
-        file = self.folder(cell).path / run_folder.SUMMARY
-        found = run_folder.read_json(file, contents.Summary)
-        return {name: math.nan if value is None else value for name, value in found.items()}
+        return self.folder(cell).summary or {}
 
     def failure(self, cell: Cell) -> str | None:
         """What a run that is not finished was refused for; None if it would go on."""
@@ -188,7 +185,7 @@ class _Work:
         if status == _REFUSED:
             told = {"status": status, "reason": self._runs.last_line(cell), "options": cell.options}
             with run_folder.replacing(failure) as partial:
-                partial.write_text(json.dumps(told, indent=2) + "\n")
+                partial.write_text(run_folder.as_json(told) + "\n")
         return status
 
     def _launch(self, cell: Cell, share: "_Share", claim: int) -> int:
@@ -214,7 +211,18 @@ class _Work:
         status = child.wait()
         with self._lock:
             self._children.remove(child)
+        if status == 1:
+            self._check_room(cell)
         return status
+
+    def _check_room(self, cell: Cell) -> None:
+        """Raises UnwritableError if a run's log takes nothing more, not even why it has failed."""
+        path = self._runs.log_file(cell)
+        try:
+            with path.open("ab") as log:
+                log.write(b"\n")
+        except OSError as error:
+            raise run_folder.unwritable(path, error) from error
 
     def _report(self, cell: Cell, status: int) -> None:
         with self._lock:

@@ -37,7 +37,9 @@ def _run(config: TrainConfig, console: Console) -> None:
     with fitting:
         path = fitting.folder.path
         if fitting.is_complete:
-            console.print(f"{path} is complete; its results are in {run_folder.SUMMARY}")
+            console.print(
+                f"{path} is complete; its results are in {run_folder.SUMMARY}", markup=False
+            )
         else:
             _train(fitting, console)
 
@@ -57,7 +59,8 @@ def _train(fitting: Fitting, console: Console) -> None:
         raise refusal from error
     except InterruptedRunError as interruption:
         console.print(
-            f"{interruption}; the same command goes on from there ({fitting.folder.path})"
+            f"{interruption}; the same command goes on from there ({fitting.folder.path})",
+            markup=False,
         )
         # As shells report a process that its signal has ended.
         sys.exit(128 + interruption.signal)

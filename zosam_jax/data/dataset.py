@@ -92,6 +92,8 @@ def from_arrays(
     splits = {name: as_split(name, pair) for name, pair in given.items() if pair is not None}
     first = splits["train"]
     for name, split in splits.items():
+        _check_finite(f"{name} has inputs", split.images)
+        _check_finite(f"{name} has targets", split.labels)
         for part in ("images", "labels"):
             one, other = getattr(first, part), getattr(split, part)
             if (one.shape[1:], one.dtype) != (other.shape[1:], other.dtype):
@@ -151,6 +153,17 @@ def _narrow(name: str, given: Any) -> Shaped[np.ndarray, "n ..."]:
     if array.dtype.kind == "f":
         return array.astype(np.float32, copy=False)
     return array if array.dtype == np.uint8 and array.ndim > 1 else as_int32(name, array)
+
+
+def _check_finite(name: str, array: Shaped[np.ndarray, "n ..."]) -> None:
+    for start in range(0, len(array), _BLOCK) if array.dtype.kind == "f" else ():
+        block = array[start : start + _BLOCK]
+        wrong = np.flatnonzero(~np.isfinite(block).reshape(len(block), -1).all(axis=1))
+        if len(wrong):
+            raise ValueError(
+                f"{name} that are NaN or infinite, first in example {start + wrong[0]}: fill them "
+                "in or leave their examples out."
+            )
 
 
 def as_int32(name: str, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:

@@ -1,7 +1,9 @@
 """From an opened run to a folder of files that other programs read."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -10,8 +12,11 @@ from zosam_jax.export import card, verified
 from zosam_jax.export.program import Program
 from zosam_jax.export.verified import FILES, Verified
 from zosam_jax.training import run_folder
-from zosam_jax.training.run_folder import RunFolder
+from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
 from zosam_jax.training.saved_run import SavedRun
+
+# Of README.md, in export.json.
+_CARD_CHECKSUM = "card_sha256"
 
 
 def export_run(
@@ -58,7 +63,8 @@ def export_run(
     verified.check_choice(problem, formats, layout, int8=int8)
     program = Program(problem, saved.run.network, logits=logits, raw=raw)
     with verified.working_folder(folder) as name:
-        made = RunFolder(Path(name), "export", may_hold_results=True)
+        made = RunFolder(Path(name) / run_folder.EXPORT, "export", may_hold_results=True)
+        made.path.mkdir()
         ordered = [one for one in FILES if one in formats]
         found, seen = verified.write(
             problem, program, ordered, made.path, layout=layout, int8=int8, images=images
@@ -84,9 +90,11 @@ def export_run(
             "versions": run_folder.versions(),
         }
         largest = max(program.arrays, key=lambda name: program.arrays[name].size)
-        made.write_text(run_folder.MODEL_CARD, card.card(about, found, largest))
+        text = card.card(about, found, largest)
+        made.write_text(run_folder.MODEL_CARD, text)
         measured = {name: one._asdict() for name, one in found.items()}
-        made.write_json(run_folder.EXPORT_RECORD, {**about, "measured": measured})
+        record = {**about, "measured": measured, _CARD_CHECKSUM: _checksum(text.encode())}
+        made.write_json(run_folder.EXPORT_RECORD, record)
         verified.move(made.path, folder)
     return found
 
@@ -95,9 +103,25 @@ def check_folder(folder: Path) -> None:
     """Raises for a folder with files of another kind, such as a README.md of its own."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"output={str(folder)!r} is a file: choose a folder.")
-    is_export = (folder / run_folder.EXPORT_RECORD).is_file()
-    if folder.is_dir() and any(folder.iterdir()) and not is_export:
+    if folder.is_dir() and any(folder.iterdir()) and not _is_export(folder):
         raise FileExistsError(
-            f"output={str(folder)!r} is not empty, and holds no export to be replaced: choose "
-            "another --output or move it away."
+            f"output={str(folder)!r} is not empty, and holds no export to be replaced, or one with "
+            f"another {run_folder.MODEL_CARD}: choose another --output or move it away."
         )
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether there is an export, with the card that was written with it or none."""
+    readme = folder / run_folder.MODEL_CARD
+    try:
+        record = run_folder.read_json(folder / run_folder.EXPORT_RECORD, dict[str, Any])
+        expected = record.get(_CARD_CHECKSUM)
+        return expected is not None and (
+            not readme.exists() or expected == _checksum(readme.read_bytes())
+        )
+    except (OSError, UnreadableRunError):
+        return False
+
+
+def _checksum(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()

@@ -1,6 +1,7 @@
 """Exports that are checked against the network as they are made, and appear whole or not at all."""
 
 import math
+import os
 import statistics
 import tempfile
 import time
@@ -16,7 +17,7 @@ from zosam_jax.errors import check_one_of
 from zosam_jax.export import onnx, safetensors, stablehlo
 from zosam_jax.export.program import Program, held_out_batches
 from zosam_jax.training.problem import Problem
-from zosam_jax.training.run_folder import UnwritableError, check_writable, replacing
+from zosam_jax.training.run_folder import check_writable, replacing, unwritable
 
 # Images → outputs, both NumPy arrays.
 Function: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
@@ -88,7 +89,10 @@ def write(
     sizes = {NETWORK: sum(array.nbytes for array in program.arrays.values())}
     for name in formats:
         file = folder / FILES[name]
-        functions[name] = _made(name, file, problem, program, layout=layout, int8=int8)
+        try:
+            functions[name] = _made(name, file, problem, program, layout=layout, int8=int8)
+        except OSError as error:
+            raise unwritable(file, error) from error
         sizes[name] = file.stat().st_size
     differences, accuracies, tolerance, seen = _compared(problem, program, functions, images)
     rounded = {"onnx", "safetensors"} if int8 else set()
@@ -126,13 +130,19 @@ def check_choice(problem: Problem, formats: Sequence[str], layout: str, *, int8:
 
 
 def move(made: Path, folder: Path) -> None:
-    """Moves all files of one folder into another, over those of the same names.
+    """Moves one folder to the place of another, or all its files over those of the same names.
 
     What an earlier export left of formats that were not made again goes.
 
     Raises:
       UnwritableError: if the folder cannot be written.
     """
+    if not os.path.lexists(folder):
+        try:
+            made.rename(folder)  # all at once
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        return
     # What is said of the programs comes after them.
     files = sorted(made.iterdir(), key=lambda file: (file.name not in FILES.values(), file.name))
     for file in files:
@@ -153,7 +163,7 @@ def working_folder(folder: Path) -> "tempfile.TemporaryDirectory[str]":
         folder.parent.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent)
     except OSError as error:
-        raise UnwritableError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        raise unwritable(folder, error) from error
 
 
 def _made(

@@ -8,6 +8,7 @@ from flax import nnx
 
 from zosam_jax import sparsity
 from zosam_jax.integrations import plain
+from zosam_jax.sparsity.block_sparse import BlockSparse
 from zosam_jax.trees import Array, PyTree
 
 
@@ -111,14 +112,20 @@ class Optimizer(nnx.Optimizer[Any]):
         graphdef, params, state = split(nodes, wrt)
 
         def functional(function: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+            dense = function.function if isinstance(function, BlockSparse) else function
+
             def of_nodes(nodes: tuple[Any, ...], arrays: list[Any]) -> Any:
                 model, *others = nodes
                 given = [iter(others), iter(arrays)]
                 args = jax.tree.unflatten(structure, [next(given[not _is_node(x)]) for x in leaves])
-                return function(model, *args)
+                return dense(model, *args)
 
-            of_params = functional_loss(of_nodes, graphdef, state, wrt=wrt, has_aux=has_aux)
-            return lambda params, loss_args: of_params({0: params}, loss_args)
+            of_nodes_params = functional_loss(of_nodes, graphdef, state, wrt=wrt, has_aux=has_aux)
+
+            def of_params(params: PyTree, loss_args: list[Any]) -> Any:
+                return of_nodes_params({0: params}, loss_args)
+
+            return function.of(of_params) if isinstance(function, BlockSparse) else of_params
 
         if losses_fn is not None:
             losses = functional(losses_fn, has_aux=False)

@@ -1,5 +1,6 @@
 """One step of any optax transformation from a loss function, sharpness-aware or not."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import optax
 from zosam_jax import masks, transform
 from zosam_jax.binding import own_arguments
 from zosam_jax.sparsity import forward_params
+from zosam_jax.sparsity.block_sparse import BlockSparse
 from zosam_jax.trees import Array, PyTree
 
 
@@ -53,6 +55,7 @@ def apply_loss(
         like.
     """
     own = own_arguments(loss, "loss", extra_args)
+    current = getattr(opt_state, "masks", None)  # of a sparse wrapper's state
     tx = optax.with_extra_args_support(tx)
     if transform.states(opt_state):
         with transform.naming_the_order(opt_state):
@@ -63,9 +66,18 @@ def apply_loss(
         aux, opt_state = transform.pop_aux(opt_state)
     else:
 
-        def with_aux(params: PyTree) -> tuple[Array, Any]:
+        def with_aux(params: PyTree, loss: Callable[..., Any] = loss) -> tuple[Array, Any]:
             result = loss(params, **own)
             return result if has_aux else (result, None)
+
+        def value_fn(params: PyTree) -> Array:
+            return with_aux(params)[0]
+
+        if isinstance(loss, BlockSparse) and current is not None:
+            # Products under the masks of the moment, of which tx knows that they are such.
+            dense = functools.partial(with_aux, loss=loss.function)
+            with_aux = loss.of(dense).under(current)
+            value_fn = loss.of(lambda params: dense(params)[0])
 
         def forward(params: PyTree) -> tuple[Array, Any]:
             return with_aux(forward_params(params, opt_state))
@@ -78,7 +90,7 @@ def apply_loss(
             params,
             value=value,
             grad=gradient,
-            value_fn=lambda p: with_aux(p)[0],
+            value_fn=value_fn,
             **others,
         )
     params = optax.apply_updates(params, updates)

@@ -17,11 +17,11 @@ from zosam_jax.training.progress import EpochRecord
 from zosam_jax.training.run_folder import (
     ANALYSIS,
     FAILED,
-    METRICS,
     ROBUSTNESS,
     SUMMARY,
     SWEEP,
     TUNING,
+    RunFolder,
     UnreadableRunError,
 )
 from zosam_jax.training.saved_run import counts, read_config, run_folders
@@ -161,14 +161,8 @@ def _why_incomplete(folder: Path) -> str:
 
 def _read(folder: Path, name: str) -> RunResult:
     config = read_config(folder)
-    records = run_folder.read_metrics(folder / METRICS)
-    summary = run_folder.read_json(folder / SUMMARY, contents.Summary)
-    last_step = records[-1].step if records else 0
-    if last_step != summary["steps"]:
-        raise UnreadableRunError(
-            f"{folder / METRICS} is damaged: it ends at step {last_step}; or {SUMMARY} is, where "
-            f"the run ends at {summary['steps']}."
-        )
+    of_run = RunFolder(folder, "train", may_hold_results=True)
+    records, summary = of_run.all_records, of_run.summary or {}
     analysis = _understood(folder / ANALYSIS, contents.Analysis, _analysis)
     robustness = _understood(folder / ROBUSTNESS, contents.Robustness, _robustness)
     facts = {

@@ -2,6 +2,14 @@
 
 from zosam_jax.masks import apply_masks, get_masks, sparsity_of
 from zosam_jax.sparsity import budgets, distributions, patterns, schedules, scores, slimming
+from zosam_jax.sparsity.block_sparse import (
+    BlockLayout,
+    BlockSparse,
+    block_layout,
+    block_sparse,
+    block_sparse_matmul,
+    worth_it,
+)
 from zosam_jax.sparsity.compaction import (
     compact,
     compact_masks,
@@ -49,6 +57,8 @@ from zosam_jax.sparsity.wrapper import SparseState, fixed
 __all__ = [
     "METHODS",
     "UNIT_METHODS",
+    "BlockLayout",
+    "BlockSparse",
     "DropAndGrowState",
     "EarlyBird",
     "EarlyBirdState",
@@ -58,6 +68,9 @@ __all__ = [
     "StraightThroughState",
     "Units",
     "apply_masks",
+    "block_layout",
+    "block_sparse",
+    "block_sparse_matmul",
     "budgets",
     "check_units",
     "compact",
@@ -99,4 +112,5 @@ __all__ = [
     "synflow",
     "taylor",
     "units",
+    "worth_it",
 ]

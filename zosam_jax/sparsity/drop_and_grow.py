@@ -18,9 +18,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zosam_jax.binding import own_arguments
 from zosam_jax.errors import check_one_of
 from zosam_jax.gradient import SharpnessAwareState
+from zosam_jax.masks import Resolved
 from zosam_jax.sparsity import wrapper
+from zosam_jax.sparsity.block_sparse import BlockSparse
 from zosam_jax.sparsity.budgets import Budget
 from zosam_jax.sparsity.engine import DropAndGrowState, Exchange, make_engine
 from zosam_jax.sparsity.groups import Units
@@ -137,6 +140,8 @@ def drop_and_grow(
         old = state.masks
         division = engine.division(old, params)
         masked, dormant = division.layers, state.dormant
+        is_due = schedule.is_due(state.count)
+        of_pruned = _gradient_of_products(updates, old, params, extra_args)
         updates, inner_state, gradient = wrapper.update_inner(
             inner,
             updates,
@@ -145,18 +150,23 @@ def drop_and_grow(
             masks=old,
             extra_args=extra_args,
             keep_gradient=engine.uses_gradient and bool(masked.indices),
+            uses_gradient=is_due,
             dormant=None if dormant is None else dormant.forward,
         )
         count = optax.safe_increment(state.count)
         if not masked.indices:
             return updates, state._replace(count=count, inner_state=inner_state)
-        is_due = schedule.is_due(state.count)
         if replaces_step:
             updates, inner_state = _stand_still(is_due, updates, inner_state, state.inner_state)
         exchange = jax.lax.cond(
             is_due,
             lambda: engine.exchange(
-                state, division, masks=old, params=params, updates=updates, gradient=gradient
+                state,
+                division,
+                masks=old,
+                params=params,
+                updates=updates,
+                gradient=of_pruned() if of_pruned and engine.uses_gradient else gradient,
             ),
             lambda: Exchange(
                 masked.take(old),
@@ -185,6 +195,21 @@ def drop_and_grow(
         )
 
     return optax.GradientTransformationExtraArgs(accepting_shapes(init), update)
+
+
+def _gradient_of_products(
+    updates: PyTree, masks: Resolved, params: PyTree, extra_args: dict[str, Any]
+) -> Callable[[], PyTree] | None:
+    """The pass that gives the gradient at all weights, where the incoming one leaves blocks out.
+
+    None where the incoming gradient has them, or is not taken outside.
+    """
+    value_fn = extra_args.get("value_fn")
+    if updates is None or not isinstance(value_fn, BlockSparse):
+        return None
+    own = own_arguments(value_fn, "value_fn", extra_args)
+    value = value_fn.under(masks, dense_gradient=True)
+    return lambda: jax.grad(lambda p: value(p, **own))(params)
 
 
 def _moment(

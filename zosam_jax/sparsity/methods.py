@@ -170,7 +170,8 @@ def dsr(
       fraction: N_p as a fraction of the active weights. The original sets a number: 20,000 of
         the 146,000 that WRN-28-2 has at 90%.
       threshold: the first H.
-      **shared: see `Shared`; the pattern cannot be N:M, whose groups do not trade.
+      **shared: see `Shared`; the pattern cannot be N:M or `block(per_column=True)`, whose
+        groups do not trade.
 
     Reference: Mostafa and Wang, Parameter efficient training of deep convolutional neural networks
     by dynamic sparse reparameterization, https://arxiv.org/abs/1902.05967
@@ -226,8 +227,9 @@ def mest(
         and 0.98, for others s − (1 − s)/2, s − (1 − s)/4, s.
       gradient_weight: λ. The paper describes it, the published code leaves it at 0.
       every: ΔT. Default: a thirty-second of the run (5 of 160 epochs), from step 0 on.
-      **shared: see `Shared`; the pattern cannot be N:M, whose density is fixed. The publication
-        leaves the first convolution, the projections and the classifier dense (`where`).
+      **shared: see `Shared`; the pattern cannot be N:M or `block(per_column=True)`, whose
+        density is fixed. The publication leaves the first convolution, the projections and the
+        classifier dense (`where`).
 
     Reference: Yuan et al., MEST, https://arxiv.org/abs/2110.14032
     """
@@ -493,7 +495,7 @@ def _svite_schedule(
 
 def _refuse_fixed_density(shared: Shared, reason: str) -> None:
     pattern = shared.get("pattern")
-    if pattern is not None and pattern.density is not None:
+    if pattern is not None and (pattern.density is not None or pattern.per_column):
         raise ValueError(
             f"pattern={pattern.name} does not go with this method: a pattern {reason}."
         )

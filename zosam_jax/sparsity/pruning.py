@@ -104,10 +104,10 @@ def from_scores(
             f"{1.0 - pattern.density:g} in every array."
         )
     blocks = [pattern.units(score) for score in masked.take(scores)]
-    if distribution == GLOBAL and pattern.density is None:
+    if distribution == GLOBAL and pattern.density is None and not pattern.per_column:
         kept = _largest_of_all(blocks, sparsity)
     else:
-        name = "erk" if distribution == GLOBAL else distribution
+        name = "uniform" if distribution == GLOBAL else distribution
         counts = distributions.get(name)([b.shape for b in blocks], sparsity)
         distributions.check_counts(counts, [b.size for b in blocks])
         kept = pattern.choose(blocks, jnp.asarray(counts, jnp.int32))

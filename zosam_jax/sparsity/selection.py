@@ -131,7 +131,9 @@ def _largest(
     ]
 
 
-def largest_in_groups(scores: Num[Array, "*groups m"], count: int) -> Bool[Array, "*groups m"]:
+def largest_in_groups(
+    scores: Num[Array, "*groups m"], count: int | Int[Array, ""]
+) -> Bool[Array, "*groups m"]:
     """The mask of the `count` largest entries along the last axis, ties to the lowest index.
 
     Meant for short axes: every entry is compared with every other of its group.

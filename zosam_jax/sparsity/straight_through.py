@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zosam_jax import masks as mask_trees
 from zosam_jax.sparsity import wrapper
 from zosam_jax.sparsity.budgets import Budget
 from zosam_jax.sparsity.engine import DropAndGrowState, make_engine
@@ -44,9 +45,9 @@ def forward_params(params: PyTree, opt_state: PyTree) -> PyTree:
 
     for state in filter(is_leaf, jax.tree.leaves(opt_state, is_leaf=is_leaf)):
         if isinstance(state, StraightThroughState):
-            return wrapper.straight_through(params, state.sparse.masks)
+            return mask_trees.straight_through(params, state.sparse.masks)
         if state.dormant is not None:
-            return wrapper.straight_through(params, state.masks, state.dormant.forward)
+            return mask_trees.straight_through(params, state.masks, state.dormant.forward)
     return params
 
 
@@ -109,7 +110,7 @@ def straight_through(
         old = state.sparse.masks
 
         def forward(params: PyTree) -> PyTree:
-            return wrapper.straight_through(params, old)
+            return mask_trees.straight_through(params, old)
 
         functions = wrapper.functions_of_parameters(extra_args).items()
         extra_args |= {name: wrapper.at(forward, function) for name, function in functions}

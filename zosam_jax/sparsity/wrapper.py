@@ -11,7 +11,8 @@ import optax
 
 from zosam_jax import masks as mask_trees
 from zosam_jax import transform, trees
-from zosam_jax.trees import Array, PyTree, accepting_shapes
+from zosam_jax.sparsity.block_sparse import BlockSparse
+from zosam_jax.trees import Array, Bool, PyTree, accepting_shapes
 
 
 class SparseState(NamedTuple):
@@ -108,14 +109,17 @@ def update_inner(
     masks: mask_trees.Resolved,
     extra_args: dict[str, Any],
     keep_gradient: bool = False,
+    uses_gradient: bool | Bool[Array, ""] = True,
     dormant: PyTree = None,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """One step of the wrapped transformation on the sparse network.
 
     Returns (updates, inner state, dense gradient). The last is None without `keep_gradient`, else
     ∂L/∂(m⊙θ) at all weights, pruned ones too: the incoming updates, or where there are none the
-    gradient that a sharpness-aware transformation descends along. It costs no further pass. Pruned
-    weights then have the values `dormant` in place of zero, which do not change the loss.
+    gradient that a sharpness-aware transformation descends along. It costs no further pass. Where
+    `uses_gradient` says that nobody reads it at this step, products that skip blocks
+    (`block_sparse`) leave it zero at pruned weights. Pruned weights then have the values `dormant`
+    in place of zero, which do not change the loss.
     """
     if extra_args.get("emit", "gradient") != "gradient":
         raise ValueError(
@@ -138,13 +142,18 @@ def update_inner(
 
     def forward(params: PyTree) -> PyTree:
         if from_inside:
-            return straight_through(params, masks, dormant)
+            return mask_trees.straight_through(params, masks, dormant)
         return mask_trees.restrict(params, masks)
+
+    def on_kept_weights(function: Callable[..., Any]) -> Callable[..., Any]:
+        if isinstance(function, BlockSparse):
+            return function.under(masks, dense_gradient=from_inside and uses_gradient)
+        return at(forward, function)
 
     extra_args = {
         **extra_args,
         **{
-            name: at(forward, function)
+            name: on_kept_weights(function)
             for name, function in functions_of_parameters(extra_args).items()
         },
         "mask": masks,
@@ -203,21 +212,3 @@ def at(forward: Callable[[PyTree], PyTree], function: Callable[..., Any]) -> Cal
         return function(forward(params), *args, **kwargs)
 
     return masked
-
-
-def straight_through(params: PyTree, masks: mask_trees.Resolved, dormant: PyTree = None) -> PyTree:
-    """params ⊙ masks, differentiated as if it were params: gradients reach pruned weights.
-
-    These have the values `dormant`, a tree like the parameters, or zero.
-    """
-    if masks is None:
-        return params
-
-    def leaf(p: Array, m: Array | None, d: Array | None) -> Array:
-        if m is None:
-            return p
-        through = p - jax.lax.stop_gradient(p)
-        return jnp.where(m, p, through if d is None else d + through)
-
-    none = jax.tree.map(lambda _: None, params)
-    return jax.tree.map(leaf, params, masks, none if dormant is None else dormant)

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeAlias, TypedDict, TypeVar
 
@@ -37,6 +37,10 @@ _LATER = (_METADATA, "commit_success.txt")
 T = TypeVar("T")
 
 Like: TypeAlias = RunState | Callable[[Progress], RunState]
+
+
+class UnfitCheckpointError(UnreadableRunError):
+    """A checkpoint is whole, and of another network or optimizer than was given; says where."""
 
 
 class _Record(TypedDict):
@@ -201,7 +205,8 @@ class Checkpoints:
           partly: whether it may hold more than `like` has.
 
         Raises:
-          UnreadableRunError: if it is damaged, or of another network.
+          UnreadableRunError: if it is damaged.
+          UnfitCheckpointError: if it is of another network or optimizer.
         """
         record = self._record(number)
         place, progress = self._folder / str(number), Progress(**record["progress"])
@@ -237,6 +242,7 @@ class Checkpoints:
         Raises:
           FileNotFoundError: if there is none.
           UnreadableRunError: if none is whole.
+          UnfitCheckpointError: if one is of another network or optimizer, as all are then.
         """
         if not self.numbers:
             raise FileNotFoundError(f"{self._run} holds no checkpoint.")
@@ -285,6 +291,8 @@ class Checkpoints:
         """What `restore` returns, and why it is not to be taken."""
         try:
             found = self.restore(like, number, partly=partly)
+        except UnfitCheckpointError:
+            raise
         except UnreadableRunError as error:
             return None, str(error).rstrip(".")
         needed = found[1].records
@@ -446,6 +454,7 @@ def _restore(place: Path, like: PyTree, item: str = "", *, partly: bool = False)
 
     def read() -> PyTree:
         _check_whole(place)
+        _check_fits(place, item, abstract, partly=partly)
         if not partly:
             with ocp.StandardCheckpointer() as checkpointer:
                 return checkpointer.restore(place / item, abstract)
@@ -455,6 +464,33 @@ def _restore(place: Path, like: PyTree, item: str = "", *, partly: bool = False)
             return checkpointer.restore(place / item, args)
 
     return _understood(place, read)
+
+
+def _check_fits(place: Path, item: str, like: PyTree, *, partly: bool) -> None:
+    """Raises UnfitCheckpointError unless the arrays that are there have the shapes of `like`."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        there = _shapes(checkpointer.metadata(place / item).item_metadata.tree)
+    here = _shapes(like)
+    for name in here if partly else {**here, **there}:
+        if here.get(name) != there.get(name):
+            raise UnfitCheckpointError(
+                f"{place} is of another network or optimizer than was given: its array {name} "
+                f"is {_of_shape(there, name)} there, and {_of_shape(here, name)} here."
+            )
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree.leaves_with_path(tree)
+    names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
+    return {
+        name: tuple(leaf.shape)
+        for name, (_, leaf) in zip(names, leaves, strict=True)
+        if hasattr(leaf, "shape")
+    }
+
+
+def _of_shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    return f"of shape {shapes[name]}" if name in shapes else "missing"
 
 
 def _understood(place: Path, read: Callable[[], T]) -> T:

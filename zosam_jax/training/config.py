@@ -72,6 +72,12 @@ def is_own(name: str) -> bool:
     return ":" in name and not name.startswith("hub:")
 
 
+def check_model(name: str) -> None:
+    """Raises ValueError unless a model is a name of ours or an import path."""
+    if not is_own(name):
+        check_one_of("model", name, get_args(ModelName))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is trained on."""
@@ -182,8 +188,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """As for the data."""
-        if not is_own(self.model):
-            check_one_of("model", self.model, get_args(ModelName))
+        check_model(self.model)
         if self.patch is not None:
             check_count("patch", self.patch)
         check_fraction("drop_path", self.drop_path)

@@ -4,6 +4,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +15,11 @@ from zosam_jax.trees import PyTree
 
 AXIS = "data"
 HEARTBEAT_SECONDS = 8  # after which a process that is not heard of is taken for lost
+JOINING_SECONDS = 60  # for which the first process waits for the last one
+_TIMEOUTS: dict[str, Any] = {
+    "initialization_timeout": JOINING_SECONDS,
+    "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
+}
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -34,7 +40,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         return
     if coordinator == "auto":
         try:
-            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+            jax.distributed.initialize(**_TIMEOUTS)
         except RuntimeError as error:
             raise ValueError(f"coordinator='auto' found no cluster: {error}") from error
         return
@@ -43,9 +49,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             f"coordinator={coordinator!r} needs num_processes and a process_id below it; given "
             f"are num_processes={num_processes} and process_id={process_id}."
         )
-    jax.distributed.initialize(
-        coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-    )
+    jax.distributed.initialize(coordinator, num_processes, process_id, **_TIMEOUTS)
 
 
 def keep_compiled(folder: Path | None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from zosam_jax.training import build, devices, lock, pictures, run_folder, saved
 from zosam_jax.training.applicable import OWN_OPTIMIZER
 from zosam_jax.training.callbacks import Callback, Callbacks, ProgressLogger
 from zosam_jax.training.checkpoints import Checkpoints
-from zosam_jax.training.config import ProblemConfig, TrainConfig
+from zosam_jax.training.config import ProblemConfig, TrainConfig, is_own
 from zosam_jax.training.problem import Parts, Problem
 from zosam_jax.training.progress import EpochRecord
 from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
@@ -71,7 +72,8 @@ def fit(
 
     The same call again resumes an interrupted run, bit for bit, and opens a finished one. Data and
     code are not kept in the folder: config.json says where the parts come from, and of arrays a
-    checksum, so that a run does not go on with others unnoticed.
+    checksum, so that a run does not go on with others unnoticed. Of functions, batches and optax
+    transformations only the name and the arrays' shapes are compared, as is said then.
 
     Args:
       model: a name that `zosam train` knows; an NNX module or its class, a Linen module, an Equinox
@@ -109,6 +111,10 @@ def fit(
       NonFiniteLossError: at a loss that is not finite.
       InterruptedRunError: after SIGTERM or SIGINT, once a checkpoint is written.
     """
+    if model is None:
+        raise ValueError(
+            "model=None: pass a network, a function that makes one, or a name of zosam train's."
+        )
     found = as_data(data, test, validation, num_classes, class_names)
     name_of_data = data if found is None else found.name
     parts = Parts(
@@ -124,7 +130,7 @@ def fit(
         "optimizer": optimizer if parts.tx is None else OWN_OPTIMIZER,
         "loss": loss if parts.loss is None else origin(loss),
         "sparse": sparse,
-        **options,
+        **{name: v.item() if isinstance(v, np.generic) else v for name, v in options.items()},
     }
     if "recipe" in options:
         raise ValueError("recipe= is for the command line: pass the recipe's options.")
@@ -186,7 +192,7 @@ class Fitting:
         parts, _ = sources.named_parts(self.config, *self._given)
         path = self.folder.path
         self._console.print(
-            f"{path} is complete and is opened as it is; code is not compared", markup=False
+            f"{path} is complete and is opened as it is{_not_compared(self.config)}", markup=False
         )
         with saved_run.open_run(path, model=parts.model, loss=parts.loss) as run:
             return FitResult(run.model, run.masks, run.metrics, run.summary or {}, path)
@@ -313,7 +319,8 @@ def train(
     console.print(
         f"{reached}, sparsity {summary['sparsity']:.2%}, "
         f"training cost {summary['training_cost']:.1%} of dense SGD's MACs; "
-        f"{summary['steps']} steps in {summary['seconds']:.1f} s; results in {folder.path}"
+        f"{summary['steps']} steps in {summary['seconds']:.1f} s; results in {folder.path}",
+        markup=False,
     )
     model = problem.model(run.network)
     return FitResult(model, run.masks, run.records, summary, folder.path)
@@ -343,7 +350,22 @@ def _take_up(run: Run, folder: RunFolder, keeper: Checkpoints, console: Console)
     records = records[: progress.records]
     folder.write_metrics(records)
     run.resume(state, progress, records)
-    console.print(f"resumed after step {progress.total_steps}, epoch {progress.epoch + 1}")
+    console.print(
+        f"resumed after step {progress.total_steps}, epoch {progress.epoch + 1}"
+        f"{_not_compared(run.problem.config)}",
+        markup=False,
+    )
+
+
+def _not_compared(config: ProblemConfig) -> str:
+    """What of a run that is taken up may be other than it was: code, which has only a name."""
+    named = {name: getattr(config, name, "") for name in ("model", "loss", "optimizer", "dataset")}
+    code = [
+        f"{name}={value!r}"
+        for name, value in named.items()
+        if (is_own(value) and not value.startswith(sources.ARRAYS)) or value == OWN_OPTIMIZER
+    ]
+    return f"; only the name of what it began with is compared: {', '.join(code)}" if code else ""
 
 
 def _summary(

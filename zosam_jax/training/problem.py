@@ -14,6 +14,7 @@ from flax import nnx
 from zosam_jax import models
 from zosam_jax.data import Dataset, Split, augmentation, load, load_records
 from zosam_jax.data import dataset as datasets
+from zosam_jax.data.files import one_line
 from zosam_jax.data.stream import Stream
 from zosam_jax.integrations import modules
 from zosam_jax.models import pretrained
@@ -181,7 +182,7 @@ class Problem:
         """How many outputs there are, the last axis; nothing is computed.
 
         Raises:
-          ValueError: if the loss cannot be that of the outputs.
+          ValueError: if the network cannot be that of the data, or the loss that of the outputs.
         """
         info = self.feed.info
 
@@ -189,7 +190,14 @@ class Problem:
             return self.apply(*self.init(0), self.inputs(2))
 
         targets = jnp.zeros((2, *info.label_shape), info.label_dtype)
-        found = jax.eval_shape(outputs)
+        try:
+            found = jax.eval_shape(outputs)
+        except Exception as error:  # the network's own, or its library's
+            raise ValueError(
+                f"model={self.config.model!r} fails on a batch of inputs of shape "
+                f"(2, {', '.join(map(str, info.image_shape))}) and dtype {info.dtype}: "
+                f"{type(error).__name__}: {one_line(error)}"
+            ) from error
         jax.eval_shape(self._losses, found, targets)
         is_label = info.label_dtype == "int32" and found.shape[:-1] == targets.shape
         if is_label and found.shape[-1] < info.num_classes:

@@ -56,6 +56,7 @@ FAILED = ".failed.json"
 LOG = ".log"
 
 _PARTIAL = ".partial"
+_PATTERN = frozenset("*?[")
 
 # What config.json has beside the options.
 VERSIONS = "versions"
@@ -120,20 +121,17 @@ class RunFolder:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What summary.json holds; None if there is none.
+        """What summary.json holds, NaN where it has null; None if there is none.
 
         Raises:
           UnreadableRunError: if it is damaged.
         """
         file = self.path / SUMMARY
-        if not os.path.lexists(file):
-            return None
-        found: dict[str, Any] = read_json(file, contents.Summary)
-        return found
+        return _numbers(read_json(file, contents.Summary)) if os.path.lexists(file) else None
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a whole JSON file, numbers that are not finite as null."""
-        self.write_text(name, json.dumps(_plain(content), indent=2) + "\n")
+        self.write_text(name, as_json(content) + "\n")
 
     def write_options(self, config: TrainConfig) -> None:
         """Writes config.json: the options as they take effect, and the versions of libraries."""
@@ -152,7 +150,7 @@ class RunFolder:
         """Writes a whole text file."""
         if devices.is_first():
             with replacing(self.path / name) as partial:
-                partial.write_text(content)
+                partial.write_text(content, "utf-8", newline="\n")
 
     def append_metrics(self, record: EpochRecord) -> None:
         """Adds one line to metrics.jsonl."""
@@ -176,6 +174,22 @@ class RunFolder:
         """
         file = self.path / METRICS
         return read_metrics(file) if os.path.lexists(file) else []
+
+    @property
+    def all_records(self) -> list[EpochRecord]:
+        """The records of metrics.jsonl; of a run that has ended all that there were.
+
+        Raises:
+          UnreadableRunError: as `read_metrics`; or if there are fewer or more.
+        """
+        records, summary = self.records, self.summary
+        last_step = records[-1].step if records else 0
+        if summary is not None and last_step != summary["steps"]:
+            raise UnreadableRunError(
+                f"{self.path / METRICS} is damaged: it ends at step {last_step}; or {SUMMARY} is, "
+                f"where the run ends at {summary['steps']}."
+            )
+        return records
 
     def write_metrics(self, records: Iterable[EpochRecord]) -> None:
         """Writes metrics.jsonl anew."""
@@ -211,6 +225,11 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def as_json(content: Any) -> str:
+    """JSON over several lines, numbers that are not finite as null."""
+    return json.dumps(_plain(content), indent=2, allow_nan=False)
+
+
 def read_json(path: Path, kind: Any) -> Any:
     """What a JSON file holds, which is of a type of `contents`.
 
@@ -232,7 +251,7 @@ def read_metrics(path: Path) -> list[EpochRecord]:
     is_cut = last[: len(start)] == start[: len(last)] and not last.endswith("}")
     lines += [] if is_cut else [last]
     return [
-        _record(_parsed(path, line, EpochRecord, f"line {number}: "))
+        EpochRecord(**_numbers(_parsed(path, line, EpochRecord, f"line {number}: ")))
         for number, line in enumerate(lines, start=1)
     ]
 
@@ -289,12 +308,19 @@ def for_training(config: TrainConfig) -> RunFolder:
     Raises:
       UnwritableError: if it cannot be written.
       FileExistsError: if it holds anything else, or is not to be resumed.
-      ValueError: if it holds a run with other options, naming the first one that differs.
+      ValueError: if it holds a run with other options, naming the first one that differs; or has a
+        name that checkpoints cannot be written to.
       UnreadableRunError: if its config.json is damaged.
     """
     path = config.output
     is_run = config.resume and path is not None and os.path.lexists(path / CONFIG)
     folder = RunFolder(path, "train", may_hold_results=is_run or not devices.is_first())
+    whole = str(folder.path.absolute())
+    if found := sorted(_PATTERN & set(whole)):
+        raise ValueError(
+            f"output={whole!r} has {found[0]!r} in it, which Orbax takes for part of a pattern: it "
+            "would write checkpoints that cannot be read. Choose another folder."
+        )
     if is_run:
         check_writable(folder.path)
         before = read_json(folder.path / CONFIG, contents.Config)
@@ -319,9 +345,9 @@ def _is_result(path: Path) -> bool:
     return path.suffix != _PARTIAL and path.name != LOCK
 
 
-def _record(values: Mapping[str, Any]) -> EpochRecord:
-    finite: dict[str, Any] = {k: math.nan if v is None else v for k, v in values.items()}
-    return EpochRecord(**finite)
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_plain`, for numbers by name."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def _line(record: EpochRecord) -> str:

@@ -94,11 +94,11 @@ class SavedRun:
     @property
     def metrics(self) -> list[EpochRecord]:
         """The record of each epoch."""
-        return self.folder.records
+        return self.folder.all_records
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What summary.json holds; None as long as the run has not ended."""
+        """What summary.json holds, NaN for null; None as long as the run has not ended."""
         return self.folder.summary
 
     @property

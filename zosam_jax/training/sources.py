@@ -13,6 +13,7 @@ import numpy as np
 
 from zosam_jax.data import Dataset
 from zosam_jax.data.dataset import as_split, from_arrays
+from zosam_jax.data.files import one_line
 from zosam_jax.training import build
 from zosam_jax.training.config import ProblemConfig, is_own
 from zosam_jax.training.feed import Batches
@@ -60,10 +61,11 @@ def as_data(
         return _of_dataset(
             from_arrays(train, test, validation, num_classes=num_classes, class_names=class_names)
         )
-    if not (hasattr(train, "__len__") and hasattr(train, "__iter__") and len(train)):
+    is_sized = hasattr(train, "__len__") and hasattr(train, "__iter__") and len(train)
+    if not is_sized or isinstance(train, Mapping):
         raise ValueError(
-            f"data={train!r:.80} is neither (inputs, targets), nor a Dataset, nor an iterable of "
-            "batches that has a length."
+            f"data={one_line(train):.80} is neither (inputs, targets), nor a Dataset, nor an "
+            "iterable of batches that has a length."
         )
     size = len(as_split("a batch", next(iter(train))))
     held_out = [_in_batches(split, size) for split in (test, validation)]

@@ -21,7 +21,7 @@ _SECONDS = 2 * devices.HEARTBEAT_SECONDS
 
 
 class LostProcessError(OSError):
-    """Another process of the training has ended; says which.
+    """Another process of the training has ended, or not begun; says which.
 
     Attributes:
       exit_status: what a command ends with then.
@@ -37,7 +37,8 @@ def supervise() -> None:
     To be called while there is one thread; does nothing where processes have no children so made.
 
     Raises:
-      LostProcessError: in the parent, if the child was ended since another process is lost.
+      LostProcessError: in the parent, if the child was ended since another process is lost, or
+        has not joined.
       SystemExit: in the parent, otherwise.
     """
     if not hasattr(os, "fork"):  # Windows
@@ -86,6 +87,11 @@ def _follow(child: int, messages: IO[bytes]) -> None:
 
 def _lost(told: str) -> str:
     """A sentence of what JAX aborted a process with; it lists those that process 0 has lost."""
+    if "RegisterTask" in told:
+        return (
+            f"not all processes have joined within {devices.JOINING_SECONDS} s: begin them "
+            "together, each with the same coordinator and num_processes and its own process_id."
+        )
     listed = re.search(r"stopped sending heartbeats\):\s*([\d,\s]*\d)", told)
     which = ", ".join(re.findall(r"\d+", listed[1])) if listed else "0"
     return (
