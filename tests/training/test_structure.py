@@ -194,7 +194,7 @@ def test_the_same_units_go_on_several_devices(tmp_path):
 def test_a_smaller_network_is_exported_and_analysed(gradual, tmp_path):
     _, path, _ = gradual
     words = ["--output", str(tmp_path / "export"), "--images", "20"]
-    cli.main(["export", str(path), *words, "--formats", "stablehlo", "safetensors"])
+    cli.main(["export", str(path), *words, "--format", "stablehlo", "safetensors"])
     record = json.loads((tmp_path / "export" / "export.json").read_text())
     assert (record["parameters"], record["dense_parameters"]) == (17_810, 50_610)
     assert (tmp_path / "export" / "model.safetensors").stat().st_size < 5 * 17_810
