@@ -74,26 +74,28 @@ def batch(image_shape, size=4):
     return jax.random.normal(jax.random.key(0), (size, *image_shape)), jnp.arange(size) % 10
 
 
-def train(model, tx, images, labels, steps=3):
-    """(losses, parameters, model_state, first and last optimizer state) of steps on one batch."""
-    graphdef, params, model_state = split(model)
+def stepping(graphdef, tx, images, labels):
+    """(parameters, model_state, optimizer state) → a step on one batch."""
 
     def cross_entropy(model, images, labels):
         losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
         return losses.mean()
 
-    @quick_jit
-    def take(params, model_state, state):
+    def step(params, model_state, state):
         loss = functional_loss(cross_entropy, graphdef, model_state)
-        value, (model_state, _), params, state = plain.apply_loss(
-            tx, lambda p: loss(p, images, labels), params, state, has_aux=True
-        )
-        return value, params, model_state, state
+        return plain.apply_loss(tx, lambda p: loss(p, images, labels), params, state, has_aux=True)
 
+    return step
+
+
+def train(model, tx, images, labels, steps=3):
+    """(losses, parameters, model_state, first and last optimizer state) of steps on one batch."""
+    graphdef, params, model_state = split(model)
+    take = quick_jit(stepping(graphdef, tx, images, labels))
     state = initial = quick_jit(tx.init)(params)
     values = []
     for _ in range(steps):
-        value, params, model_state, state = take(params, model_state, state)
+        value, (model_state, _), params, state = take(params, model_state, state)
         values.append(float(value))
     return values, params, model_state, (initial, state)
 

@@ -21,8 +21,8 @@ needs_compiler = pytest.mark.skipif(not disks.CAN_BE_MADE, reason="needs Linux a
 
 @pytest.mark.slow
 @needs_compiler
-def test_some_moments_of_every_command():
-    result = disks.run_apart(list(disks.COMMANDS), 1, 0)
+def test_some_moments():
+    result = disks.run_apart(["train", "sweep", "export"], 1, 0)
     assert result["failures"] == []
     assert any(outcome == disks.HELD for _, _, outcome, _ in result["counts"])
 
