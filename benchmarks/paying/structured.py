@@ -1,6 +1,6 @@
 """What a network gains from losing half of its heads and neurons, or half of its channels.
 
-    python benchmarks/paying/structured.py --output benchmarks/results/structured.json
+    python benchmarks/paying/structured.py --output benchmarks/results/paying/structured.json
 
 DeiT-Tiny on images of 32×32 pixels in patches of 4 loses half of the neurons of each block and half
 of its heads: 18 of 36, since three heads have no half: two stay in one block, one in the next.

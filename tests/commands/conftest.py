@@ -1,5 +1,7 @@
 """Runs of a sweep that take no time: folders as `zosam train` leaves them, without any training."""
 
+from typing import get_type_hints
+
 import pytest
 
 from zosam_jax.commands import processes
@@ -55,6 +57,6 @@ def leave(folder, config):
     )
     record |= {"epsilon_norm": 0.5, "slope": float("nan")}
     folder.append_metrics(EpochRecord(**record))
-    summary = {name: 0 if kind is int else 0.0 for name, kind in Summary.__annotations__.items()}
+    summary = {name: 0 if kind is int else 0.0 for name, kind in get_type_hints(Summary).items()}
     names = {"sparse": config.sparse, "optimizer": config.optimizer, "steps": 4}
     folder.write_json(run_folder.SUMMARY, summary | known | names)

@@ -13,8 +13,11 @@ from small_runs import QUIET, CrashError, crashing, metrics, options, run_once
 
 import zosam_jax
 from zosam_jax import cli, sparsity
+from zosam_jax.commands.bench.command import BenchConfig
+from zosam_jax.training import contents
 from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.problem import Problem
+from zosam_jax.training.progress import Progress
 from zosam_jax.training.trainer import Run
 
 NEURONS = {"structure": "neurons", "sparsity": 0.5, "optimizer": "sgd"}
@@ -70,7 +73,7 @@ def test_a_run_that_is_killed_before_and_after_units_go_is_the_same_run(
 def gradual(tmp_path_factory):
     path = tmp_path_factory.mktemp("structure") / "run"
     console = Console(record=True, width=200, file=io.StringIO())
-    given = options(**CASES["gradually"])
+    given = options(**{**CASES["gradually"], "checkpoint_minutes": 5.0})
     result = zosam_jax.fit(
         given.pop("model"),
         "digits",
@@ -194,7 +197,7 @@ def test_the_same_units_go_on_several_devices(tmp_path):
 def test_a_smaller_network_is_exported_and_analysed(gradual, tmp_path):
     _, path, _ = gradual
     words = ["--output", str(tmp_path / "export"), "--images", "20"]
-    cli.main(["export", str(path), *words, "--formats", "stablehlo", "safetensors"])
+    cli.main(["export", str(path), *words, "--format", "stablehlo", "safetensors"])
     record = json.loads((tmp_path / "export" / "export.json").read_text())
     assert (record["parameters"], record["dense_parameters"]) == (17_810, 50_610)
     assert (tmp_path / "export" / "model.safetensors").stat().st_size < 5 * 17_810
@@ -222,3 +225,17 @@ def test_a_network_that_names_its_widths_is_refused(tmp_path):
             console=QUIET,
             **{"sparse": "magnitude", **NEURONS},
         )
+
+
+def test_checkpoints_of_earlier_versions_have_all_units():
+    record = Progress(epoch=3)._asdict()
+    del record["kept"]
+    contents.check("progress", record, Progress)
+    del record["step"]
+    with pytest.raises(ValueError, match=r"it lacks progress\.step"):
+        contents.check("progress", record, Progress)
+
+
+def test_a_search_is_not_measured_step_by_step():
+    with pytest.raises(ValueError, match="bench measures steps, not a search"):
+        BenchConfig(sparse="early-bird", sparsity=0.5)

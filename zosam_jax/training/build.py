@@ -40,6 +40,7 @@ from zosam_jax.training.config import (
 from zosam_jax.training.feed import Described, Resident
 from zosam_jax.training.passes import count, marked_outputs
 from zosam_jax.training.problem import STREAMED_SIZE, Network, Problem
+from zosam_jax.training.progress import EpochRecord
 from zosam_jax.trees import Array, PyTree
 
 # By which SNIP and Taylor's scores, these in so many batches, judge weights.
@@ -428,6 +429,17 @@ def masks_stand(problem: Problem, steps: int) -> bool:
     if problem.config.searches:
         return steps >= search_epochs(problem.config) * problem.steps_per_epoch
     return steps > _last_update(problem) or steps == problem.steps
+
+
+def is_final(problem: Problem, record: EpochRecord) -> bool:
+    """Whether a network had lost all that it is to lose when an epoch's end was evaluated."""
+    config = problem.config
+    if not config.searches:
+        return masks_stand(problem, record.step)
+    if config.sparse == "early-bird":
+        return record.round > 0
+    # What the search ends with is evaluated before units go.
+    return record.step > search_epochs(config) * problem.steps_per_epoch
 
 
 def _last_update(problem: Problem) -> int:

@@ -210,7 +210,9 @@ class Checkpoints:
         """
         record = self._record(number)
         place, progress = self._folder / str(number), Progress(**record["progress"])
-        like = like if isinstance(like, RunState) else like(progress)
+        if not isinstance(like, RunState):
+            _understood(place, lambda: _check_whole(place))  # what is wrong in it has no shapes
+            like = like(progress)
         if not partly:
             return step.from_saved(_restore(place, like, STATE), like), progress
         # What has no arrays here may have some there, and so is left out.

@@ -374,7 +374,7 @@ def _summary(
     last = records[-1]
     # A loss may be NaN although the epoch was evaluated, as the last one always is.
     known = [r for r in records if not (math.isnan(r.test_loss) and math.isnan(r.test_accuracy))]
-    evaluated = known or [last]
+    evaluated = [r for r in known if build.is_final(run.problem, r)] or [last]
     held_out = "validation" in run.problem.feed.splits
     chosen = max(evaluated, key=lambda r: r.score)
     return {

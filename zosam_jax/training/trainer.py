@@ -262,8 +262,7 @@ class TrainingLoop:
         record = self._record(cost, evaluates, speed, data_wait)
         transform.warn_of_plain_step(self.run.state.opt_state)
         run.records.append(record)
-        # A network that is still to lose weights is no best one.
-        counts = evaluates and self._masks_stand()
+        counts = evaluates and build.is_final(self._problem, record)
         is_best = counts and record.score > run.progress.best
         run.state = step.begin_epoch(run.state, self._problem.mesh)
         run.progress = run.progress._replace(
@@ -300,14 +299,6 @@ class TrainingLoop:
             self._observer.on_compaction(run)
             if run.progress.epoch < self._config.epochs:
                 _ = run.step
-
-    def _masks_stand(self) -> bool:
-        """Whether the network that has just been trained has lost all that it is to lose."""
-        progress = self.run.progress
-        if self._config.searches:
-            return progress.kept is not None
-        steps = (progress.epoch + 1) * self._problem.steps_per_epoch
-        return build.masks_stand(self._problem, steps)
 
     def _record(self, cost: float, evaluates: bool, speed: float, data_wait: float) -> EpochRecord:
         run, problem = self.run, self._problem
