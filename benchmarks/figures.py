@@ -156,7 +156,7 @@ def _legend(axes: Any) -> None:
 def weights_and_channels() -> Figure:
     """A panel for single weights and one for channels: accuracy over the MACs that are left."""
     rows = json.loads(PAYING.read_text())
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained", facecolor="none")
+    figure = Figure(figsize=(5.2, 4.0), layout="constrained", facecolor="none")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, removed in zip(panels, ("weights", "channels"), strict=True):
         axes.set_title(f"{removed} pruned", color=INK, fontsize=10, loc="left")
@@ -177,7 +177,10 @@ def weights_and_channels() -> Figure:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         _plain(axes)
-    panels[1].legend(loc="lower left", fontsize=9, labelcolor=INK, frameon=False)
+    named = panels[1].get_legend_handles_labels()
+    figure.legend(
+        *named, loc="outside upper left", ncols=3, fontsize=9, labelcolor=INK, frameon=False
+    )
     figure.supylabel("test accuracy (%)", color=INK, fontsize=10)
     figure.supxlabel("MACs, the dense network's = 1", color=INK, fontsize=10)
     return figure

@@ -59,7 +59,7 @@ def test_the_picture_of_weights_and_channels_has_a_marker_for_every_network(figu
     panels = re.split(r'<g id="axes_\d+">', text)[1:]
     lines = [re.split(r'<g id="legend', panel)[0] for panel in panels]
     markers = sum(len(re.findall(rf"<use [^>]*fill: (?:{colors})", line)) for line in lines)
-    assert markers == len(drawn) + dense
+    assert markers == 3 * (len(drawn) + dense)  # each with the caps of its error bar
 
 
 @pytest.mark.parametrize("name", ["accuracy_and_cost", "weights_and_channels"])
