@@ -463,12 +463,16 @@ def test_kinds():
     with pytest.raises(ValueError, match="kinds='filters' is not known; choose one of 'channels'"):
         sparsity.units(model, tokens, kinds=["filters"])
     with pytest.raises(ValueError, match="no channels that can be removed"):
-        sparsity.units(model, tokens, kinds=["channels"])
+        sparsity.units(model, tokens, kinds="channels")
+    with pytest.raises(ValueError, match=r"kinds=\(\) must name one of 'channels'"):
+        sparsity.units(model, tokens, kinds=[])
 
 
 def test_the_example_is_missing():
     with pytest.raises(ValueError, match=r"units takes \(function, params, example\)"):
         sparsity.units(lambda p, x: p @ x, shape(3))
+    with pytest.raises(TypeError, match="function is dict; it must be a function of"):
+        sparsity.units({"a": shape(3)}, lambda p, x: x, shape(3))
 
 
 def test_several_arguments():

@@ -80,6 +80,11 @@ def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: boo
     Raises:
       ValueError: for an unknown kind; if nothing can be removed, with the reasons.
     """
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    if not kinds:
+        raise ValueError(
+            f"kinds={kinds!r} must name one of {', '.join(map(repr, KINDS))} at least."
+        )
     for kind in kinds:
         check_one_of("kinds", kind, KINDS)
     model = function
@@ -90,6 +95,11 @@ def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: boo
         raise ValueError(
             "units takes (function, params, example), or (model, example) for a Flax NNX module; "
             "an example of several arguments is a tuple."
+        )
+    if not callable(function):
+        raise TypeError(
+            f"function is {type(function).__name__}; it must be a function of (params, *example), "
+            "or a Flax NNX module."
         )
     params, example = args
     example = example if isinstance(example, tuple) else (example,)
