@@ -178,6 +178,7 @@ NOT_ZERO = {
     "exp": (jnp.exp, "by exp is not 0"),
     "softplus": (jax.nn.softplus, "is not 0"),
     "cos": (jnp.cos, "by cos is not 0"),
+    "0/0": (lambda x: 0.0 * (x / jnp.sqrt((x * x).sum(0))), "by div is not 0"),
     "shifted": (lambda x: jax.nn.relu(x) + 1.0, "by add is not 0"),
     "softmax": (jax.nn.softmax, "reduce_max goes over it"),
     "layer norm": (lambda x: jax.nn.standardize(x, axis=-1), "reduce_sum goes over it"),

@@ -786,14 +786,16 @@ def _called(equation: Any) -> core.ClosedJaxpr | None:
 
 
 def _evaluate(equation: Any, numbers: list[float | None]) -> float | None:
-    """An elementwise function of numbers, some of them unknown."""
+    """An elementwise function of numbers, some of them unknown; NaN where it is undefined, as 0/0.
+
+    NaN stays NaN, even times 0.
+    """
     name = equation.primitive.name
     function = _ELEMENTWISE[name]
     if name == "select_n":
-        which, *cases = numbers
-        if which is not None:
-            return cases[int(which)]
-        return cases[0] if len(set(cases)) == 1 else None
+        return _selected(*numbers)
+    if any(number is not None and math.isnan(number) for number in numbers):
+        return math.nan
     if (name == "mul" and 0 in numbers) or (name == "div" and numbers[0] == 0 != numbers[1]):
         return 0.0
     if function is None or None in numbers:
@@ -803,9 +805,17 @@ def _evaluate(equation: Any, numbers: list[float | None]) -> float | None:
     try:
         with np.errstate(all="ignore"):
             number = float(function(*numbers))
-    except (ValueError, OverflowError, ZeroDivisionError):
-        return None
-    return number if math.isfinite(number) else None
+    except (ValueError, ZeroDivisionError):
+        number = math.nan
+    except OverflowError:
+        number = math.inf
+    return None if math.isinf(number) else number
+
+
+def _selected(which: float | None, *cases: float | None) -> float | None:
+    if which is not None and not math.isnan(which):
+        return cases[int(which)]
+    return cases[0] if len(set(cases)) == 1 else None
 
 
 # Programs that are called once; loops and branches are not followed.

@@ -88,15 +88,16 @@ def _cuts(
     check_is_units(units)
     gone: dict[str, dict[int, Bool[np.ndarray, " positions"]]] = {}
     for group in units.groups:
-        if np.shape(kept.get(group.name)) != (group.size,):
+        of_group = kept.get(group.name)
+        if of_group is None or np.shape(of_group) != (group.size,):
             raise ValueError(
                 f"kept[{group.name!r}] must be {group.size} bools, one for each unit; it is "
-                f"{kept.get(group.name)}. kept_units makes them."
+                f"{of_group}. kept_units makes them."
             )
         for member in group.members:
             of_array = gone.setdefault(member.path, {})
             before = of_array.get(member.axis, False)
-            of_array[member.axis] = gone_positions(member, np.asarray(kept[group.name])) | before
+            of_array[member.axis] = gone_positions(member, np.asarray(of_group)) | before
 
     return {
         path: functools.partial(_cut_array, gone=of_array)
