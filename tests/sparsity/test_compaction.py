@@ -407,6 +407,10 @@ def test_masks_that_do_not_fit():
         sparsity.compact(params, masks_of(params, c=slice(None)), units)
     with pytest.raises(ValueError, match=r"mask\['a'\] has the shape \(4,\)"):
         sparsity.compact(params, {**dict.fromkeys(params), "a": np.ones(4)}, units)
+    with pytest.raises(ValueError, match=r"kept\[\"\['a'\]\"\] must be 4 bools"):
+        sparsity.cut(params, units, {})
+    with pytest.raises(TypeError, match="units is tuple; it must be what"):
+        sparsity.compact(params, None, units.groups)
     smaller = {**params, "b": params["b"][:, :3]}
     with pytest.raises(ValueError, match=r"has 5 positions along axis 1 of \['b'\]"):
         sparsity.compact(smaller, masks_of(smaller, a=0), units)

@@ -178,6 +178,7 @@ NOT_ZERO = {
     "exp": (jnp.exp, "by exp is not 0"),
     "softplus": (jax.nn.softplus, "is not 0"),
     "cos": (jnp.cos, "by cos is not 0"),
+    "0/0": (lambda x: 0.0 * (x / jnp.sqrt((x * x).sum(0))), "by div is not 0"),
     "shifted": (lambda x: jax.nn.relu(x) + 1.0, "by add is not 0"),
     "softmax": (jax.nn.softmax, "reduce_max goes over it"),
     "layer norm": (lambda x: jax.nn.standardize(x, axis=-1), "reduce_sum goes over it"),
@@ -376,6 +377,69 @@ def test_a_number_of_heads_that_is_not_in_the_arrays():
         sparsity.units(*attention(4))
 
 
+def test_a_number_into_which_few_of_the_smaller_widths_divide():
+    """Four of the six groups of three features would be six groups of two; three would not fit."""
+
+    def function(p, x):
+        groups = (x @ p["a"]).reshape(len(x), 6, -1)
+        return jax.nn.standardize(groups, axis=-1).reshape(len(x), -1) @ p["b"]
+
+    with pytest.raises(ValueError, match=r"neurons of \['a'\] are left whole: the function has"):
+        sparsity.units(function, {"a": shape(3, 18), "b": shape(18, 2)}, shape(5, 3))
+
+
+def test_a_width_that_is_computed_with():
+    """Half of the neurons would be divided by another number."""
+
+    def function(p, x):
+        hidden = jax.nn.relu(x @ p["a"]) / jnp.sqrt(p["a"].shape[1])
+        return jax.nn.relu(hidden @ p["b"]) @ p["c"]
+
+    params = {"a": shape(3, 16), "b": shape(16, 10), "c": shape(10, 2)}
+    units = sparsity.units(function, params, shape(5, 3))
+    assert [group.name for group in units.groups] == ["['b']"]
+    assert "The neurons of ['a'] are left whole: the function computes with their number, 16." in (
+        units.whole
+    )
+
+
+def test_a_recurrent_network_that_starts_from_zeros():
+    def function(p, x):
+        state = jnp.zeros((len(x), p["again"].shape[0]))
+        for t in range(x.shape[1]):
+            state = jnp.tanh(x[:, t] @ p["in"] + state @ p["again"])
+        return state @ p["out"]
+
+    params = {"in": shape(3, 8), "again": shape(8, 8), "out": shape(8, 2)}
+    (group,) = sparsity.units(function, params, shape(5, 4, 3), residual=True).groups
+    assert {(m.path, m.axis) for m in group.members} == {
+        ("['in']", 1),
+        ("['again']", 0),
+        ("['again']", 1),
+        ("['out']", 0),
+    }
+
+
+def test_an_nnx_module_that_refuses_smaller_widths():
+    """`compact` gives back a module that runs."""
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(3, 8, rngs=rngs)
+            self.second = nnx.Linear(8, 6, rngs=rngs)
+            self.head = nnx.Linear(6, 2, rngs=rngs)
+
+        def __call__(self, x):
+            hidden = nnx.relu(self.first(x)).reshape(len(x), 8)
+            return self.head(nnx.relu(self.second(hidden)))
+
+    units = sparsity.units(Model(nnx.Rngs(0)), shape(5, 3))
+    assert [group.name for group in units.groups] == ["['second']"]
+    assert units.whole[0].startswith(
+        "The neurons of ['first'] are left whole: the module refuses fewer than 8 (cannot reshape"
+    )
+
+
 def test_an_nnx_module_with_a_number_of_its_own():
     class Model(nnx.Module):
         def __init__(self, rngs):
@@ -400,12 +464,16 @@ def test_kinds():
     with pytest.raises(ValueError, match="kinds='filters' is not known; choose one of 'channels'"):
         sparsity.units(model, tokens, kinds=["filters"])
     with pytest.raises(ValueError, match="no channels that can be removed"):
-        sparsity.units(model, tokens, kinds=["channels"])
+        sparsity.units(model, tokens, kinds="channels")
+    with pytest.raises(ValueError, match=r"kinds=\(\) must name one of 'channels'"):
+        sparsity.units(model, tokens, kinds=[])
 
 
 def test_the_example_is_missing():
     with pytest.raises(ValueError, match=r"units takes \(function, params, example\)"):
         sparsity.units(lambda p, x: p @ x, shape(3))
+    with pytest.raises(TypeError, match="function is dict; it must be a function of"):
+        sparsity.units({"a": shape(3)}, lambda p, x: x, shape(3))
 
 
 def test_several_arguments():

@@ -118,6 +118,18 @@ def test_what_nothing_reads_has_no_coefficient():
         slimming.draw(slimming.Slim(params(), [jnp.ones(6)]), channels)
 
 
+def test_wrong_arguments_of_early_bert_are_named_before_the_search():
+    def train(loss, params, masks):
+        raise AssertionError("it is not called")
+
+    with pytest.raises(ValueError, match=r"neurons=1\.5 must be below 1"):
+        sparsity.early_bert(train, loss, params(), units=units(), neurons=1.5)
+    with pytest.raises(TypeError, match="slim is dict; it must be a Slim"):
+        slimming.coefficient_loss(loss, units())(params())
+    with pytest.raises(TypeError, match="slim is dict; it must be a Slim"):
+        slimming.draw(params(), units())
+
+
 # Early-bird tickets.
 
 
@@ -166,6 +178,8 @@ def test_masks_are_drawn_when_they_agree(of_units):
 def test_wrong_early_birds_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         sparsity.early_bird(by_neurons, **options)
+    with pytest.raises(TypeError, match="choose is dict; it must be a function"):
+        sparsity.early_bird({})
 
 
 def test_early_birds_of_coefficients():

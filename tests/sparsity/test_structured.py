@@ -239,12 +239,17 @@ WRONG = [
     ),
     (prune(distribution=lambda shapes, s: [1, 1, 9]), "distribution returned"),
     (prune(pattern=sparsity.patterns.n_m()), "pattern=2:4 does not go with units"),
+    (
+        lambda: sparsity.random(params(), 0.5, units=units(), pattern=sparsity.patterns.n_m()),
+        "pattern=2:4 does not go with units",
+    ),
+    (prune(distribution="even"), "distribution='even' is not known"),
     (prune(where="fc2"), r"where= chooses no array of the group \['qkv'\]"),
     (prune(of_units=lambda: Units((), ("conv is read by a loop.",))), "conv is read by a loop"),
-    (prune(of_units=lambda: of({"size": 3})), r"the group \['fc1'\] of 3 units lies along 6"),
+    (prune(of_units=lambda: of({"size": 3})), r"\['fc1'\]\" has 3 units, .* there are 0 … 5"),
     (
         prune(of_units=lambda: of({"members": (Member("['x']", 0, np.arange(6), "output"),)})),
-        r"no array of the group \['fc1'\] is among the parameters",
+        r"\['fc1'\]\" lies in \['x'\], and params holds",
     ),
     (
         lambda: sparsity.from_unit_scores(params(), [jnp.ones(6)], 0.5, units=units()),
@@ -266,3 +271,5 @@ def test_what_cannot_be_right_is_named(make, message):
 def test_units_are_units():
     with pytest.raises(TypeError, match=r"units is dict; it must be what sparsity\.units returns"):
         sparsity.magnitude(params(), 0.5, units={})
+    with pytest.raises(TypeError, match="units is list"):
+        sparsity.random(params(), 0.5, units=[])

@@ -397,6 +397,11 @@ WRONG = [
         r"nothing among the parameters reads the group \['fc1'\]: leave it out",
     ),
     (
+        lambda: S2VITE(momentum(), units=None),
+        TypeError,
+        r"units is NoneType; it must be what sparsity\.units returns",
+    ),
+    (
         lambda: sparsity.s2vite(momentum(), 0.5, units=units()),
         ValueError,
         "total_steps is missing",

@@ -36,7 +36,8 @@ def compact(params: Any, masks: PyTree, units: Units) -> Any:
 
     Units that the masks leave no weight in, or none out, are removed from every array that has
     them; zeros inside kept units stay zeros (`compact_masks` has their masks). Outputs are those of
-    params ⊙ masks but for rounding, in training with BatchNorm as well.
+    params ⊙ masks but for rounding, in training with BatchNorm as well; dropout draws other
+    numbers. The smaller arrays lie on the default device.
 
     Args:
       params: any pytree of arrays, statistics of BatchNorm among them or not, or an NNX module,

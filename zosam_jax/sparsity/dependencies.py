@@ -46,6 +46,9 @@ _INSIDE_GROUPS = "it lies inside the groups of a grouped convolution"
 _CONTRACTED = "two activations are multiplied and summed along it"
 _RESIDUAL = "it is a residual stream, which residual=True makes one group"
 _UNREAD = "no layer reads it"
+_FROM_ELSEWHERE = (
+    "the function has their number, {}, from elsewhere than the shapes of its parameters"
+)
 _TWICE = "it is more than one axis of an activation"
 
 
@@ -77,6 +80,11 @@ def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: boo
     Raises:
       ValueError: for an unknown kind; if nothing can be removed, with the reasons.
     """
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    if not kinds:
+        raise ValueError(
+            f"kinds={kinds!r} must name one of {', '.join(map(repr, KINDS))} at least."
+        )
     for kind in kinds:
         check_one_of("kinds", kind, KINDS)
     model = function
@@ -88,12 +96,16 @@ def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: boo
             "units takes (function, params, example), or (model, example) for a Flax NNX module; "
             "an example of several arguments is a tuple."
         )
+    if not callable(function):
+        raise TypeError(
+            f"function is {type(function).__name__}; it must be a function of (params, *example), "
+            "or a Flax NNX module."
+        )
     params, example = args
     example = example if isinstance(example, tuple) else (example,)
-    found = _found(function, params, example, residual)
 
-    def again(kept: dict[str, Any]) -> Units:
-        """The units of the network without some of these."""
+    def again(found: Units, kept: dict[str, Any]) -> _Found:
+        """What is found in the network without some of these units."""
         trees = modules.arrays(model) if modules.is_nnx(model) else [params]
         shapes = jax.eval_shape(lambda trees: trees, trees)
         small = [cut(tree, found, kept) for tree in shapes]
@@ -101,7 +113,9 @@ def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: boo
             return _found(*modules.as_function(modules.of_widths(model, small)), example, residual)
         return _found(function, small[0], example, residual)
 
-    found = _without_numbers_of_its_own(found, again)
+    found = _without_numbers_of_its_own(
+        _found(function, params, example, residual), again, may_refuse=not modules.is_nnx(model)
+    )
     groups = tuple(group for group in found.groups if group.kind in kinds)
     if not groups:
         wanted = "units" if set(kinds) == set(KINDS) else " or ".join(kinds)
@@ -112,54 +126,86 @@ def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: boo
     return Units(groups, found.whole)
 
 
+class _Found(NamedTuple):
+    """The units of a program, and the numbers with which it computes."""
+
+    units: Units
+    numbers: set[float]
+
+
 def _found(
     function: Callable[..., Any], params: PyTree, example: tuple[Any, ...], residual: bool
-) -> Units:
+) -> _Found:
     trace = _Trace(params)
     jaxpr = jax.make_jaxpr(function)(params, *example)
     inputs = jaxpr.jaxpr.invars[len(trace.paths) :]
     given = [_fresh(v.aval.shape, _OF_EXAMPLE, None) for v in inputs]
     for output in trace.run(jaxpr.jaxpr, [*trace.params, *given], jaxpr.consts):
         _keep_whole(output.axes, _OF_OUTPUT)
-    return trace.units(residual)
+    return _Found(trace.units(residual), trace.numbers)
 
 
-def _without_numbers_of_its_own(found: Units, again: Callable[[dict[str, Any]], Units]) -> Units:
+def _without_numbers_of_its_own(
+    found: _Found, again: Callable[[Units, dict[str, Any]], _Found], *, may_refuse: bool
+) -> Units:
     """Leaves whole what the function counts by a number of its own, such as heads = 4.
 
-    A function of smaller arrays must have the smaller units. One that refuses smaller arrays is
-    let through, since nobody gets wrong outputs from it.
+    A function of smaller arrays must have the smaller units and compute with the same numbers,
+    of which a width may be one, as in x / √width. One that refuses smaller arrays gives nobody
+    wrong outputs.
 
     Args:
-      found: the units.
-      again: which units to keep of each group → the units of the function of smaller arrays.
+      found: what is in the program.
+      again: the units, and which to keep of each group → what is in that of smaller arrays.
+      may_refuse: whether units stay removable of which the function refuses fewer.
     """
+    units = found.units
 
-    def miscounted(groups: Sequence[Group]) -> list[Group]:
-        kept = {group.name: np.arange(group.size) < _fewer(group.size) for group in groups}
-        rest = {group.name: np.ones(group.size, bool) for group in found.groups}
+    def miscounted(groups: Sequence[Group]) -> dict[str, str]:
+        """For each group that stays whole what the function does with its size."""
+
+        def each() -> dict[str, str]:
+            return {k: v for g in groups for k, v in miscounted([g]).items()}
+
+        kept = {group.name: np.arange(group.size) < _fewer(group) for group in groups}
+        rest = {group.name: np.ones(group.size, bool) for group in units.groups}
         try:
-            counted = _sizes(again({**rest, **kept}).groups)
-        except Exception:
-            return [bad for g in groups for bad in miscounted([g])] if len(groups) > 1 else []
+            smaller = again(units, {**rest, **kept})
+        except Exception as error:
+            if len(groups) > 1:
+                return each()
+            if may_refuse:
+                return {}
+            refusal = str(error).partition("\n")[0].replace("{", "{{").replace("}", "}}")
+            return {groups[0].name: f"the module refuses fewer than {{}} ({refusal})"}
+        is_same = smaller.numbers == found.numbers
+        if not is_same and len(groups) > 1:
+            return each()
         shrunk = [
-            g._replace(size=int(kept[g.name].sum())) if g.name in kept else g for g in found.groups
+            g._replace(size=int(kept[g.name].sum())) if g.name in kept else g for g in units.groups
         ]
-        expected = _sizes(shrunk)
-        return [g for g in groups if counted.get(_place(g), []) != expected[_place(g)]]
+        counted, expected = _sizes(smaller.units.groups), _sizes(shrunk)
+        wrong = [g.name for g in groups if counted.get(_place(g), []) != expected[_place(g)]]
+        if not wrong and not is_same:
+            return {groups[0].name: "the function computes with their number, {}"}
+        return dict.fromkeys(wrong, _FROM_ELSEWHERE)
 
-    wrong = miscounted(found.groups) if found.groups else []
+    wrong = miscounted(units.groups) if units.groups else {}
     sentences = [
-        f"The {group.kind} of {group.name} are left whole: the function has their number, "
-        f"{group.size}, from elsewhere than the shapes of its parameters."
-        for group in wrong
+        f"The {g.kind} of {g.name} are left whole: {wrong[g.name].format(g.size)}."
+        for g in units.groups
+        if g.name in wrong
     ]
-    groups = tuple(group for group in found.groups if group not in wrong)
-    return Units(groups, (*sentences, *found.whole))
+    groups = tuple(group for group in units.groups if group.name not in wrong)
+    return Units(groups, (*sentences, *units.whole))
 
 
-def _fewer(size: int) -> int:
-    """Half of them or the like: a number into which reshapes may still divide."""
+def _fewer(group: Group) -> int:
+    """Half of the units or the like, which a reshape by their old number lets through if it can."""
+    size, (first, *_) = group.size, group.members
+    step = size // math.gcd(size, int(np.sum(first.unit_of == 0)))
+    if step < size:
+        return size // 2 // step * step
     return next((size // n for n in (2, 3) if size % n == 0 and size > n), size - 1)
 
 
@@ -258,6 +304,7 @@ class _Trace:
         self.layers = [jax.tree_util.keystr(path[:-1] or path) for path, _ in leaves]
         self.params = []
         self.uses: list[_Use] = []
+        self.numbers: set[float] = set()
         for i, (_, leaf) in enumerate(leaves):
             axes = tuple(Axis(size, varies=True) for size in np.shape(leaf))
             removed = tuple((axis, _Removed(0.0)) for axis in axes)
@@ -266,12 +313,11 @@ class _Trace:
     def run(self, jaxpr: Any, inputs: Sequence[_Value], consts: Sequence[Any]) -> list[_Value]:
         """The outputs of a program, from its inputs."""
         known: dict[Any, _Value] = dict(zip(jaxpr.invars, inputs, strict=True))
-        known.update(zip(jaxpr.constvars, map(_constant, consts), strict=True))
+        known.update(zip(jaxpr.constvars, map(self.number, consts), strict=True))
 
         def value(variable: Any) -> _Value:
-            return (
-                _constant(variable.val) if isinstance(variable, core.Literal) else known[variable]
-            )
+            is_literal = isinstance(variable, core.Literal)
+            return self.number(variable.val) if is_literal else known[variable]
 
         for equation in jaxpr.eqns:
             results = self.follow(equation, [value(v) for v in equation.invars])
@@ -299,6 +345,13 @@ class _Trace:
             return self._not_followed(equation, values)
         found = rule(equation, *values)
         return found if isinstance(found, list) else [found]
+
+    def number(self, array: Any) -> _Value:
+        """What the program holds; numbers with which it computes are noted."""
+        value = _constant(array)
+        if value.constant is not None and np.ndim(array) == 0 and _is_float(array):
+            self.numbers.add(value.constant)
+        return value
 
     def use(self, value: _Value, axes: Sequence[Axis], role: str, **how: bool) -> None:
         """Notes what is made of axes of parameters."""
@@ -357,7 +410,7 @@ class _Trace:
         unify(a, b)
         if lhs.origins is None and rhs.origins is None:
             a.keep_whole(_CONTRACTED)
-        elif not (lhs.origins is None or lhs.origins) or not (rhs.origins is None or rhs.origins):
+        elif any(v.origins == frozenset() and v.constant != 0 for v in (lhs, rhs)):
             a.keep_whole(_OF_CONSTANT)
         self.read(lhs, a)
         self.read(rhs, b)
@@ -718,6 +771,10 @@ def _constant(array: Any) -> _Value:
     return _fresh(shape, _OF_CONSTANT, frozenset())._replace(constant=constant)
 
 
+def _is_float(array: Any) -> bool:
+    return bool(jnp.issubdtype(jnp.result_type(array), jnp.floating))
+
+
 def _called(equation: Any) -> core.ClosedJaxpr | None:
     """The program that an equation calls once, with its own arguments."""
     if equation.primitive.name not in _CALLS:
@@ -729,14 +786,16 @@ def _called(equation: Any) -> core.ClosedJaxpr | None:
 
 
 def _evaluate(equation: Any, numbers: list[float | None]) -> float | None:
-    """An elementwise function of numbers, some of them unknown."""
+    """An elementwise function of numbers, some of them unknown; NaN where it is undefined, as 0/0.
+
+    NaN stays NaN, even times 0.
+    """
     name = equation.primitive.name
     function = _ELEMENTWISE[name]
     if name == "select_n":
-        which, *cases = numbers
-        if which is not None:
-            return cases[int(which)]
-        return cases[0] if len(set(cases)) == 1 else None
+        return _selected(*numbers)
+    if any(number is not None and math.isnan(number) for number in numbers):
+        return math.nan
     if (name == "mul" and 0 in numbers) or (name == "div" and numbers[0] == 0 != numbers[1]):
         return 0.0
     if function is None or None in numbers:
@@ -746,9 +805,17 @@ def _evaluate(equation: Any, numbers: list[float | None]) -> float | None:
     try:
         with np.errstate(all="ignore"):
             number = float(function(*numbers))
-    except (ValueError, OverflowError, ZeroDivisionError):
-        return None
-    return number if math.isfinite(number) else None
+    except (ValueError, ZeroDivisionError):
+        number = math.nan
+    except OverflowError:
+        number = math.inf
+    return None if math.isinf(number) else number
+
+
+def _selected(which: float | None, *cases: float | None) -> float | None:
+    if which is not None and not math.isnan(which):
+        return cases[int(which)]
+    return cases[0] if len(set(cases)) == 1 else None
 
 
 # Programs that are called once; loops and branches are not followed.

@@ -79,6 +79,10 @@ def early_bird(
 
     Reference: You et al., Drawing Early-Bird Tickets, https://arxiv.org/abs/1909.11957
     """
+    if not callable(choose):
+        raise TypeError(
+            f"choose is {type(choose).__name__}; it must be a function from params to masks."
+        )
     check_count("last", last)
     check_positive_fraction("threshold", threshold)
 

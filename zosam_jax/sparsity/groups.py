@@ -6,10 +6,12 @@ BatchNorm behind it, the input axis of the layers that read it. To remove a unit
 positions from every member.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from zosam_jax.errors import check_one_of
 from zosam_jax.trees import Int
 
 CHANNELS, NEURONS, HEADS = "channels", "neurons", "heads"
@@ -66,3 +68,39 @@ class Units(NamedTuple):
 
     groups: tuple[Group, ...]
     whole: tuple[str, ...] = ()
+
+
+def check_is_units(units: Any) -> None:
+    """Raises for anything that is not Units."""
+    if not isinstance(units, Units):
+        raise TypeError(f"units is {type(units).__name__}; it must be what sparsity.units returns.")
+
+
+def check_fit(units: Units, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises for units that do not fit arrays of these names; see `check_units`."""
+    check_is_units(units)
+    names = [group.name for group in units.groups]
+    for group in units.groups:
+        of_group = f"units: the group {group.name!r}"
+        if names.count(group.name) > 1:
+            raise ValueError(f"{of_group} stands there twice; each needs a name of its own.")
+        if not any(member.path in shapes for member in group.members):
+            raise ValueError(
+                f"{of_group} lies in {', '.join(m.path for m in group.members[:3])}, and params "
+                f"holds {', '.join(list(shapes)[:3])}: they are units of another network."
+            )
+        for path, axis, unit_of, role, *_ in group.members:
+            check_one_of("role", role, (OUTPUT, ELEMENTWISE, INPUT))
+            shape = shapes.get(path)
+            if shape is not None and not 0 <= axis < len(shape):
+                raise ValueError(f"{of_group} names axis {axis} of {path}, whose shape is {shape}.")
+            if shape is not None and len(unit_of) != shape[axis]:
+                raise ValueError(
+                    f"{of_group} has {len(unit_of)} positions along axis {axis} of {path}, whose "
+                    f"shape is {shape}."
+                )
+            if len(unit_of) and not -1 <= np.min(unit_of) <= np.max(unit_of) < group.size:
+                raise ValueError(
+                    f"{of_group} has {group.size} units, and along axis {axis} of {path} there "
+                    f"are {np.min(unit_of)} … {np.max(unit_of)}."
+                )

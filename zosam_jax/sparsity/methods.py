@@ -27,7 +27,7 @@ from zosam_jax.errors import check_number, check_one_of
 from zosam_jax.sparsity import budgets, pruning, schedules, scores
 from zosam_jax.sparsity.distributions import SparsityDistribution
 from zosam_jax.sparsity.drop_and_grow import drop_and_grow
-from zosam_jax.sparsity.groups import Units
+from zosam_jax.sparsity.groups import Units, check_is_units
 from zosam_jax.sparsity.layers import Where, is_weight
 from zosam_jax.sparsity.patterns import Pattern
 from zosam_jax.sparsity.straight_through import straight_through as straight_through_masks
@@ -347,6 +347,7 @@ def s2vite(
     https://arxiv.org/abs/2106.04533
     """
     pruning.check_sparsity(sparsity)
+    check_is_units(units)
     steps = schedules.check_total_steps(total_steps)
     if masks is None and sparsity > 0:
         masks = functools.partial(

@@ -20,7 +20,7 @@ from zosam_jax.keys import as_key
 from zosam_jax.masks import restrict
 from zosam_jax.sparsity import distributions, layers, structured
 from zosam_jax.sparsity.distributions import GLOBAL, SparsityDistribution
-from zosam_jax.sparsity.groups import Units
+from zosam_jax.sparsity.groups import Units, check_is_units
 from zosam_jax.sparsity.layers import Layers, Where, is_weight
 from zosam_jax.sparsity.patterns import Pattern, unstructured
 from zosam_jax.sparsity.selection import largest_of_all
@@ -81,8 +81,7 @@ def from_scores(
     """
     check_sparsity(sparsity)
     if units is not None:
-        if pattern is not None:
-            raise ValueError(f"pattern={pattern.name} does not go with units, which go as a whole.")
+        _refuse_pattern(pattern)
         structure = structured.bind(units, params, where)
         return _units_masks(
             structure,
@@ -130,6 +129,7 @@ def from_unit_scores(
       scores: a vector for each group of `units`, in their order.
     """
     check_sparsity(sparsity)
+    check_is_units(units)
     sizes, given = [g.size for g in units.groups], [jnp.shape(s) for s in scores]
     if given != [(size,) for size in sizes]:
         raise ValueError(f"scores has the shapes {given} for groups of {sizes} units.")
@@ -176,6 +176,8 @@ def random(
       **options: `budget` and `costs` of `from_scores`.
     """
     if units is not None:
+        check_is_units(units)
+        _refuse_pattern(pattern)
         keys = jax.random.split(as_key(key), len(units.groups))
         draws = [jax.random.uniform(k, (g.size,)) for k, g in zip(keys, units.groups, strict=True)]
         return from_unit_scores(
@@ -376,11 +378,16 @@ def synflow(
     return masks
 
 
-def check_sparsity(sparsity: Any) -> None:
+def check_sparsity(sparsity: Any, argument: str = "sparsity") -> None:
     """Raises unless 0 ≤ sparsity < 1."""
-    check_number("sparsity", sparsity, above=0.0, inclusive=True)
+    check_number(argument, sparsity, above=0.0, inclusive=True)
     if sparsity >= 1:
-        raise ValueError(f"sparsity={sparsity!r} must be below 1: it is the fraction of zeros.")
+        raise ValueError(f"{argument}={sparsity!r} must be below 1: it is the fraction of zeros.")
+
+
+def _refuse_pattern(pattern: Pattern | None) -> None:
+    if pattern is not None:
+        raise ValueError(f"pattern={pattern.name} does not go with units, which go as a whole.")
 
 
 def _loss_of_weights(

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from zosam_jax.errors import check_one_of
-from zosam_jax.sparsity.groups import ELEMENTWISE, INPUT, OUTPUT, Member, Units
+from zosam_jax.sparsity.groups import Member, Units, check_fit, check_is_units
 from zosam_jax.sparsity.moments import map_moments
 from zosam_jax.trees import Bool, PyTree, Shaped
 
@@ -26,32 +25,7 @@ def check_units(units: Units, params: PyTree) -> None:
         an axis of another length, units outside 0 … size − 1, two groups of one name; if none of
         a group's arrays is among the parameters.
     """
-    shapes = {path: np.shape(leaf) for path, leaf in leaves_by_path(params).items()}
-    names = [group.name for group in units.groups]
-    for group in units.groups:
-        of_group = f"units: the group {group.name!r}"
-        if names.count(group.name) > 1:
-            raise ValueError(f"{of_group} stands there twice; each needs a name of its own.")
-        if not any(member.path in shapes for member in group.members):
-            raise ValueError(
-                f"{of_group} lies in {', '.join(m.path for m in group.members[:3])}, and params "
-                f"holds {', '.join(list(shapes)[:3])}: they are units of another network."
-            )
-        for path, axis, unit_of, role, *_ in group.members:
-            check_one_of("role", role, (OUTPUT, ELEMENTWISE, INPUT))
-            shape = shapes.get(path)
-            if shape is not None and not 0 <= axis < len(shape):
-                raise ValueError(f"{of_group} names axis {axis} of {path}, whose shape is {shape}.")
-            if shape is not None and len(unit_of) != shape[axis]:
-                raise ValueError(
-                    f"{of_group} has {len(unit_of)} positions along axis {axis} of {path}, whose "
-                    f"shape is {shape}."
-                )
-            if len(unit_of) and not -1 <= np.min(unit_of) <= np.max(unit_of) < group.size:
-                raise ValueError(
-                    f"{of_group} has {group.size} units, and along axis {axis} of {path} there "
-                    f"are {np.min(unit_of)} … {np.max(unit_of)}."
-                )
+    check_fit(units, {path: np.shape(leaf) for path, leaf in leaves_by_path(params).items()})
 
 
 def along(array: Shaped[np.ndarray, "..."], member: Member) -> Shaped[np.ndarray, "..."]:
@@ -111,12 +85,19 @@ def _cuts(
     units: Units, kept: Mapping[str, Bool[np.ndarray, " units"]]
 ) -> dict[str, Callable[[Any], Any]]:
     """For the name of each array that becomes smaller the function that makes it so."""
+    check_is_units(units)
     gone: dict[str, dict[int, Bool[np.ndarray, " positions"]]] = {}
     for group in units.groups:
+        of_group = kept.get(group.name)
+        if of_group is None or np.shape(of_group) != (group.size,):
+            raise ValueError(
+                f"kept[{group.name!r}] must be {group.size} bools, one for each unit; it is "
+                f"{of_group}. kept_units makes them."
+            )
         for member in group.members:
             of_array = gone.setdefault(member.path, {})
             before = of_array.get(member.axis, False)
-            of_array[member.axis] = gone_positions(member, np.asarray(kept[group.name])) | before
+            of_array[member.axis] = gone_positions(member, np.asarray(of_group)) | before
 
     return {
         path: functools.partial(_cut_array, gone=of_array)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from zosam_jax.errors import check_number
 from zosam_jax.masks import apply_masks
 from zosam_jax.sparsity import layers, pruning, structured
-from zosam_jax.sparsity.groups import HEADS, INPUT, NEURONS, Units
+from zosam_jax.sparsity.groups import HEADS, INPUT, NEURONS, Units, check_is_units
 from zosam_jax.sparsity.layers import Where, is_scale
 from zosam_jax.trees import Array, Bool, Float, PyTree
 
@@ -50,6 +50,7 @@ def multiplied(slim: Slim, units: Units) -> PyTree:
     The network then is what it would be with the units' outputs multiplied, after their
     nonlinearity.
     """
+    _check_slim(slim)
     structure = structured.bind(units, slim.params, structured.every_array)
     arrays = structure.layers.take(slim.params)
     for factors, parts in zip(slim.coefficients, structure.parts, strict=True):
@@ -135,6 +136,8 @@ def draw(
     Returns:
       Masks like the parameters.
     """
+    _check_slim(slim)
+    _check_parts(units, heads, neurons)
     drawn = None
     for kind, part, distribution in ((HEADS, heads, "uniform"), (NEURONS, neurons, "global")):
         pairs = [
@@ -149,8 +152,6 @@ def draw(
                 distribution=distribution,
             )
             drawn = masks if drawn is None else structured.both(drawn, masks)
-    if drawn is None:
-        raise ValueError("units has neither heads nor neurons, of which EarlyBERT removes some.")
     return drawn
 
 
@@ -214,10 +215,26 @@ def early_bert(
 
     Reference: Chen et al., EarlyBERT, https://arxiv.org/abs/2101.00063
     """
+    _check_parts(units, heads, neurons)
     searching = coefficient_loss(loss, units, penalty=penalty, has_aux=has_aux)
     found = train(searching, with_coefficients(params, units), None)
     masks = draw(found, units, heads=heads, neurons=neurons)
     return EarlyTicket(masks, found.coefficients, train(loss, apply_masks(params, masks), masks))
+
+
+def _check_parts(units: Units, heads: float, neurons: float) -> None:
+    pruning.check_sparsity(heads, "heads")
+    pruning.check_sparsity(neurons, "neurons")
+    check_is_units(units)
+    if not any(group.kind in (HEADS, NEURONS) for group in units.groups):
+        raise ValueError("units has neither heads nor neurons, of which EarlyBERT removes some.")
+
+
+def _check_slim(slim: Any) -> None:
+    if not isinstance(slim, Slim):
+        raise TypeError(
+            f"slim is {type(slim).__name__}; it must be a Slim, as with_coefficients makes it."
+        )
 
 
 def _plus(result: Any, penalty: float, arrays: list[Array], has_aux: bool) -> Any:

@@ -17,7 +17,15 @@ from zosam_jax import shardings
 from zosam_jax.errors import check_one_of
 from zosam_jax.sparsity import distributions
 from zosam_jax.sparsity.distributions import GLOBAL, Shape, SparsityDistribution
-from zosam_jax.sparsity.groups import ELEMENTWISE, INPUT, OUTPUT, Group, Member, Units
+from zosam_jax.sparsity.groups import (
+    ELEMENTWISE,
+    INPUT,
+    OUTPUT,
+    Member,
+    Units,
+    check_fit,
+    check_is_units,
+)
 from zosam_jax.sparsity.layers import Layers, Where, chooser, is_weight
 from zosam_jax.sparsity.selection import largest_in_each, largest_of_all, largest_within
 from zosam_jax.trees import Array, Bool, Float, Int, Num, PyTree, Shaped
@@ -135,8 +143,7 @@ def bind(units: Units, params: PyTree, where: Where = is_weight) -> Structure:
       ValueError: for units of another network, without groups, or with a group of which no array
         counts.
     """
-    if not isinstance(units, Units):
-        raise TypeError(f"units is {type(units).__name__}; it must be what sparsity.units returns.")
+    check_is_units(units)
     if not units.groups:
         raise ValueError(
             "units has no group, so there is nothing to remove"
@@ -144,7 +151,7 @@ def bind(units: Units, params: PyTree, where: Where = is_weight) -> Structure:
         )
     wanted = {m.path for group in units.groups for m in group.members}
     leaves = [(_name(path, wanted), x) for path, x in jax.tree.leaves_with_path(params)]
-    position = {path: i for i, (path, _) in enumerate(leaves)}
+    check_fit(units, {path: tuple(jnp.shape(x)) for path, x in leaves})
     indices = [i for i, (path, _) in enumerate(leaves) if path in wanted]
     array_of = {leaves[i][0]: n for n, i in enumerate(indices)}
     shapes = tuple(tuple(jnp.shape(leaves[i][1])) for i in indices)
@@ -153,18 +160,12 @@ def bind(units: Units, params: PyTree, where: Where = is_weight) -> Structure:
     parts = []
     for group in units.groups:
         here = [m for m in group.members if m.path in array_of]
-        for member in here:
-            _check_member(group, member, shapes[array_of[member.path]])
-        if not here:
-            raise ValueError(
-                f"units: no array of the group {group.name} is among the parameters "
-                f"{', '.join(list(position)[:4])}, …: find the units with these parameters."
-            )
         bound = tuple(Part(array_of[m.path], m, counts[array_of[m.path]]) for m in here)
         if not any(part.counts for part in bound):
             raise ValueError(
                 f"where= chooses no array of the group {group.name}, so its units have no score; "
-                f"it has {', '.join(m.path for m in here)}."
+                f"it has {', '.join(m.path for m in here)}. Choose one of them, or leave the group "
+                "out of units."
             )
         parts.append(bound)
     layers = Layers(jax.tree.structure(params), tuple(indices), tuple(array_of))
@@ -232,8 +233,9 @@ def counts_of(
     structure: Structure, sparsity: float, distribution: str | SparsityDistribution
 ) -> list[int]:
     """The number of units that stay in each group, by a distribution; raises if one is empty."""
+    counts_by = distributions.get(distribution)
     try:
-        counts = distributions.get(distribution)([(size,) for size in structure.sizes], sparsity)
+        counts = counts_by([(size,) for size in structure.sizes], sparsity)
     except ValueError as error:
         raise ValueError(
             f"sparsity={sparsity} would leave nothing of a group of {min(structure.sizes)} units: "
@@ -321,17 +323,6 @@ def _name(path: tuple[Any, ...], wanted: set[str]) -> str:
     """A parameter's name; those of Flax NNX may stand in variables, with a `value` of their own."""
     name = jax.tree_util.keystr(path)
     return name if name in wanted else name.removesuffix(".value")
-
-
-def _check_member(group: Group, member: Member, shape: Shape) -> None:
-    positions = np.asarray(member.unit_of)
-    fits = -1 < member.axis < len(shape) and shape[member.axis] == len(positions)
-    if not fits or positions.max(initial=-1) >= group.size or positions.min(initial=0) < -1:
-        raise ValueError(
-            f"units: the group {group.name} of {group.size} units lies along {len(positions)} "
-            f"positions of axis {member.axis} of {member.path}, whose shape is {shape}: find the "
-            "units with these parameters."
-        )
 
 
 def along(
