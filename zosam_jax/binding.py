@@ -5,6 +5,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
+
+from zosam_jax.errors import is_traced
+
 # Names that belong to optax or to this library, not to a loss that takes **kwargs.
 _RESERVED = frozenset(
     {
@@ -35,6 +39,49 @@ class Call(NamedTuple):
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = MappingProxyType({})
+
+
+class _Rest(NamedTuple):
+    """What a function returns beside arrays, which stand in its list of leaves as None."""
+
+    structure: Any
+    leaves: list[Any]
+
+
+jax.tree_util.register_static(_Rest)
+
+
+def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, traced once for all calls of one step whose traced arguments have equal shapes.
+
+    What it does is written into the program of each call as if it had been traced there. All calls
+    have arguments of one structure; the values that are not traced are the caller's own objects,
+    which the function may branch on.
+    """
+    programs: dict[tuple[int | None, ...], Callable[..., Any]] = {}
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        key = tuple(None if is_traced(x) else id(x) for x in leaves)
+
+        def program(inputs: list[Any]) -> tuple[list[Any], _Rest]:
+            given = iter(inputs)
+            args, kwargs = jax.tree.unflatten(
+                structure, [next(given) if is_traced(x) else x for x in leaves]
+            )
+            found, outer = jax.tree.flatten(function(*args, **kwargs))
+            arrays = [x for x in found if isinstance(x, jax.Array)]
+            return arrays, _Rest(outer, [None if isinstance(x, jax.Array) else x for x in found])
+
+        if key not in programs:
+            programs[key] = jax.jit(program, inline=True)
+        arrays, rest = programs[key]([x for x in leaves if is_traced(x)])
+        remaining = iter(arrays)
+        return jax.tree.unflatten(
+            rest.structure, [next(remaining) if x is None else x for x in rest.leaves]
+        )
+
+    return call
 
 
 def bind(

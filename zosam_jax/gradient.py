@@ -14,9 +14,9 @@ from zosam_jax import descent as descents
 from zosam_jax import keys, masks, probes, trees
 from zosam_jax import radius as radii
 from zosam_jax.ascent.base import Ascent, AscentResult
-from zosam_jax.binding import Call
+from zosam_jax.binding import Call, traced_once
 from zosam_jax.descent import Descent, DescentResult, PerturbedPoint
-from zosam_jax.errors import check_count, check_number, check_static
+from zosam_jax.errors import check_count, check_number, check_static, is_traced
 from zosam_jax.objective import AxisName, Objective, ValueAndGrad
 from zosam_jax.trees import Array, Float, FloatTree, Int, Key, PyTree, UInt32
 
@@ -227,6 +227,11 @@ class SharpnessAwareGradient:
             mask = jax.tree.map(
                 lambda p, m: None if p is None else m, floating, mask, is_leaf=lambda x: x is None
             )
+        if any(map(is_traced, jax.tree.leaves(floating))):
+            calls = {
+                name: call and call._replace(function=traced_once(call.function))
+                for name, call in calls.items()
+            }
         (name, loss), (_, probe), (_, losses) = calls.items()
         assert loss is not None
         objective = Objective(
