@@ -12,6 +12,7 @@ from typing import TypeAlias
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from zosam_jax.errors import is_traced
 from zosam_jax.trees import Array, Shaped
 
 Axes: TypeAlias = str | tuple[str, ...] | None
@@ -19,8 +20,10 @@ Axes: TypeAlias = str | tuple[str, ...] | None
 
 def of(x: Shaped[Array, "..."]) -> NamedSharding | None:
     """The sharding that is part of the type of `x`; None where it is the compiler's affair."""
-    # That of an array outside jit is asked first: its mesh knows the devices.
-    sharding = getattr(x, "sharding", None) or jax.typeof(x).sharding
+    # That of an array outside jit is asked first: its mesh knows the devices. A traced one would
+    # search the whole program for the words of its refusal.
+    own = None if is_traced(x) else getattr(x, "sharding", None)
+    sharding = own or jax.typeof(x).sharding
     is_explicit = (
         isinstance(sharding, NamedSharding) and AxisType.Explicit in sharding.mesh.axis_types
     )
