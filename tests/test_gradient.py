@@ -219,3 +219,41 @@ def test_an_ascent_that_makes_no_pass_is_told_so():
     grad = zosam_jax.value_and_grad(mlp_loss, ascent=seen, rho=0.0)
     grad(mlp_params(), grad.init(mlp_params()), **mlp_batch())
     assert found_what == [ascent.AscentResult(None)]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_loss_is_traced_once_for_all_passes(name):
+    traced = []
+
+    def loss(params, x, y, kind):
+        traced.append(kind)  # no array: the loss may branch on it, and return it
+        value = mlp_loss(params, x, y) * (2.0 if kind == "double" else 1.0)
+        return value, {"value": value, "kind": kind}
+
+    grad = zosam_jax.value_and_grad(loss, ascent=ROWS[name], rho=RHO, has_aux=True)
+    params = mlp_params()
+    state = grad.init(params)
+
+    @jax.jit
+    def step(params, state, batch):
+        ((_, aux), gradient), _ = grad(params, state, **batch, kind="double")
+        assert aux["kind"] == "double"
+        return gradient, aux["value"]
+
+    gradient, value = step(params, state, mlp_batch())
+    assert traced == ["double"]
+    ((_, aux), expected), _ = grad(params, state, **mlp_batch(), kind="double")
+    assert_close((gradient, value), (expected, aux["value"]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_part_of_the_batch_is_another_program():
+    sizes = []
+
+    def loss(params, x, y):
+        sizes.append(len(x))
+        return mlp_loss(params, x, y)
+
+    grad = zosam_jax.value_and_grad(loss, ascent=ascent.backprop(fraction=0.5), rho=RHO)
+    params, batch = mlp_params(), mlp_batch()
+    jax.jit(lambda state: grad(params, state, **batch))(grad.init(params))
+    assert sorted(sizes) == [len(batch["x"]) // 2, len(batch["x"])]
