@@ -11,6 +11,9 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
+# Those that take a user's first steps; the others train for a minute and more.
+SHORT = ("quickstart", "from_training_to_a_device")
+
 
 def test_there_are_notebooks():
     assert NOTEBOOKS
@@ -18,7 +21,11 @@ def test_there_are_notebooks():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the kernel's own machinery
-@every_notebook
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=() if p.stem in SHORT else pytest.mark.long) for p in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(

@@ -178,6 +178,7 @@ def test_a_dense_run_of_a_plain_optimizer(tmp_path):
     assert not (folder / "features.png").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_residual_network_shows_three_blocks_and_takes_either_statistics(tmp_path):
     run = trained(tmp_path / "run", "--optimizer", "sgd", "--model", "resnet8", "--epochs", "1")

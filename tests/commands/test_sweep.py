@@ -342,6 +342,7 @@ seeds = 1
     return folder / "out"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sweep_tunes_and_trains(real):
     (choice,) = json.loads((real / "tuning.json").read_text())

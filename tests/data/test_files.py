@@ -123,6 +123,7 @@ def test_no_crafted_file_crashes_the_process_that_reads_it():
     assert sum(count for *_, count in result["counts"]) == len(CRAFTED)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_no_file_damaged_at_random_crashes_the_process_that_reads_it(seed):

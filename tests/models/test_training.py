@@ -90,6 +90,7 @@ def test_three_steps_of_zo_sam_under_rigl(name):
     check_sparse(small(name), *batch(SHAPES[name]))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet32", "deit-tiny"])
 def test_three_steps_of_zo_sam_at_full_size(name):
@@ -111,6 +112,7 @@ def test_a_step_of_zo_sam_has_a_program_at_full_size(name):
     assert avals(taken.params) == avals(params)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_three_steps_of_zo_sam_under_rigl_at_full_size():
     check_sparse(*full("resnet32", jnp.float32))

@@ -61,6 +61,7 @@ def test_some_damages(victim, damages, step):
     assert {"a flipped bit", "a truncation", "foreign content", "no regular file"} <= set(kinds)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_all_damages():
     """At least 126 flips in the arrays of a checkpoint, as many as first found the fault."""

@@ -69,6 +69,7 @@ def alone(settings, tmp_path_factory):
     return metrics(out)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_eight_devices_take_one_device_s_steps(settings, alone, tmp_path):
     text = finish(start(tmp_path / "run", *settings, count=8))
@@ -76,6 +77,7 @@ def test_eight_devices_take_one_device_s_steps(settings, alone, tmp_path):
     assert_same_curve(metrics(tmp_path / "run"), alone)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_parts_of_a_batch_are_parts_on_every_device(tmp_path):
     options = ["--model", "lenet-300-100", "--accumulate", "4"]
@@ -85,6 +87,7 @@ def test_parts_of_a_batch_are_parts_on_every_device(tmp_path):
     assert_same_curve(metrics(tmp_path / "1"), metrics(tmp_path / "4"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_take_one_device_s_steps(settings, alone, tmp_path):
     with socket.socket() as free:

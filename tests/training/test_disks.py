@@ -19,6 +19,7 @@ from zosam_jax.training.run_folder import UnwritableError
 needs_compiler = pytest.mark.skipif(not disks.CAN_BE_MADE, reason="needs Linux and a C compiler")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @needs_compiler
 def test_some_moments():

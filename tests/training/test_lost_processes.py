@@ -6,6 +6,7 @@ import pytest
 from zosam_jax.training import supervision
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_processes():
     result = lost_processes.campaign(2, 0)

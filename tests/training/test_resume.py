@@ -115,6 +115,7 @@ def undisturbed(tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_as_if_left_alone(undisturbed, tmp_path):
     out, rng = tmp_path / "run", np.random.default_rng(0)
@@ -128,6 +129,7 @@ def test_killed_at_any_moment_it_ends_as_if_left_alone(undisturbed, tmp_path):
     assert metrics(out) == metrics(undisturbed)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint_of_that_step(number, undisturbed, tmp_path):
