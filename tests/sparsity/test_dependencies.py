@@ -420,15 +420,17 @@ def test_a_recurrent_network_that_starts_from_zeros():
     }
 
 
+class ThreeLayers(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(3, 8, rngs=rngs)
+        self.second = nnx.Linear(8, 6, rngs=rngs)
+        self.head = nnx.Linear(6, 2, rngs=rngs)
+
+
 def test_an_nnx_module_that_refuses_smaller_widths():
     """`compact` gives back a module that runs."""
 
-    class Model(nnx.Module):
-        def __init__(self, rngs):
-            self.first = nnx.Linear(3, 8, rngs=rngs)
-            self.second = nnx.Linear(8, 6, rngs=rngs)
-            self.head = nnx.Linear(6, 2, rngs=rngs)
-
+    class Model(ThreeLayers):
         def __call__(self, x):
             hidden = nnx.relu(self.first(x)).reshape(len(x), 8)
             return self.head(nnx.relu(self.second(hidden)))
@@ -441,12 +443,7 @@ def test_an_nnx_module_that_refuses_smaller_widths():
 
 
 def test_an_nnx_module_with_a_number_of_its_own():
-    class Model(nnx.Module):
-        def __init__(self, rngs):
-            self.first = nnx.Linear(3, 8, rngs=rngs)
-            self.second = nnx.Linear(8, 6, rngs=rngs)
-            self.head = nnx.Linear(6, 2, rngs=rngs)
-
+    class Model(ThreeLayers):
         def __call__(self, x):
             pairs = nnx.relu(self.first(x)).reshape(len(x), 4, -1)
             normalized = jax.nn.standardize(pairs, axis=-1).reshape(len(x), -1)

@@ -56,7 +56,7 @@ def multiplied(slim: Slim, units: Units) -> PyTree:
     for factors, parts in zip(slim.coefficients, structure.parts, strict=True):
         for array, member, _ in parts:
             if member.role == INPUT:
-                row = structured.along(factors, member, arrays[array].ndim, fill=1.0)
+                row = structured.by_position(factors, member, arrays[array].ndim, fill=1.0)
                 arrays[array] = arrays[array] * row.astype(arrays[array].dtype)
     return structure.layers.replace(slim.params, arrays)
 

@@ -82,7 +82,7 @@ class Structure(NamedTuple):
         for units, parts in zip(kept, self.parts, strict=True):
             for array, member, _ in parts:
                 if member.role in roles:
-                    found[array] &= along(units, member, len(self.shapes[array]))
+                    found[array] &= by_position(units, member, len(self.shapes[array]))
         return [jnp.broadcast_to(m, shape) for m, shape in zip(found, self.shapes, strict=True)]
 
     def choose(
@@ -106,7 +106,7 @@ class Structure(NamedTuple):
             for units, parts in zip(kept, self.parts, strict=True):
                 for array, member, _ in parts:
                     key = (array, member.axis)
-                    axes[key] = axes.get(key, jnp.ones((), bool)) & along(
+                    axes[key] = axes.get(key, jnp.ones((), bool)) & by_position(
                         units, member, ndim=member.axis + 1
                     )
             density = [jnp.ones((), jnp.float32)] * len(self.shapes)
@@ -325,7 +325,7 @@ def _name(path: tuple[Any, ...], wanted: set[str]) -> str:
     return name if name in wanted else name.removesuffix(".value")
 
 
-def along(
+def by_position(
     of_units: Shaped[Array, " units"], member: Member, ndim: int, fill: float | bool = True
 ) -> Shaped[Array, "..."]:
     """What each position along a member's axis has of its unit, `fill` where it has none.
