@@ -1,4 +1,4 @@
-"""Draws the pictures of the README from the committed results, each with a twin for dark pages.
+"""Draws the pictures of README and guides from committed results, each with a twin for dark pages.
 
     python benchmarks/figures.py
 

@@ -1,4 +1,4 @@
-"""The pictures of the README show the numbers of the committed results."""
+"""The pictures of README and guides show the numbers of the committed results."""
 
 import importlib.util
 import json
