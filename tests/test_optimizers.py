@@ -412,7 +412,9 @@ def traced_passes(tx, has_aux, branch):
 # Beside the defaults of each.
 OPTIONS = [
     ("sam", {"fraction": 0.25}),
+    ("sam", {"batch_fraction": 0.5}),
     ("subbatch_sam", {"fraction": 0.5}),
+    ("subbatch_sam", {"fraction": 0.5, "batch_fraction": 0.5}),
     ("zo_sam", {"num_directions": 4}),
     ("zo_sam", {"num_directions": 16}),
     ("zo_sam", {"num_directions": 3, "batching": "vmap"}),

@@ -393,8 +393,13 @@ class AscentConfig:
     """Fraction of the steps in which rho rises linearly from 0; many networks diverge without.
     Default: 0.2."""
 
+    batch_fraction: float | None = None
+    """Part of each batch that its step sees, in all of its passes, drawn at random; epochs and
+    schedules go by whole batches. At 0.5 SAM costs what SGD costs. Default: all."""
+
     fraction: float | None = None
-    """Part of the batch that the ascent sees. Default: an eighth for subbatch_sam, else all."""
+    """Part of the step's images that the ascent sees. Default: an eighth for subbatch_sam, else
+    all."""
 
     num_directions: int | None = None
     """Random directions a step (m); 2m extra forward passes. Default: 1."""
@@ -427,7 +432,9 @@ class AscentConfig:
         """As for the data."""
         checks: dict[str, Callable[[str, Any], None]] = {
             **dict.fromkeys(("num_directions", "interval", "microbatches"), check_count),
-            **dict.fromkeys(("beta", "gamma", "fraction"), check_positive_fraction),
+            **dict.fromkeys(
+                ("beta", "gamma", "fraction", "batch_fraction"), check_positive_fraction
+            ),
             "delta": check_delta,
             "rho_warmup": check_fraction,
         }
