@@ -29,6 +29,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("optimizer", "rho", "radius", "rho_warmup", "base_optimizer", "momentum", "nesterov"),
         *("weight_decay", "clip_norm", "ema_decay", "num_directions", "fraction", "delta"),
         *("distribution", "difference", "batching", "interval", "microbatches", "beta", "gamma"),
+        *("extrapolation", "reach"),
     ),
     "sparsity": (
         *("sparse", "sparsity", "structure", "sparse_layers", "sparsity_distribution"),
