@@ -264,6 +264,10 @@ FORGETTING = {name: {"ascent": up} for name, up in ASCENTS.items()} | {
         "descent": descent.sharpness_sensitive_selection(0.5),
     },
     "worst side": {"ascent": ascent.random_direction(), "descent": descent.worst_side()},
+    "extrapolated": {
+        "ascent": ascent.backprop(),
+        "descent": descent.extrapolated_as_measured(),
+    },
     "estimate": {"ascent": ascent.random_gradient_estimate(), "descent": descent.estimate()},
     "without a perturbation": {"ascent": ascent.backprop(), "rho": 0.0},
     "calibrated": {"ascent": ascent.random_direction(), "radius": "calibrated"},

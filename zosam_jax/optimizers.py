@@ -15,6 +15,8 @@ the arguments of its own. Those that several take mean the same in all of them:
 - fraction: how much of the step's examples the ascent sees, in (0, 1]; None for all of them;
 - batch_fraction: how much of the batch the step sees, in (0, 1], drawn anew each step; None for all
   of it (`zosam_jax.value_and_grad`);
+- extrapolation: α, how far to go along the arc from ε to the gradient (`descent.extrapolated`);
+  None for the gradient itself;
 - mask: which weights to perturb, or to estimate: the gradient of the others is then zero;
 - axis_name: the device axis of the batch inside shard_map or pmap;
 - key: a seed or a random key.
@@ -57,6 +59,7 @@ __all__ = [
     "s2_sam",
     "sam",
     "subbatch_sam",
+    "xsam",
     "zo_sam",
 ]
 
@@ -114,6 +117,7 @@ def sam(
     radius: radius.RadiusLike = "global",
     fraction: float | None = None,
     batch_fraction: float | None = None,
+    extrapolation: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -126,9 +130,14 @@ def sam(
 
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412
     """
-    gradient = ascent.backprop(_number(fraction))
     return sharpness_aware(
-        gradient, rho, radius=radius, batch_fraction=batch_fraction, mask=mask, axis_name=axis_name
+        ascent.backprop(_number(fraction)),
+        rho,
+        radius=radius,
+        descent=_along_arc(extrapolation),
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
     )
 
 
@@ -136,6 +145,7 @@ def subbatch_sam(
     rho: Rho = 0.06,
     *,
     fraction: float | None = None,
+    extrapolation: float | None = None,
     radius: radius.RadiusLike = "adaptive_layerwise",
     batch_fraction: float | None = None,
     mask: Mask = None,
@@ -156,9 +166,58 @@ def subbatch_sam(
 
     Reference: for an ascent on a part of the batch, Bahri et al., https://arxiv.org/abs/2110.08529
     """
-    gradient = ascent.backprop(SUBBATCH if fraction is None else fraction)
     return sharpness_aware(
-        gradient, rho, radius=radius, batch_fraction=batch_fraction, mask=mask, axis_name=axis_name
+        ascent.backprop(SUBBATCH if fraction is None else fraction),
+        rho,
+        radius=radius,
+        descent=_along_arc(extrapolation),
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
+    )
+
+
+def _along_arc(extrapolation: float | None) -> descent.Descent | None:
+    return None if extrapolation is None else descent.extrapolated(extrapolation)
+
+
+def xsam(
+    rho: Rho,
+    *,
+    interval: int = 100,
+    reach: float = 2.0,
+    fraction: float | None = None,
+    radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
+    mask: Mask = None,
+    axis_name: AxisName | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """XSAM: SAM's gradient, turned towards where on an arc around θ the loss is largest.
+
+        v₀ = ε/‖ε‖ with ε = ρ g/‖g‖,   G = ∇L(θ+ε),   v₁ = G/‖G‖,   φ = ∠(v₀, v₁)
+        v(α) = (sin((1−α)φ) v₀ + sin(αφ) v₁) / sin φ,   emits ‖G‖ v(α)
+        α = argmax L(θ + reach·‖ε‖ v(α)) over 0, 0.1, …, 2, once in `interval` steps
+
+    Two forward and two backward passes a step, and 21 forward passes once in `interval` steps.
+    α = 1 is SAM. For an α of your own, under any ascent, see `descent.extrapolated`, and
+    `extrapolation` of `sam` and `subbatch_sam`.
+
+    Args:
+      interval: n ≥ 1, the steps from one measurement to the next; the paper's are an epoch's.
+      reach: > 0, how far from θ the losses are compared, in lengths of ε.
+      others: as in `zosam_jax.optimizers`.
+
+    Reference: Chen and Zhou, Revisiting Sharpness-Aware Minimization (XSAM), ICLR 2026,
+      https://arxiv.org/abs/2603.10048
+    """
+    return sharpness_aware(
+        ascent.backprop(_number(fraction)),
+        rho,
+        radius=radius,
+        descent=descent.extrapolated_as_measured(interval, reach),
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
     )
 
 
@@ -707,6 +766,11 @@ def _first_on_part(options: Mapping[str, Any], default: float) -> Passes:
     return Passes(1 + part, 1 + part)
 
 
+def _and_arc(options: Mapping[str, Any]) -> Passes:
+    forward, backward = _first_on_part(options, 1.0)
+    return Passes(forward + descent.ARC_POINTS / options["interval"], backward)
+
+
 def _probes(options: Mapping[str, Any]) -> float:
     m: int = options["num_directions"]
     return (2 * m if options["difference"] == "central" else m + 1) * _number(options["fraction"])
@@ -720,10 +784,16 @@ def _of_estimate(options: Mapping[str, Any], of_slopes: float) -> Passes:
 
 #: Every ready-made transformation by name, with what there is to know of it.
 RECORDS: dict[str, Record] = {
-    "sam": Record(sam, lambda o: _first_on_part(o, 1.0), ("fraction",), _ALONG_GRADIENT),
-    "subbatch_sam": Record(
-        subbatch_sam, lambda o: _first_on_part(o, SUBBATCH), ("fraction",), _ALONG_GRADIENT
+    "sam": Record(
+        sam, lambda o: _first_on_part(o, 1.0), ("fraction", "extrapolation"), _ALONG_GRADIENT
     ),
+    "subbatch_sam": Record(
+        subbatch_sam,
+        lambda o: _first_on_part(o, SUBBATCH),
+        ("fraction", "extrapolation"),
+        _ALONG_GRADIENT,
+    ),
+    "xsam": Record(xsam, _and_arc, ("fraction", "interval", "reach"), _ALONG_GRADIENT),
     "zo_sam": Record(zo_sam, lambda o: Passes(1 + _probes(o), 1), _PROBED, _RANDOM),
     "random_weight_perturbation": Record(
         random_weight_perturbation, _once, ("distribution",), _RANDOM

@@ -38,6 +38,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
             "microbatches",
             "beta",
             "gamma",
+            "extrapolation",
+            "reach",
         ),
     ),
     "sparsity": (

@@ -1,6 +1,7 @@
 """The typed options of the command line; tyro turns each field and its text into an option."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -418,7 +419,15 @@ class AscentConfig:
     """How the forward passes of several directions are run. Default: auto."""
 
     interval: int | None = None
-    """look_sam: steps from one second gradient to the next. Default: 5."""
+    """look_sam: steps from one second gradient to the next; xsam: steps from one measurement of α
+    to the next. Default: 5, 100 for xsam."""
+
+    extrapolation: float | None = None
+    """sam, subbatch_sam: how far to go along the arc from the perturbation to the gradient, 1.2 for
+    a fifth beyond it. Default: the gradient itself."""
+
+    reach: float | None = None
+    """xsam: where α is measured, in lengths of the perturbation. Default: 2."""
 
     microbatches: int | None = None
     """msam: parts of the batch, each with a perturbation of its own. Default: 2."""
@@ -437,6 +446,8 @@ class AscentConfig:
                 ("beta", "gamma", "fraction", "batch_fraction"), check_positive_fraction
             ),
             "delta": check_delta,
+            "extrapolation": functools.partial(check_number, above=0.0, inclusive=True),
+            "reach": functools.partial(check_number, above=0.0, inclusive=False),
             "rho_warmup": check_fraction,
         }
         for name, check in checks.items():
