@@ -22,18 +22,26 @@ def test_every_registered_transformation_is_on_the_command_line():
             assert list(grid) == sorted(grid)
 
 
-@pytest.mark.parametrize("steps", [0, 10])
-def test_the_radius_warms_up(steps):
-    options = TrainConfig(rho_warmup=0.5 if steps else 0.0, radius="global")
-    tx = build.sharpness_aware_part(options, "random_weight_perturbation", 0.4, 0, 2 * steps)
+@pytest.mark.parametrize(
+    ("steps", "cooldown", "expected"),
+    [
+        (10, 0.0, [0.0, 0.2, 0.4, 0.4]),
+        (0, 0.0, [0.4] * 4),
+        (10, 0.25, [0.0, 0.2, 0.4, 0.0]),
+        (0, 0.75, [0.4, 0.4, 0.3, 0.0]),  # along a cosine, of which it has gone a third
+        (10, 0.75, [0.0, 0.2, 0.4, 0.0]),  # only after it has risen
+    ],
+)
+def test_the_radius_warms_up_and_cools_down(steps, cooldown, expected):
+    options = TrainConfig(rho_warmup=0.5 if steps else 0.0, rho_cooldown=cooldown, radius="global")
+    tx = build.sharpness_aware_part(options, "random_weight_perturbation", 0.4, 0, 20)
     state = tx.init(mlp_params())
     lengths = []
     for count in (0, 5, 10, 20):
         state = state._replace(count=jnp.asarray(count))
         _, after = tx.update(None, state, mlp_params(), value_fn=mlp_loss, **mlp_batch())
         lengths.append(float(after.diagnostics.epsilon_norm))
-    expected = [0.0, 0.2, 0.4, 0.4] if steps else [0.4] * 4
-    np.testing.assert_allclose(lengths, expected, rtol=1e-5)
+    np.testing.assert_allclose(lengths, expected, rtol=1e-5, atol=1e-7)
 
 
 CONFIGURATIONS = [

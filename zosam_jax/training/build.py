@@ -32,6 +32,7 @@ from zosam_jax.training.config import (
     ALL,
     MILESTONES,
     MOMENTUM,
+    RHO_COOLDOWN,
     RHO_WARMUP,
     ProblemConfig,
     TrainConfig,
@@ -156,6 +157,7 @@ def _defaults_of_optimizer(config: TrainConfig) -> dict[str, Any]:
         found["fraction"] = SUBBATCH if name == "subbatch_sam" else 1.0
     if has_rho(name):
         found |= {"rho": default_rho(name, config.radius), "rho_warmup": RHO_WARMUP}
+        found["rho_cooldown"] = RHO_COOLDOWN.get(name, 0.0)
     if has_radius(name):
         found["radius"] = record.radius
     return found
@@ -227,15 +229,29 @@ def sharpness_aware_part(
         options["key"] = seed
     if not record.has_rho:
         return record.make(**options)
+    if optimizer == "momentum_sam" and config.momentum is not None:
+        options["decay"] = config.momentum
     if record.radius is not None:  # ASAM's is its own
         options["radius"] = radius_rule(optimizer, config.radius)
-    warmup = RHO_WARMUP if config.rho_warmup is None else config.rho_warmup
-    return record.make(_warmed_up(rho, round(warmup * steps)), **options)
+    return record.make(_rho_over_time(config, optimizer, rho, steps), **options)
 
 
-def _warmed_up(rho: float, steps: int) -> float | optax.Schedule:
+def _rho_over_time(
+    config: ProblemConfig, optimizer: str, rho: float, steps: int
+) -> float | optax.Schedule:
+    """ρ rises linearly, stays, and falls along a cosine; a number where it does neither."""
+    warmup, cooldown = config.rho_warmup, config.rho_cooldown
+    rising = round((RHO_WARMUP if warmup is None else warmup) * steps)
+    falling = round((RHO_COOLDOWN.get(optimizer, 0.0) if cooldown is None else cooldown) * steps)
+    falling = min(falling, steps - rising)
     # A radius that is zero for good costs nothing, which no schedule could say.
-    return optax.linear_schedule(0.0, rho, steps) if steps and rho else rho
+    if not rho or not (rising or falling):
+        return rho
+    begin = optax.linear_schedule(0.0, rho, rising) if rising else optax.constant_schedule(rho)
+    if not falling:
+        return begin
+    end = optax.cosine_decay_schedule(rho, falling)
+    return optax.join_schedules([begin, end], [steps - falling])
 
 
 def transformation(
