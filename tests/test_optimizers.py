@@ -249,6 +249,22 @@ class Extrapolated(Xsam):
         return value, self.turned(p, move(there, p, -1), gradient, self.alpha)
 
 
+class SamOn(Formulas):
+    """SAM on the biases alone."""
+
+    def step(self, p, count):
+        g = self.problem.gradient(p)
+        return self.at(self.perturb(p, {k: g[k] * k.startswith("b") for k in g}))
+
+
+def biases(params):
+    return {layer: {"bias": True, "kernel": False} for layer in params}
+
+
+def sam_on(mask):
+    return zosam_jax.perturbing(zosam_jax.sam(RHO, mask=mask), biases)
+
+
 class Vasso(Formulas):
     theta, d = 0.4, None
 
@@ -328,6 +344,7 @@ METHODS = {
         Extrapolated,
         functools.partial(zosam_jax.sam, RHO, fraction=0.5, extrapolation=1.3),
     ),
+    "sam on biases": (SamOn, sam_on),
     "vasso": (Vasso, functools.partial(zosam_jax.vasso, RHO, theta=0.4)),
     "momentum_sam": (MomentumSam, functools.partial(zosam_jax.momentum_sam, RHO, decay=0.8)),
     "le_sam": (LeSam, functools.partial(zosam_jax.le_sam, RHO, rho_max=0.55)),

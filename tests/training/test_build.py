@@ -8,8 +8,9 @@ import pytest
 from problems import mlp_batch, mlp_loss, mlp_params
 
 from zosam_jax.optimizers import ESTIMATORS, REGISTRY
-from zosam_jax.training import build, config
+from zosam_jax.training import build, config, sources
 from zosam_jax.training.config import TrainConfig
+from zosam_jax.training.problem import Parts
 
 
 def test_every_registered_transformation_is_on_the_command_line():
@@ -90,3 +91,24 @@ def test_resolved_options_are_complete_and_can_be_taken_back(given):
 def test_what_defaults_resolve_to(options, expected):
     resolved = build.resolved(TrainConfig(**options))
     assert {name: getattr(resolved, name) for name in expected} == expected
+
+
+def test_weights_to_perturb_that_the_network_does_not_have_are_refused():
+    options = TrainConfig(model="lenet-300-100", perturb="normalization", optimizer="sam")
+    with pytest.raises(ValueError, match="finds no scale or shift of a normalization layer"):
+        sources.problem(options, Parts(), None)
+
+
+def test_normalization_layers_alone_are_perturbed():
+    options = TrainConfig(perturb="normalization", rho_warmup=0.0)
+    params = {"dense": {"kernel": jnp.ones((3, 4))}, "norm": {"scale": jnp.ones(4)}}
+    tx = build.sharpness_aware_part(options, "zo_sam", 0.5, 0, 10)
+
+    def loss(p, x):
+        return jnp.square(x @ p["dense"]["kernel"] * p["norm"]["scale"]).mean()
+
+    epsilon, _ = tx.update(
+        None, tx.init(params), params, value_fn=loss, x=jnp.eye(3), emit="perturbation"
+    )
+    assert not epsilon["dense"]["kernel"].any()
+    np.testing.assert_allclose(jnp.linalg.norm(epsilon["norm"]["scale"]), 0.5 * 2, rtol=1e-5)

@@ -26,16 +26,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "model": ("model", "loss", "init", "precision", "patch", "drop_path"),
     "optimizer": (
-        *(
-            "optimizer",
-            "rho",
-            "radius",
-            "rho_warmup",
-            "rho_cooldown",
-            "base_optimizer",
-            "momentum",
-            "nesterov",
-        ),
+        *("optimizer", "rho", "radius", "rho_warmup", "rho_cooldown", "perturb"),
+        *("base_optimizer", "momentum", "nesterov"),
         *("weight_decay", "clip_norm", "ema_decay", "num_directions", "fraction", "delta"),
         *("distribution", "difference", "batching", "interval", "microbatches", "beta", "gamma"),
         *("extrapolation", "reach", "theta", "rho_max"),

@@ -119,7 +119,7 @@ def _own_options() -> Iterator[Requirement]:
 RULES = (
     *_own_options(),
     Requirement(
-        ("rho", "rho_warmup", "rho_cooldown"),
+        ("rho", "rho_warmup", "rho_cooldown", "perturb"),
         "optimizers that perturb the weights",
         _unless(has_rho),
     ),

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zosam_jax import sparsity
+from zosam_jax import masks as mask_trees
+from zosam_jax import sparsity, transform
 from zosam_jax.data import dataset as datasets
 from zosam_jax.integrations import plain
 from zosam_jax.optimizers import RECORDS, SUBBATCH, Passes
@@ -233,7 +234,8 @@ def sharpness_aware_part(
         options["decay"] = config.momentum
     if record.radius is not None:  # ASAM's is its own
         options["radius"] = radius_rule(optimizer, config.radius)
-    return record.make(_rho_over_time(config, optimizer, rho, steps), **options)
+    tx = record.make(_rho_over_time(config, optimizer, rho, steps), **options)
+    return tx if config.perturb == "all" else transform.perturbing(tx, mask_trees.normalization)
 
 
 def _rho_over_time(
@@ -342,11 +344,15 @@ def _decayed(config: ProblemConfig) -> Callable[[PyTree], PyTree]:
 
 
 def check_budget(problem: Problem) -> None:
-    """Raises ValueError for a budget that the model or the data cannot meet; computes nothing."""
+    """Raises ValueError for a budget that the model or the data cannot meet, or weights to perturb
+    that the model does not have; computes nothing.
+    """
     config = problem.config
+    params = jax.eval_shape(lambda: problem.init(seed=0)).params
+    if config.perturb == "normalization":
+        mask_trees.normalization(params)
     if config.is_dense:
         return
-    params = jax.eval_shape(lambda: problem.init(seed=0)).params
     choice = {"distribution": default_distribution(config), **mask_options(problem)}
     jax.eval_shape(lambda p: sparsity.random(p, config.sparsity, **choice), params)
     if config.sparse == "grasp":

@@ -399,6 +399,10 @@ class AscentConfig:
     """Fraction of the steps, the last ones, in which rho falls to 0 along a cosine. Default: 0,
     0.2 for le_sam."""
 
+    perturb: Literal["all", "normalization"] = "all"
+    """Which weights are perturbed: all, or the scales and shifts of normalization layers alone
+    (SAM-ON), which wants a larger rho."""
+
     fraction: float | None = None
     """Part of the batch that the ascent sees. Default: an eighth for subbatch_sam, else all."""
 
