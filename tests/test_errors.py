@@ -64,6 +64,8 @@ AT_CONSTRUCTION = [
         ValueError,
         "keep=2 must be at most 1",
     ),
+    (lambda: zosam_jax.sam(0.1, batch_fraction=0), ValueError, "batch_fraction=0 .*greater than 0"),
+    (lambda: zosam_jax.sam(0.1, batch_fraction=2), ValueError, "batch_fraction=2 .*at most 1"),
     (lambda: zosam_jax.msam(0.1, microbatches=0), ValueError, "microbatches=0 must be"),
     (lambda: zosam_jax.s2_sam(0.1, decay=1), ValueError, "decay=1 must be below 1"),
     (lambda: zosam_jax.friendly_sam(0.1, sigma=-1), ValueError, "sigma=-1 .*at least 0"),

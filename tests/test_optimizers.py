@@ -520,7 +520,9 @@ def traced_passes(tx, has_aux, branch):
 # Beside the defaults of each.
 OPTIONS = [
     ("sam", {"fraction": 0.25}),
+    ("sam", {"batch_fraction": 0.5}),
     ("subbatch_sam", {"fraction": 0.5}),
+    ("subbatch_sam", {"fraction": 0.5, "batch_fraction": 0.5}),
     ("subbatch_sam", {"extrapolation": 1.2}),
     ("xsam", {"interval": 1, "fraction": 0.5}),
     ("vasso", {"fraction": 0.5}),

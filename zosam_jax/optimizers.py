@@ -12,7 +12,9 @@ the arguments of its own. Those that several take mean the same in all of them:
 - distribution: "normal", "rademacher" or "sphere" (`zosam_jax.directions`);
 - batching: how to run the probes, "auto", "unroll", "vmap" or "map" (`zosam_jax.probes`);
 - difference: "central", or "forward", whose m + 1 probes are cheaper and coarser;
-- fraction: how much of the batch the ascent sees, in (0, 1]; None for all of it;
+- fraction: how much of the step's examples the ascent sees, in (0, 1]; None for all of them;
+- batch_fraction: how much of the batch the step sees, in (0, 1], drawn anew each step; None for all
+  of it (`zosam_jax.value_and_grad`);
 - extrapolation: α, how far to go along the arc from ε to the gradient (`descent.extrapolated`);
   None for the gradient itself;
 - mask: which weights to perturb, or to estimate: the gradient of the others is then zero;
@@ -78,6 +80,7 @@ def zo_sam(
     batching: str = "auto",
     difference: str = "central",
     fraction: float | None = None,
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
     key: int | Array = 0,
@@ -100,7 +103,15 @@ def zo_sam(
         difference=difference,
         fraction=_number(fraction),
     )
-    return sharpness_aware(estimate, rho, radius=radius, mask=mask, axis_name=axis_name, key=key)
+    return sharpness_aware(
+        estimate,
+        rho,
+        radius=radius,
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
+        key=key,
+    )
 
 
 def sam(
@@ -108,6 +119,7 @@ def sam(
     *,
     radius: radius.RadiusLike = "global",
     fraction: float | None = None,
+    batch_fraction: float | None = None,
     extrapolation: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
@@ -126,6 +138,7 @@ def sam(
         rho,
         radius=radius,
         descent=_along_arc(extrapolation),
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
     )
@@ -137,6 +150,7 @@ def subbatch_sam(
     fraction: float | None = None,
     extrapolation: float | None = None,
     radius: radius.RadiusLike = "adaptive_layerwise",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -160,6 +174,7 @@ def subbatch_sam(
         rho,
         radius=radius,
         descent=_along_arc(extrapolation),
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
     )
@@ -176,6 +191,7 @@ def xsam(
     reach: float = 2.0,
     fraction: float | None = None,
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -202,6 +218,7 @@ def xsam(
         rho,
         radius=radius,
         descent=descent.extrapolated_as_measured(interval, reach),
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
     )
@@ -212,6 +229,7 @@ def random_weight_perturbation(
     *,
     distribution: str | directions.Distribution = "normal",
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
     key: int | Array = 0,
@@ -227,13 +245,22 @@ def random_weight_perturbation(
       and Li et al., https://arxiv.org/abs/2404.00357
     """
     control = ascent.random_direction(distribution)
-    return sharpness_aware(control, rho, radius=radius, mask=mask, axis_name=axis_name, key=key)
+    return sharpness_aware(
+        control,
+        rho,
+        radius=radius,
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
+        key=key,
+    )
 
 
 def asam(
     rho: Rho = 0.5,
     *,
     eta: float = 0.01,
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -251,7 +278,12 @@ def asam(
     Reference: Kwon et al., ASAM, https://arxiv.org/abs/2102.11600
     """
     return sharpness_aware(
-        ascent.backprop(), rho, radius=radius.asam(eta), mask=mask, axis_name=axis_name
+        ascent.backprop(),
+        rho,
+        radius=radius.asam(eta),
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
     )
 
 
@@ -260,6 +292,7 @@ def gsam(
     *,
     alpha: float = 0.4,
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -282,6 +315,7 @@ def gsam(
         rho,
         radius=radius,
         descent=descent.surrogate_gap(alpha),
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
     )
@@ -329,6 +363,7 @@ def look_sam(
     alpha: float = 0.7,
     per_array: bool = False,
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -354,6 +389,7 @@ def look_sam(
         rho,
         radius=radius,
         descent=descent.looksam(interval, alpha, per_array),
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
     )
@@ -365,6 +401,7 @@ def esam(
     beta: float = 0.5,
     gamma: float = 0.5,
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
     key: int | Array = 0,
@@ -398,6 +435,7 @@ def esam(
         (lambda count: rho(count) / beta) if callable(rho) else rho / beta,
         radius=radius,
         descent=examples,
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
         key=key,
@@ -409,6 +447,7 @@ def s2_sam(
     *,
     decay: float = 0.0,
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -427,7 +466,12 @@ def s2_sam(
       Efficient and Accurate Sparse Training, NeurIPS 2024
     """
     return sharpness_aware(
-        ascent.previous_gradient(decay), rho, radius=radius, mask=mask, axis_name=axis_name
+        ascent.previous_gradient(decay),
+        rho,
+        radius=radius,
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
     )
 
 
@@ -437,6 +481,7 @@ def friendly_sam(
     sigma: float = 1.0,
     decay: float = 0.9,
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -456,7 +501,12 @@ def friendly_sam(
       https://arxiv.org/abs/2403.12350
     """
     return sharpness_aware(
-        ascent.friendly(sigma, decay), rho, radius=radius, mask=mask, axis_name=axis_name
+        ascent.friendly(sigma, decay),
+        rho,
+        radius=radius,
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
     )
 
 
@@ -466,6 +516,7 @@ def vasso(
     theta: float = 0.9,
     fraction: float | None = None,
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -484,7 +535,9 @@ def vasso(
       Suppression, NeurIPS 2023, https://arxiv.org/abs/2309.15639
     """
     smoothed = ascent.smoothed(theta, _number(fraction))
-    return sharpness_aware(smoothed, rho, radius=radius, mask=mask, axis_name=axis_name)
+    return sharpness_aware(
+        smoothed, rho, radius=radius, batch_fraction=batch_fraction, mask=mask, axis_name=axis_name
+    )
 
 
 def momentum_sam(
@@ -492,6 +545,7 @@ def momentum_sam(
     *,
     decay: float = 0.9,
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -511,7 +565,12 @@ def momentum_sam(
       Overhead, https://arxiv.org/abs/2401.12033
     """
     return sharpness_aware(
-        ascent.momentum(decay), rho, radius=radius, mask=mask, axis_name=axis_name
+        ascent.momentum(decay),
+        rho,
+        radius=radius,
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
     )
 
 
@@ -520,6 +579,7 @@ def le_sam(
     *,
     rho_max: float = 0.3,
     fraction: float | None = None,
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -542,6 +602,7 @@ def le_sam(
         ascent.backprop(_number(fraction)),
         rho,
         radius=radius.loss_equated(rho_max),
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
     )
@@ -552,6 +613,7 @@ def msam(
     *,
     microbatches: int = 2,
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -573,6 +635,7 @@ def msam(
         rho,
         radius=radius,
         microbatches=microbatches,
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
     )
@@ -583,6 +646,7 @@ def antithetic_sam(
     *,
     distribution: str | directions.Distribution = "normal",
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
     key: int | Array = 0,
@@ -600,6 +664,7 @@ def antithetic_sam(
         rho,
         radius=radius,
         descent=descent.worst_side(),
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
         key=key,
@@ -614,6 +679,7 @@ def mezo(
     batching: str = "auto",
     difference: str = "central",
     fraction: float | None = None,
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
     key: int | Array = 0,
@@ -637,7 +703,7 @@ def mezo(
         difference=difference,
         fraction=_number(fraction),
     )
-    return _descend_along(estimate, mask, axis_name, key)
+    return _descend_along(estimate, batch_fraction, mask, axis_name, key)
 
 
 def forward_gradient(
@@ -646,6 +712,7 @@ def forward_gradient(
     distribution: str | directions.Distribution = "normal",
     batching: str = "auto",
     fraction: float | None = None,
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
     key: int | Array = 0,
@@ -663,17 +730,22 @@ def forward_gradient(
     estimate = ascent.forward_gradient(
         num_directions, distribution, batching, fraction=_number(fraction)
     )
-    return _descend_along(estimate, mask, axis_name, key)
+    return _descend_along(estimate, batch_fraction, mask, axis_name, key)
 
 
 def _descend_along(
-    estimate: ascent.Ascent, mask: Mask, axis_name: AxisName | None, key: int | Array
+    estimate: ascent.Ascent,
+    batch_fraction: float | None,
+    mask: Mask,
+    axis_name: AxisName | None,
+    key: int | Array,
 ) -> optax.GradientTransformationExtraArgs:
     """The estimate for the gradient, and no perturbation."""
     return sharpness_aware(
         estimate,
         rho=optax.constant_schedule(0.0),  # the number 0 would leave the ascent out
         descent=descent.estimate(),
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
         key=key,
@@ -754,7 +826,9 @@ class Record(NamedTuple):
 
     def count_passes(self, *, has_aux: bool = False, **options: Any) -> Passes:
         """The passes of a step with these options, the others at their defaults."""
-        return self.passes({**self.defaults, **options, "has_aux": has_aux})
+        options = {**self.defaults, **options, "has_aux": has_aux}
+        of_part, part = self.passes(options), _number(options["batch_fraction"])
+        return Passes(part * of_part.forward, part * of_part.backward)
 
 
 # Values of ρ to try, from gentle to strong, for perturbations along the gradient and along (nearly)
@@ -864,6 +938,9 @@ RECORDS: dict[str, Record] = {
         ("num_directions", "distribution", "batching", "fraction"),
     ),
 }
+
+for _name, _record in RECORDS.items():
+    RECORDS[_name] = _record._replace(options=(*_record.options, "batch_fraction"))
 
 #: Those that perturb; the first argument of each is ρ.
 REGISTRY = {name: record.make for name, record in RECORDS.items() if record.has_rho}

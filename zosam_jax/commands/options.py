@@ -28,9 +28,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "optimizer": (
         *("optimizer", "rho", "radius", "rho_warmup", "rho_cooldown", "perturb"),
         *("base_optimizer", "momentum", "nesterov"),
-        *("weight_decay", "clip_norm", "ema_decay", "num_directions", "fraction", "delta"),
-        *("distribution", "difference", "batching", "interval", "microbatches", "beta", "gamma"),
-        *("extrapolation", "reach", "theta", "rho_max"),
+        *("weight_decay", "clip_norm", "ema_decay", "batch_fraction", "fraction"),
+        *("num_directions", "delta", "distribution", "difference", "batching", "interval"),
+        *("microbatches", "beta", "gamma", "extrapolation", "reach", "theta", "rho_max"),
     ),
     "sparsity": (
         *("sparse", "sparsity", "structure", "sparse_layers", "sparsity_distribution"),

@@ -403,8 +403,13 @@ class AscentConfig:
     """Which weights are perturbed: all, or the scales and shifts of normalization layers alone
     (SAM-ON), which wants a larger rho."""
 
+    batch_fraction: float | None = None
+    """Part of each batch that its step sees, in all of its passes, drawn at random; epochs and
+    schedules go by whole batches. At 0.5 SAM costs what SGD costs. Default: all."""
+
     fraction: float | None = None
-    """Part of the batch that the ascent sees. Default: an eighth for subbatch_sam, else all."""
+    """Part of the step's images that the ascent sees. Default: an eighth for subbatch_sam, else
+    all."""
 
     num_directions: int | None = None
     """Random directions a step (m); 2m extra forward passes. Default: 1."""
@@ -452,7 +457,9 @@ class AscentConfig:
         """As for the data."""
         checks: dict[str, Callable[[str, Any], None]] = {
             **dict.fromkeys(("num_directions", "interval", "microbatches"), check_count),
-            **dict.fromkeys(("beta", "gamma", "fraction", "theta"), check_positive_fraction),
+            **dict.fromkeys(
+                ("beta", "gamma", "fraction", "batch_fraction", "theta"), check_positive_fraction
+            ),
             "delta": check_delta,
             "extrapolation": functools.partial(check_number, above=0.0, inclusive=True),
             "rho_max": functools.partial(check_number, above=0.0, inclusive=False),
