@@ -168,7 +168,7 @@ def _measure(work: Work) -> None:
             seconds: dict[int, list[float]] = {}
             programs = {}
             for count in (1, len(SEEDS)):
-                runs = [_run(prob, optimizer, seed) for seed in SEEDS[:count]]
+                runs = [run_of(prob, optimizer, seed) for seed in SEEDS[:count]]
                 state = stacked([run.state for run in runs])
                 programs[count] = [epoch_program(runs[0], count, length), state]
                 seconds[count] = []
@@ -204,12 +204,12 @@ def _train(work: Work, *, optimizer: str, noise: float, sparsity: float) -> None
     seeds = [int(row.split()[-1]) for row in work.missing]
     groups = [seeds] if _are_side_by_side(work, optimizer) else [[seed] for seed in seeds]
     count = len(groups[0])
-    program = epoch_program(_run(prob, optimizer, seeds[0]), count, prob.steps_per_epoch)
+    program = epoch_program(run_of(prob, optimizer, seeds[0]), count, prob.steps_per_epoch)
     for group in groups:
-        _train_group(work, program, [_run(prob, optimizer, seed) for seed in group])
+        _train_group(work, program, [run_of(prob, optimizer, seed) for seed in group])
 
 
-def _run(prob: Problem, optimizer: str, seed: int) -> Run:
+def run_of(prob: Problem, optimizer: str, seed: int) -> Run:
     rho = build.default_rho(optimizer, prob.config.radius)
     return Run(prob, optimizer, rho, seed)
 
