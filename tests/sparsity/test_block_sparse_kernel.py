@@ -10,7 +10,7 @@ import pytest
 
 from zosam_jax import sparsity
 from zosam_jax.sparsity import block_sparse_kernel, patterns
-from zosam_jax.sparsity.block_sparse import BlockLayout, block_sparse_matmul
+from zosam_jax.sparsity.block_sparse import BlockLayout, block_sparse_matmul, timings
 
 LAYOUT = BlockLayout(16, 32, 2)
 CUSTOM_CALL = "__gpu$xla.gpu.triton"
@@ -109,6 +109,15 @@ def test_forward_and_backward_become_triton_programs_without_a_gpu(dtype, size, 
         disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(CUSTOM_CALL)],
     )(x, w, mask, cotangent)
     assert exported.mlir_module().count(f"custom_call @{CUSTOM_CALL}(") == 3
+
+
+def test_a_kernel_that_fails_is_left_out_with_a_warning(monkeypatch):
+    """Such as here, where what is not interpreted cannot run."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    with pytest.warns(UserWarning, match="not made by way of 'kernel' here, which fails"):
+        found = timings((32, 64), LAYOUT, 4, "float32", rounds=1)
+    assert {way: len(seconds) for way, seconds in found.items()} == {"dense": 1, "gathered": 1}
 
 
 def test_blocks_without_a_kernel_are_refused():
