@@ -248,6 +248,7 @@ def test_seeds_side_by_side_are_the_same_runs_and_go_on_from_a_checkpoint(tmp_pa
     state, history = restored(tmp_path / "folder" / "runs.npz", state)
     assert history == [{"seconds": 1.0}]
     state = together(state, order_of(problem, [0, 1, 2], 1), feed.arrays)
+    assert int(state.opt_state.updates) > 0
     for number, end in enumerate(ends):
         own = unstacked(state, number, 3)
         assert int(own.step) == int(end.step) == 2 * steps

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from zosam_jax import ascent, descent, directions, optimizers, probes, radius, sparsity
+from zosam_jax.compiling import compiler_options
 from zosam_jax.gradient import (
     Diagnostics,
     SharpnessAwareGradient,
@@ -39,6 +40,7 @@ __all__ = [
     "SharpnessAwareGradient",
     "SharpnessAwareState",
     "ascent",
+    "compiler_options",
     "descent",
     "diagnostics",
     "directions",

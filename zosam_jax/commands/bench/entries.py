@@ -13,6 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from optax import contrib
 
 from zosam_jax import keys
+from zosam_jax.compiling import compiler_options
 from zosam_jax.data import Dataset, dataset
 from zosam_jax.optimizers import Passes
 from zosam_jax.training import build, passes, step
@@ -72,7 +73,7 @@ class Entry:
         function, self.state, self.sam_tx = parts
         self.seconds: list[float] = []
         self._batch, self._arrays = problem.batch, problem.feed.arrays
-        jitted = jax.jit(function, donate_argnums=0)
+        jitted = jax.jit(function, donate_argnums=0, compiler_options=compiler_options())
         jax.clear_caches()  # what one program traces, the next would find done
         with without_compilation_cache():
             started = time.perf_counter()
