@@ -65,6 +65,7 @@ class Entry:
       compile_seconds: of tracing and compiling it, from nothing.
       passes: of the network, in one step.
       varies: whether some steps make fewer.
+      memory: XLA's account of the program's memory.
       temp_bytes, flops: XLA's figures; flops is None where it has none.
     """
 
@@ -82,7 +83,8 @@ class Entry:
         outputs = problem.config.batch_size * problem.num_classes
         self.passes: Passes = passes.count(traced.jaxpr, outputs)
         self.varies = passes.count(traced.jaxpr, outputs, branch=min) != self.passes
-        self.temp_bytes = int(self._program.memory_analysis().temp_size_in_bytes)
+        self.memory: Any = self._program.memory_analysis()
+        self.temp_bytes = int(self.memory.temp_size_in_bytes)
         self.flops: float | None = (self._program.cost_analysis() or {}).get("flops")
 
     def advance(self, steps: int = 1) -> float:
