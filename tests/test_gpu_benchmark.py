@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import run as gpu_run
+import throughput
 from cells import ROWS, Budget, Cell, CutOffError, Rows, Work
 from device_tests import outcomes
 from long_training import (
@@ -162,6 +163,20 @@ def test_a_process_that_dies_leaves_rows_and_one_that_is_cut_off_none(
     assert second["row"] == "b"
 
 
+def test_rows_of_throughput_are_of_what_they_say():
+    """Every one has its options, and nothing is computed to find out."""
+    for row in throughput.ROWS:
+        name, *how = row.split()
+        if name == "draw":
+            continue
+        config = throughput.NETWORKS[0].config("float32", **throughput.options_of(row))
+        assert config.optimizers == ("sgd",) if name in throughput.PARTS else ("sgd", name)
+        told = (config.distribution, config.batching, config.batch_fraction)
+        assert {str(value) for value in told if value is not None} == {
+            "0.5" if word == "half" else word for word in how
+        }
+
+
 @pytest.mark.parametrize("tiny", [False, True])
 def test_names_say_which_row_is_meant(tiny):
     cells = gpu_run.all_cells(tiny)
@@ -240,7 +255,7 @@ def test_seeds_side_by_side_are_the_same_runs_and_go_on_from_a_checkpoint(tmp_pa
         for epoch in range(2):
             state = alone(state, order_of(problem, [run.seed], epoch), feed.arrays)
         ends.append(state)
-    state = stacked([run.state for run in runs])
+    state = stacked(problem, [run.state for run in runs])
     # Under a condition of its own each seed would update its masks at every step.
     assert state.step.shape == state.opt_state.count.shape == ()
     state = together(state, order_of(problem, [0, 1, 2], 0), feed.arrays)
@@ -249,6 +264,7 @@ def test_seeds_side_by_side_are_the_same_runs_and_go_on_from_a_checkpoint(tmp_pa
     assert history == [{"seconds": 1.0}]
     state = together(state, order_of(problem, [0, 1, 2], 1), feed.arrays)
     assert int(state.opt_state.updates) > 0
+    assert alone._cache_size() == together._cache_size() == 1
     for number, end in enumerate(ends):
         own = unstacked(state, number, 3)
         assert int(own.step) == int(end.step) == 2 * steps
