@@ -30,6 +30,7 @@ from zosam_jax.data import from_arrays
 from zosam_jax.training.problem import Problem
 
 SCRIPT = Path(gpu_run.__file__)
+ROOT = SCRIPT.parents[2]
 NOWHERE = {"platform": "none"}
 
 
@@ -186,6 +187,7 @@ def test_names_say_which_row_is_meant(tiny):
     # The order of the issue: tests, throughput, long training, products.
     assert [cell.part for cell in cells] == sorted(cell.part for cell in cells)
     assert {cell.part for cell in cells} == {1, 2, 3, 4}
+    assert all((ROOT / name).is_file() for cell in cells if cell.part == 1 for name in cell.rows)
 
 
 def test_the_process_that_plans_takes_no_device(tmp_path):
@@ -195,7 +197,7 @@ def test_the_process_that_plans_takes_no_device(tmp_path):
         "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": f"{SCRIPT.parents[2]}:{SCRIPT.parent}"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{SCRIPT.parent}"}
     told = subprocess.run(
         command, env=environment, cwd=SCRIPT.parent, capture_output=True, text=True, check=True
     )
@@ -285,7 +287,7 @@ def test_all_of_it_runs_small(tmp_path):
     output = tmp_path / "output"
     command = [sys.executable, str(SCRIPT), "--tiny", "--minutes", "60", "--data-dir", str(data)]
     command += ["--output", str(output)]
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     told = [
         subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
         for _ in range(2)

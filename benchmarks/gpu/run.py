@@ -86,9 +86,8 @@ class Schedule:
         why = last_line(child.stderr) or "nothing was written"
         for row in work.missing:
             error = f"the process ended with status {child.returncode}: {why}"
-            self._rows.add(
-                {"part": work.cell.part, "cell": work.cell.name, "row": row, "error": error}
-            )
+            found = {"part": work.cell.part, "cell": work.cell.name, "row": row}
+            self._rows.add({**found, "tiny": work.tiny, "error": error})
 
 
 def last_line(text: str) -> str:
