@@ -178,6 +178,35 @@ def test_rows_of_throughput_are_of_what_they_say():
         }
 
 
+def test_shares_are_of_sgds_images_a_second():
+    cost = {"time_ratio": 1.25, "time_ratio_quartiles": (1.0, 2.0), "milliseconds": 5.0}
+    cost |= dict.fromkeys(("flops", "compile_seconds", "compile_ratio", "temp_bytes"), 1)
+    cost |= dict.fromkeys(("forward_passes", "backward_passes", "memory_ratio"), 1)
+    memory = Namespace(argument_size_in_bytes=9, output_size_in_bytes=8, alias_size_in_bytes=7)
+    entry = Namespace(memory=memory)
+    of_zo_sam = throughput.figures({**cost, "optimizer": "zo_sam normal map"}, entry, 64)
+    assert of_zo_sam["share_of_sgd"] == 0.8
+    assert of_zo_sam["share_of_sgd_quartiles"] == [0.5, 1.0]
+    assert of_zo_sam["images_per_second"] == 12800
+    assert of_zo_sam["share_in_the_paper"] == 0.767
+    assert (of_zo_sam["argument_bytes"], of_zo_sam["output_bytes"]) == (9, 1)
+    of_half = throughput.figures({**cost, "optimizer": "sam half"}, entry, 64)
+    assert of_half["share_in_the_paper"] is None
+    # A direction that is drawn sees no images.
+    of_draw = throughput.figures({**cost, "optimizer": "draw normal"}, entry, 64)
+    assert "images_per_second" not in of_draw
+
+
+def test_a_wrong_folder_of_data_is_said_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py", "--output", str(tmp_path), "--data-dir", "nowhere"])
+    with pytest.raises(SystemExit):
+        gpu_run.main()
+    assert "part 3 trains on Fashion-MNIST, or pass --parts without 3: nowhere" in (
+        capsys.readouterr().err
+    )
+    assert not Rows(tmp_path).all()
+
+
 @pytest.mark.parametrize("tiny", [False, True])
 def test_names_say_which_row_is_meant(tiny):
     cells = gpu_run.all_cells(tiny)
@@ -259,7 +288,13 @@ def test_seeds_side_by_side_are_the_same_runs_and_go_on_from_a_checkpoint(tmp_pa
         ends.append(state)
     state = stacked(problem, [run.state for run in runs])
     # Under a condition of its own each seed would update its masks at every step.
-    assert state.step.shape == state.opt_state.count.shape == ()
+    conditions = [
+        program.lower(of, order_of(problem, seeds, 0), feed.arrays)
+        .as_text()
+        .count("stablehlo.case")
+        for program, of, seeds in ((alone, runs[0].state, [0]), (together, state, [0, 1, 2]))
+    ]
+    assert conditions[0] == conditions[1] > 0
     state = together(state, order_of(problem, [0, 1, 2], 0), feed.arrays)
     saved(tmp_path / "folder" / "runs.npz", state, [{"seconds": 1.0}])
     state, history = restored(tmp_path / "folder" / "runs.npz", state)

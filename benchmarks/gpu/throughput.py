@@ -117,9 +117,9 @@ def _run(work: Work, network: Network, precision: str) -> None:
     missing = work.missing
     for cost in step_costs(config, entries, {}):
         if cost.optimizer in missing:
-            figures = _figures(cost._asdict(), entries[cost.optimizer], network.batch_size)
-            figures["peak_bytes_of_process"] = at_most
-            work.add(cost.optimizer, precision=precision, **figures)
+            found = figures(cost._asdict(), entries[cost.optimizer], network.batch_size)
+            found["peak_bytes_of_process"] = at_most
+            work.add(cost.optimizer, precision=precision, **found)
     if traced := next((name for name in entries if name.startswith("zo_sam")), None):
         # For TensorBoard or Perfetto.
         with jax.profiler.trace(str(work.output / "traces" / work.cell.name.replace(" ", "_"))):
@@ -163,7 +163,8 @@ def _drawing(problem: BenchProblem, distribution: str, *, perturbs: bool) -> Any
     return step, state._replace(opt_state=jax.tree.map(jnp.zeros_like, state.params)), None
 
 
-def _figures(cost: dict[str, Any], entry: Entry, batch_size: int) -> dict[str, Any]:
+def figures(cost: dict[str, Any], entry: Entry, batch_size: int) -> dict[str, Any]:
+    """What a row says of a `StepCost`."""
     low, high = cost["time_ratio_quartiles"]
     memory = entry.memory
     names = ("time_ratio", "time_ratio_quartiles", "milliseconds", "flops", "compile_seconds")
