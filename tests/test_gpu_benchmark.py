@@ -310,15 +310,45 @@ def test_seeds_side_by_side_are_the_same_runs_and_go_on_from_a_checkpoint(tmp_pa
     assert not np.array_equal(*(jax.tree.leaves(end.params)[0] for end in ends[:2]))
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_all_of_it_runs_small(tmp_path):
-    data = tmp_path / "data"
-    data.mkdir()
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of IDX files."""
+    folder = tmp_path_factory.mktemp("data")
     for prefix, count in (("train", 200), ("t10k", 120)):
         images, labels = images_and_labels(count)
-        write_idx(data / f"{prefix}-images-idx3-ubyte", images)
-        write_idx(data / f"{prefix}-labels-idx1-ubyte", labels)
+        write_idx(folder / f"{prefix}-images-idx3-ubyte", images)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels)
+    return folder
+
+
+@pytest.mark.slow
+def test_training_that_is_cut_off_goes_on_from_its_last_epoch(tmp_path, data):
+    cells = {cell.part: cell for cell in gpu_run.all_cells(tiny=True)}
+    training = cells[3]._replace(rows=["seed 1"])
+
+    def work(folder, times):
+        """Whose time is over when it has been asked for so often."""
+        clock = iter([0.0] * (1 + times))
+        budget = Budget(1, lambda: next(clock, 60.0))
+        return Work(training, Rows(tmp_path / folder), budget, data, tmp_path / folder, True)
+
+    with pytest.raises(CutOffError, match=r"cut off after epoch 1 of seeds \[1\]"):
+        training.run(work("stopped", 1))
+    assert not Rows(tmp_path / "stopped").all()
+    training.run(work("stopped", 1))
+    training.run(work("whole", 2))
+    (found,), (expected,) = (Rows(tmp_path / name).all() for name in ("stopped", "whole"))
+    clocks = ("seconds_of_an_epoch", "images_per_second")
+    assert {k: v for k, v in found.items() if k not in clocks} == {
+        k: v for k, v in expected.items() if k not in clocks
+    }
+    assert (found["seed"], found["epochs"], len(found["test_accuracies"])) == (1, 2, 2)
+    assert not list((tmp_path / "stopped" / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_all_of_it_runs_small(tmp_path, data):
     output = tmp_path / "output"
     command = [sys.executable, str(SCRIPT), "--tiny", "--minutes", "60", "--data-dir", str(data)]
     command += ["--output", str(output)]

@@ -90,7 +90,7 @@ def config_of(work: Work, optimizer: str, noise: float, sparsity: float) -> Prob
 
 def problem_of(work: Work, config: ProblemConfig) -> Problem:
     devices.compute_exactly(config.precision)
-    devices.keep_compiled(work.output / "compiled")
+    devices.keep_compiled(None)
     dataset = problem.changed(padded(problem.load_whole(config)), config)
     if work.tiny:
         dataset = dataset._replace(test=dataset.test.take(np.arange(100)))
