@@ -153,7 +153,10 @@ def _normals(words: UInt32[Array, "*s"]) -> Float[Array, "*s"]:
     pairs = (words & 0x00FF00FF) + ((words >> 8) & 0x00FF00FF)
     total = (pairs & 0xFFFF) + (pairs >> 16)
     x = (total.astype(jnp.int32) - _BYTES_MEAN).astype(jnp.float32) * _BYTES_SCALE
-    return x * jnp.polyval(jnp.asarray(_TO_NORMAL[::-1], jnp.float32), x * x)
+    square, slope = jnp.square(x), jnp.zeros_like(x)
+    for coefficient in reversed(_TO_NORMAL):
+        slope = slope * square + coefficient
+    return slope * x
 
 
 def _signs(words: UInt32[Array, " words"], size: int) -> Float[Array, " size"]:
