@@ -183,6 +183,33 @@ def asam(eta: float = 0.01) -> Rule:
     return rule
 
 
+def loss_equated(rho_max: float = 0.3) -> Rule:
+    """ε = min(σ/‖g‖, ρ_max) g/‖g‖: as far as the loss takes to rise by σ, were it linear.
+
+    σ is what is given as ρ, in units of the loss. g has to be the gradient itself, of `backprop`:
+    its length matters.
+
+    Args:
+      rho_max: ρ_max > 0, the longest ε.
+
+    Raises:
+      ValueError, TypeError: for a ρ_max that is not above 0.
+
+    Reference: Wang et al., Fix the Loss, Not the Radius (LE-SAM), ICML 2026,
+      https://arxiv.org/abs/2605.10183
+    """
+    check_number("rho_max", rho_max, above=0.0, inclusive=False)
+
+    def rule(
+        direction: FloatTree, params: FloatTree, rho: Float[Array, ""], mask: masks.Resolved = None
+    ) -> FloatTree:
+        length = trees.norm(direction)
+        # 0 where the length is, at which the rule goes nowhere either way.
+        return global_(direction, params, jnp.minimum(trees.ratio(rho, length), rho_max), mask)
+
+    return rule
+
+
 def _scaled_by(scales: FloatTree, direction: FloatTree, rho: Float[Array, ""]) -> FloatTree:
     """ρ T²g / ‖T g‖₂."""
     scaled = jax.tree.map(lambda t, g: t.astype(g.dtype) * g, scales, direction)

@@ -10,9 +10,11 @@ from zosam_jax.ascent.base import Ascent, AscentResult, stateless
 from zosam_jax.ascent.coordinate_gradient import coordinate_gradient_estimate
 from zosam_jax.ascent.forward_gradient import forward_gradient
 from zosam_jax.ascent.friendly import friendly
+from zosam_jax.ascent.momentum import momentum
 from zosam_jax.ascent.previous_gradient import previous_gradient
 from zosam_jax.ascent.random_direction import random_direction
 from zosam_jax.ascent.random_gradient import random_gradient_estimate
+from zosam_jax.ascent.smoothed import smoothed
 from zosam_jax.ascent.stochastic_weight_perturbation import stochastic_weight_perturbation
 
 __all__ = [
@@ -22,9 +24,11 @@ __all__ = [
     "coordinate_gradient_estimate",
     "forward_gradient",
     "friendly",
+    "momentum",
     "previous_gradient",
     "random_direction",
     "random_gradient_estimate",
+    "smoothed",
     "stateless",
     "stochastic_weight_perturbation",
 ]

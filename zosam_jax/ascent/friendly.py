@@ -69,9 +69,7 @@ def friendly(sigma: float = 1.0, decay: float = 0.9) -> Ascent:
         if found.clean is None:  # ρ is zero for good: no step takes ∇L(θ)
             return state
         g = found.clean.gradient
-        first = memory.moving_average(state.average, g, 0.0)
-        later = memory.moving_average(state.average, g, decay)
-        average = jax.tree.map(lambda f, m: jnp.where(state.started, m, f), first, later)
+        average = memory.from_the_first(state.average, state.started, g, decay)
         return FriendlyState(average, state.started | jnp.isfinite(trees.norm(g)))
 
     return Ascent(init, direction, observe)

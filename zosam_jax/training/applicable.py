@@ -121,7 +121,11 @@ def _own_options() -> Iterator[Requirement]:
 
 RULES = (
     *_own_options(),
-    Requirement(("rho", "rho_warmup"), "optimizers that perturb the weights", _unless(has_rho)),
+    Requirement(
+        ("rho", "rho_warmup", "rho_cooldown", "perturb"),
+        "optimizers that perturb the weights",
+        _unless(has_rho),
+    ),
     Requirement(("radius",), "optimizers whose radius can be chosen", _unless(has_radius)),
     Requirement(("momentum", "nesterov"), "sgd", _needs_sgd),
     Requirement(

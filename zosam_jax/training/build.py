@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zosam_jax import sparsity
+from zosam_jax import masks as mask_trees
+from zosam_jax import sparsity, transform
 from zosam_jax.data import dataset as datasets
 from zosam_jax.integrations import plain
 from zosam_jax.objective import part_of
@@ -33,6 +34,7 @@ from zosam_jax.training.config import (
     ALL,
     MILESTONES,
     MOMENTUM,
+    RHO_COOLDOWN,
     RHO_WARMUP,
     ProblemConfig,
     TrainConfig,
@@ -158,6 +160,7 @@ def _defaults_of_optimizer(config: TrainConfig) -> dict[str, Any]:
         found["fraction"] = SUBBATCH if name == "subbatch_sam" else 1.0
     if has_rho(name):
         found |= {"rho": default_rho(name, config.radius), "rho_warmup": RHO_WARMUP}
+        found["rho_cooldown"] = RHO_COOLDOWN.get(name, 0.0)
     if has_radius(name):
         found["radius"] = record.radius
     return found
@@ -242,15 +245,30 @@ def sharpness_aware_part(
         options["key"] = seed
     if not record.has_rho:
         return record.make(**options)
+    if optimizer == "momentum_sam" and config.momentum is not None:
+        options["decay"] = config.momentum
     if record.radius is not None:  # ASAM's is its own
         options["radius"] = radius_rule(optimizer, config.radius)
-    warmup = RHO_WARMUP if config.rho_warmup is None else config.rho_warmup
-    return record.make(_warmed_up(rho, round(warmup * steps)), **options)
+    tx = record.make(_rho_over_time(config, optimizer, rho, steps), **options)
+    return tx if config.perturb == "all" else transform.perturbing(tx, mask_trees.normalization)
 
 
-def _warmed_up(rho: float, steps: int) -> float | optax.Schedule:
+def _rho_over_time(
+    config: ProblemConfig, optimizer: str, rho: float, steps: int
+) -> float | optax.Schedule:
+    """ρ rises linearly, stays, and falls along a cosine; a number where it does neither."""
+    warmup, cooldown = config.rho_warmup, config.rho_cooldown
+    rising = round((RHO_WARMUP if warmup is None else warmup) * steps)
+    falling = round((RHO_COOLDOWN.get(optimizer, 0.0) if cooldown is None else cooldown) * steps)
+    falling = min(falling, steps - rising)
     # A radius that is zero for good costs nothing, which no schedule could say.
-    return optax.linear_schedule(0.0, rho, steps) if steps and rho else rho
+    if not rho or not (rising or falling):
+        return rho
+    begin = optax.linear_schedule(0.0, rho, rising) if rising else optax.constant_schedule(rho)
+    if not falling:
+        return begin
+    end = optax.cosine_decay_schedule(rho, falling)
+    return optax.join_schedules([begin, end], [steps - falling])
 
 
 def transformation(
@@ -341,11 +359,15 @@ def _decayed(config: ProblemConfig) -> Callable[[PyTree], PyTree]:
 
 
 def check_budget(problem: Problem) -> None:
-    """Raises ValueError for a budget that the model or the data cannot meet; computes nothing."""
+    """Raises ValueError for a budget that the model or the data cannot meet, or weights to perturb
+    that the model does not have; computes nothing.
+    """
     config = problem.config
+    params = jax.eval_shape(lambda: problem.init(seed=0)).params
+    if config.perturb == "normalization":
+        mask_trees.normalization(params)
     if config.is_dense:
         return
-    params = jax.eval_shape(lambda: problem.init(seed=0)).params
     choice = {"distribution": default_distribution(config), **mask_options(problem)}
     jax.eval_shape(lambda p: sparsity.random(p, config.sparsity, **choice), params)
     if config.sparse == "grasp":

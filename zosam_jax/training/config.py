@@ -30,6 +30,7 @@ from zosam_jax.training.applicable import (
 MILESTONES = (0.5, 0.75)
 MOMENTUM = 0.9
 RHO_WARMUP = 0.2
+RHO_COOLDOWN = {"le_sam": 0.2}  # 0 for the others
 
 # Literal types for the command line, from the lists that the library has.
 if TYPE_CHECKING:
@@ -395,6 +396,14 @@ class AscentConfig:
     """Fraction of the steps in which rho rises linearly from 0; many networks diverge without.
     Default: 0.2."""
 
+    rho_cooldown: float | None = None
+    """Fraction of the steps, the last ones, in which rho falls to 0 along a cosine. Default: 0,
+    0.2 for le_sam."""
+
+    perturb: Literal["all", "normalization"] = "all"
+    """Which weights are perturbed: all, or the scales and shifts of normalization layers alone
+    (SAM-ON), which wants a larger rho."""
+
     batch_fraction: float | None = None
     """Part of each batch that its step sees, in all of its passes, drawn at random; epochs and
     schedules go by whole batches. At 0.5 SAM costs what SGD costs. Default: all."""
@@ -432,6 +441,13 @@ class AscentConfig:
     microbatches: int | None = None
     """msam: parts of the batch, each with a perturbation of its own. Default: 2."""
 
+    theta: float | None = None
+    """vasso: share of the step's own gradient in the average that it perturbs along. Default:
+    0.9."""
+
+    rho_max: float | None = None
+    """le_sam: longest perturbation; rho is the rise of the loss that it aims at. Default: 0.3."""
+
     beta: float | None = None
     """esam: fraction of the arrays that a step perturbs. Default: 0.5."""
 
@@ -443,12 +459,14 @@ class AscentConfig:
         checks: dict[str, Callable[[str, Any], None]] = {
             **dict.fromkeys(("num_directions", "interval", "microbatches"), check_count),
             **dict.fromkeys(
-                ("beta", "gamma", "fraction", "batch_fraction"), check_positive_fraction
+                ("beta", "gamma", "fraction", "batch_fraction", "theta"), check_positive_fraction
             ),
             "delta": check_delta,
             "extrapolation": functools.partial(check_number, above=0.0, inclusive=True),
+            "rho_max": functools.partial(check_number, above=0.0, inclusive=False),
             "reach": functools.partial(check_number, above=0.0, inclusive=False),
             "rho_warmup": check_fraction,
+            "rho_cooldown": check_fraction,
         }
         for name, check in checks.items():
             if getattr(self, name) is not None:

@@ -10,6 +10,7 @@ import optax
 
 from zosam_jax import keys, sparsity, transform
 from zosam_jax.analysis.estimator import PerturbationQuality, perturbation_quality
+from zosam_jax.compiling import compiler_options
 from zosam_jax.gradient import Diagnostics
 from zosam_jax.integrations.plain import apply_loss
 from zosam_jax.sparsity import EarlyBirdState
@@ -121,6 +122,7 @@ def compile_step(
         lambda state, batch, arrays: train_step(problem, tx, state, batch, arrays),
         donate_argnums=0,
         out_shardings=everywhere,
+        compiler_options=compiler_options(),
     )
     compiled = program.lower(state, shapes, arrays).compile()
     return lambda state, batch: compiled(state, batch, arrays)
