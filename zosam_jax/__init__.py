@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from zosam_jax import ascent, descent, directions, masks, optimizers, probes, radius, sparsity
+from zosam_jax.averages import averaged, averaged_params
 from zosam_jax.gradient import (
     Diagnostics,
     SharpnessAwareGradient,
@@ -39,6 +40,8 @@ __all__ = [
     "SharpnessAwareGradient",
     "SharpnessAwareState",
     "ascent",
+    "averaged",
+    "averaged_params",
     "descent",
     "diagnostics",
     "directions",

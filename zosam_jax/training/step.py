@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zosam_jax import keys, sparsity, transform
+from zosam_jax import averages, keys, sparsity, transform
 from zosam_jax.analysis.estimator import PerturbationQuality, perturbation_quality
 from zosam_jax.gradient import Diagnostics
 from zosam_jax.integrations.plain import apply_loss
@@ -153,7 +153,9 @@ def train_step(
         )
     average = state.average
     if average is not None and config.ema_decay is not None:
-        average = _moved_towards(Network(params, model_state), average, 1.0 - config.ema_decay)
+        average = averages.moved_towards(
+            average, Network(params, model_state), 1.0 - config.ema_decay
+        )
     first = (state.first_bad_step == 0) & ~good
 
     told = _diagnostics(opt_state)
@@ -250,18 +252,6 @@ def _diagnostics(opt_state: PyTree) -> Diagnostics:
 
 def _keep_if(good: Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
-
-
-def _moved_towards(network: Network, average: Network, share: float) -> Network:
-    """average + share · (network − average); what is not a real number is the network's."""
-
-    def moved(new: Array, old: Array) -> Array:
-        if not jnp.issubdtype(new.dtype, jnp.floating):
-            return new
-        return old + share * (new - old)
-
-    moved_network: Network = jax.tree.map(moved, network, average)
-    return moved_network
 
 
 def to_saved(tree: PyTree) -> PyTree:
