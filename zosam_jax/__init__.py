@@ -12,6 +12,7 @@ from zosam_jax.gradient import (
     value_and_grad,
 )
 from zosam_jax.optimizers import *  # noqa: F403  # each optimizer, by its own list
+from zosam_jax.phases import late_phase
 from zosam_jax.transform import diagnostics, perturbing, pop_aux, sharpness_aware, value
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ __all__ = [
     "descent",
     "diagnostics",
     "directions",
+    "late_phase",
     "masks",
     "perturbing",
     "pop_aux",
