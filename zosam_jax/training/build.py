@@ -41,6 +41,7 @@ from zosam_jax.training.config import (
     maskable,
 )
 from zosam_jax.training.feed import Described, Resident
+from zosam_jax.training.losses import CROSS_ENTROPY
 from zosam_jax.training.passes import count, marked_outputs
 from zosam_jax.training.problem import STREAMED_SIZE, Network, Problem
 from zosam_jax.training.progress import EpochRecord
@@ -203,6 +204,10 @@ def check(config: ProblemConfig, names: Collection[str]) -> None:
             f"accumulate={config.accumulate} does not go with forward_gradient, which keeps no "
             "activations that it could spare."
         )
+    if "bisam" in names and config.loss != CROSS_ENTROPY:
+        raise ValueError(
+            f"loss={config.loss!r} does not go with bisam, whose ascent takes outputs for logits."
+        )
     estimators = [name for name, record in records.items() if not record.has_rho]
     if estimators and config.sparse in _GROWN_BY_GRADIENT and not config.is_dense:
         raise ValueError(
@@ -262,7 +267,23 @@ def sharpness_aware_part(
     if record.radius is not None:  # ASAM's is its own
         options["radius"] = radius_rule(optimizer, config.radius)
     tx = record.make(_rho_over_time(config, optimizer, rho, steps), **options)
+    if optimizer == "bisam":
+        tx = _climbing_the_bound(tx)
     return tx if config.perturb == "all" else transform.perturbing(tx, mask_trees.normalization)
+
+
+def _climbing_the_bound(
+    tx: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """A transformation whose `probe_fn` is the extra argument `bound_fn`, for others nothing."""
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, *, bound_fn: Any, **extra_args: Any
+    ) -> tuple[PyTree, PyTree]:
+        updates, state = tx.update(updates, state, params, probe_fn=bound_fn, **extra_args)
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def _rho_over_time(

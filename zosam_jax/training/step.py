@@ -10,6 +10,7 @@ import optax
 
 from zosam_jax import averages, keys, sparsity, transform
 from zosam_jax.analysis.estimator import PerturbationQuality, perturbation_quality
+from zosam_jax.ascent import misclassification_bound
 from zosam_jax.gradient import Diagnostics
 from zosam_jax.integrations.plain import apply_loss
 from zosam_jax.sparsity import EarlyBirdState
@@ -142,6 +143,7 @@ def train_step(
         state.opt_state,
         has_aux=True,
         losses_fn=losses_fn(problem, state),
+        bound_fn=bound_fn(problem, state),
         examples=problem.examples(arrays, batch, state.step, keys.from_data(state.key)),
     )
     good = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(params))
@@ -198,6 +200,13 @@ def losses_fn(problem: Problem, state: RunState) -> Callable[[PyTree, Examples],
     return search.losses(problem, problem.losses_of_examples(state.model_state), state.params)
 
 
+def bound_fn(problem: Problem, state: RunState) -> Callable[[PyTree, Examples], Array]:
+    """(params, examples) → the bound on the network's errors that BiSAM climbs."""
+    of_network = problem.losses_of_examples(state.model_state, misclassification_bound)
+    bounds = search.losses(problem, of_network, state.params)
+    return lambda params, examples: bounds(params, examples).mean()
+
+
 def perturbation(
     problem: Problem,
     sam_tx: optax.GradientTransformationExtraArgs,
@@ -223,6 +232,7 @@ def perturbation(
         state.params,
         value_fn=value_fn(problem, state),
         losses_fn=losses_fn(problem, state),
+        bound_fn=bound_fn(problem, state),
         examples=examples,
         mask=build.masks_of(state.opt_state),
         emit="perturbation",
