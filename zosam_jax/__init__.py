@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from zosam_jax import ascent, descent, directions, masks, optimizers, probes, radius, sparsity
 from zosam_jax.averages import averaged, averaged_params
+from zosam_jax.compiling import compiler_options
 from zosam_jax.gradient import (
     Diagnostics,
     SharpnessAwareGradient,
@@ -43,6 +44,7 @@ __all__ = [
     "ascent",
     "averaged",
     "averaged_params",
+    "compiler_options",
     "descent",
     "diagnostics",
     "directions",

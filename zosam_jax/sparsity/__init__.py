@@ -8,6 +8,7 @@ from zosam_jax.sparsity.block_sparse import (
     block_layout,
     block_sparse,
     block_sparse_matmul,
+    fastest,
     worth_it,
 )
 from zosam_jax.sparsity.compaction import (
@@ -83,6 +84,7 @@ __all__ = [
     "dsr",
     "early_bert",
     "early_bird",
+    "fastest",
     "fixed",
     "forward_params",
     "from_scores",

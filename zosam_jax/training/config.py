@@ -348,7 +348,8 @@ class OptimizationConfig:
     """Largest global norm of a gradient; longer ones are scaled down to it. Default: no limit."""
 
     ema_decay: float | None = None
-    """Keep a moving average of the weights with this decay, and evaluate it too. Default: none."""
+    """Keep a moving average of the weights with this decay, and evaluate it too; tuning goes by its
+    accuracy then. With 0 it is the weights themselves. Default: none."""
 
     def __post_init__(self) -> None:
         """As for the data."""

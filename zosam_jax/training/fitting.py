@@ -391,6 +391,7 @@ def _summary(
         "validation_accuracy": last.validation_accuracy,
         "test_loss": last.test_loss,
         "ema_test_accuracy": last.ema_test_accuracy,
+        "ema_validation_accuracy": last.ema_validation_accuracy,
         "train_loss": last.train_loss,
         "sparse": "none" if config.is_dense else config.sparse,
         "sparsity": last.sparsity,

@@ -11,6 +11,7 @@ import optax
 from zosam_jax import averages, keys, sparsity, transform
 from zosam_jax.analysis.estimator import PerturbationQuality, perturbation_quality
 from zosam_jax.ascent import misclassification_bound
+from zosam_jax.compiling import compiler_options
 from zosam_jax.gradient import Diagnostics
 from zosam_jax.integrations.plain import apply_loss
 from zosam_jax.sparsity import EarlyBirdState
@@ -122,6 +123,7 @@ def compile_step(
         lambda state, batch, arrays: train_step(problem, tx, state, batch, arrays),
         donate_argnums=0,
         out_shardings=everywhere,
+        compiler_options=compiler_options(),
     )
     compiled = program.lower(state, shapes, arrays).compile()
     return lambda state, batch: compiled(state, batch, arrays)

@@ -342,6 +342,7 @@ class TrainingLoop:
             validation_loss=validation.loss,
             test_loss=test.loss,
             ema_test_accuracy=evaluated(average, "test").accuracy,
+            ema_validation_accuracy=evaluated(average, "validation").accuracy,
             sparsity=run.sparsity,
             training_cost=cost / steps,
             bad_steps=bad,

@@ -199,8 +199,8 @@ def bench(config: BenchConfig, problem: BenchProblem, console: Console) -> list[
     with Steps(console) as steps:
         entries = _compile(config, problem, steps)
         ascents = _measure_ascents(config, problem, entries, console, steps)
-        _time(entries, config.rounds, steps)
-    rows = _rows(config, entries, ascents)
+        take_turns(entries, config.rounds, steps)
+    rows = step_costs(config, entries, ascents)
     console.width = max(console.width, _TABLE_WIDTH)  # a wrapped line is better than cut numbers
     console.print(_table(rows, config))
     if config.output is not None:
@@ -306,7 +306,8 @@ def _moved(state: RunState, to: RunState) -> RunState:
     return state._replace(**{name: jax.tree.map(jnp.copy, getattr(to, name)) for name in fields})
 
 
-def _time(entries: dict[str, Entry], rounds: int, steps: Steps) -> None:
+def take_turns(entries: Mapping[str, Entry], rounds: int, steps: Steps) -> None:
+    """Times the steps of all entries, one of which is "sgd"."""
     turn = max(1, math.ceil(_SHORTEST_TURN / entries["sgd"].advance()))
     for number in steps.each("timing round", range(rounds + 1)):  # round 0 warms up
         for entry in entries.values():
@@ -315,11 +316,12 @@ def _time(entries: dict[str, Entry], rounds: int, steps: Steps) -> None:
                 entry.seconds.append(seconds)
 
 
-def _rows(
+def step_costs(
     config: BenchConfig,
-    entries: dict[str, Entry],
-    ascents: dict[str, list[PerturbationQuality]],
+    entries: Mapping[str, Entry],
+    ascents: Mapping[str, list[PerturbationQuality]],
 ) -> list[StepCost]:
+    """What entries that have taken turns cost, a row for each."""
     base = entries["sgd"]
     quartiles = {name: _quartiles(c.seconds, base.seconds) for name, c in entries.items()}
     gains = {name: _mean(a.gain for a in found) for name, found in ascents.items()}
