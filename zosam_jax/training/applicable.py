@@ -122,7 +122,7 @@ def _own_options() -> Iterator[Requirement]:
 RULES = (
     *_own_options(),
     Requirement(
-        ("rho", "rho_warmup", "rho_cooldown", "perturb"),
+        ("rho", "rho_warmup", "rho_cooldown", "perturb", "late_phase"),
         "optimizers that perturb the weights",
         _unless(has_rho),
     ),
@@ -131,13 +131,15 @@ RULES = (
     Requirement(
         ("base_optimizer",), "optimizers other than sgd and adamw", _needs_another_optimizer
     ),
-    Requirement(("final_learning_rate",), "schedule='cosine'", _needs("schedule", "cosine")),
+    Requirement(
+        ("final_learning_rate", "cooldown"), "schedule='cosine'", _needs("schedule", "cosine")
+    ),
     Requirement(("milestones",), "schedule='step'", _needs("schedule", "step")),
     Requirement(("initial_learning_rate",), "a warmup", _needs_warmup),
     Requirement(
         (
             *("learning_rate", "schedule", "final_learning_rate", "initial_learning_rate"),
-            *("warmup", "weight_decay", "clip_norm", "milestones", "base_optimizer"),
+            *("cooldown", "warmup", "weight_decay", "clip_norm", "milestones", "base_optimizer"),
         ),
         "optimizers by name",
         _unless(lambda optimizer: optimizer != OWN_OPTIMIZER),

@@ -324,6 +324,10 @@ class OptimizationConfig:
     final_learning_rate: float = 0.0
     """cosine: where it ends."""
 
+    cooldown: float | None = None
+    """cosine: fraction of the steps, the last ones, in which the learning rate falls; before them
+    it stays at its peak. Default: all after the warmup."""
+
     warmup: float = 0.05
     """Fraction of the steps in which the learning rate rises linearly."""
 
@@ -354,9 +358,13 @@ class OptimizationConfig:
         check_number("learning_rate", self.learning_rate, above=0.0, inclusive=False)
         for name in ("weight_decay", "initial_learning_rate", "final_learning_rate"):
             check_number(name, getattr(self, name), above=0.0, inclusive=True)
-        for name in ("momentum", "warmup", "ema_decay"):
+        for name in ("momentum", "warmup", "ema_decay", "cooldown"):
             if getattr(self, name) is not None:
                 check_fraction(name, getattr(self, name))
+        if self.warmup + (self.cooldown or 0.0) > 1:
+            raise ValueError(
+                f"cooldown={self.cooldown!r} and warmup={self.warmup!r} must not exceed 1 together."
+            )
         if self.clip_norm is not None:
             check_number("clip_norm", self.clip_norm, above=0.0, inclusive=False)
         if self.schedule == "step":
@@ -392,9 +400,13 @@ class AscentConfig:
     calibrated rho adapts itself), or the relative change of all weights (adaptive). Default:
     layerwise, for subbatch_sam adaptive_layerwise; asam has its own."""
 
+    late_phase: float | None = None
+    """Fraction of the steps, the last ones, in which the weights are perturbed; those before take
+    the plain gradient, at SGD's price. Default: all."""
+
     rho_warmup: float | None = None
     """Fraction of the steps in which rho rises linearly from 0; many networks diverge without.
-    Default: 0.2."""
+    Default: 0.2, with --late-phase 0."""
 
     rho_cooldown: float | None = None
     """Fraction of the steps, the last ones, in which rho falls to 0 along a cosine. Default: 0,
@@ -465,6 +477,7 @@ class AscentConfig:
             "extrapolation": functools.partial(check_number, above=0.0, inclusive=True),
             "rho_max": functools.partial(check_number, above=0.0, inclusive=False),
             "reach": functools.partial(check_number, above=0.0, inclusive=False),
+            "late_phase": check_positive_fraction,
             "rho_warmup": check_fraction,
             "rho_cooldown": check_fraction,
         }
