@@ -102,9 +102,11 @@ def random_images(config: "BenchConfig") -> Dataset:
     random = np.random.default_rng(_SEED)
     count = _BATCHES * config.batch_size
     labels = random.integers(config.num_classes, size=count).astype(np.int32)
-    patterns = random.integers(256, size=(config.num_classes, *config.image_shape))
-    noise = random.integers(256, size=(count, *config.image_shape))
-    split = dataset.Split(((patterns[labels] + noise) // 2).astype(np.uint8), labels)
+    patterns, noise = (
+        random.integers(128, size=(n, *config.image_shape), dtype=np.uint8)
+        for n in (config.num_classes, count)
+    )
+    split = dataset.Split(patterns[labels] + noise, labels)
     return dataset.from_splits(split, split, config.num_classes)
 
 
