@@ -5,7 +5,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,13 +185,15 @@ def _below(folders: tuple[Path, ...], path: Path) -> Path:
     raise ValueError(f"its path leads out of {' and '.join(map(str, folders))}.")
 
 
-def _from_hub(name: str) -> Splits:
+def _from_hub(name: str, subset: str | None = None) -> Splits:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(f"{name!r} is no name on the Hugging Face hub: write OWNER/NAME.")
     try:
         # Without the prefix, a folder OWNER/NAME below the working directory would be read.
         with _no_progress_bars():
-            splits: Splits = datasets.load_dataset(f"hf://datasets/{name}")
+            splits: Splits = datasets.load_dataset(
+                f"hf://datasets/{name}", *(() if subset is None else (subset,))
+            )
             return splits
     except ConnectionError as error:
         raise ConnectionError(
@@ -436,3 +438,20 @@ def _check_same_size(first: tuple[int, ...], other: tuple[int, ...], name: str) 
             f"images of {' and '.join(sizes)} (height×width×channels) do not fit into one array, "
             f"the second being {name}: pass image_size to bring all to one size."
         )
+
+
+def texts(
+    name: str, subset: str | None = None, splits: Sequence[str] = ("train", "validation", "test")
+) -> Splits:
+    """The splits of a data set of texts on the hub, or those of a subset such as one of GLUE's.
+
+    Args:
+      name: OWNER/NAME.
+      subset: of it; None for the only one.
+      splits: which of them, where they are there.
+
+    Raises:
+      ValueError, FileNotFoundError, ConnectionError: as `records`.
+    """
+    found = _from_hub(name, subset)
+    return {split: found[split] for split in splits if split in found}
