@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zosam_jax.data import files
-from zosam_jax.data.texts import Row, Texts
+from zosam_jax.data.texts import Row, Texts, with_test
 
 HUB = "nyu-mll/glue"
 # What of a file may be lines with too few columns: QQP's has some.
@@ -76,6 +76,21 @@ def of_files(task: str, folder: Path) -> Texts:
             raise FileNotFoundError(f"{folder} holds no {name}.tsv of glue:{task}.")
         splits[split] = list(_rows(path, about))
     return Texts(f"glue:{task} in {folder}", splits, about.classes or None)
+
+
+def from_hub(task: str) -> Texts:
+    """A task from the hub; the split called validation, of MNLI validation_matched, is for testing.
+
+    Raises:
+      ValueError, FileNotFoundError, ConnectionError: as `hub.texts`.
+      ModuleNotFoundError: if a library is missing, naming the extra that brings it.
+    """
+    from zosam_jax.data import hub  # noqa: PLC0415 (an extra)
+
+    found = hub.texts(HUB, task, columns=TASKS[task].on_hub)
+    # Test texts have no labels there.
+    splits = {s: found[s] for s in ("train", "validation") if s in found}
+    return with_test(f"glue:{task}", splits, TASKS[task].classes)
 
 
 def _rows(path: Path, about: _Task) -> Iterator[Row]:

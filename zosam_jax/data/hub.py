@@ -441,17 +441,51 @@ def _check_same_size(first: tuple[int, ...], other: tuple[int, ...], name: str) 
 
 
 def texts(
-    name: str, subset: str | None = None, splits: Sequence[str] = ("train", "validation", "test")
-) -> Splits:
-    """The splits of a data set of texts on the hub, or those of a subset such as one of GLUE's.
+    name: str, subset: str | None = None, *, columns: Sequence[str] = (), label: str | None = None
+) -> dict[str, list[tuple[str, str | None, Any]]]:
+    """The texts of a data set on the hub, by split: (text, the other one of a pair, label).
+
+    A split for testing whose labels are not known is left out.
 
     Args:
       name: OWNER/NAME.
-      subset: of it; None for the only one.
-      splits: which of them, where they are there.
+      subset: of it, such as one of GLUE's tasks; None for the only one.
+      columns: of the text, or of both; by default "text", or the only ones that hold texts.
+      label: the column of labels; None for "label", where there is one.
 
     Raises:
       ValueError, FileNotFoundError, ConnectionError: as `records`.
     """
-    found = _from_hub(name, subset)
-    return {split: found[split] for split in splits if split in found}
+    found = {}
+    for split, rows in _from_hub(name, subset).items():
+        features = rows.features
+        chosen = tuple(columns) or _text_columns(features, name)
+        label_column = label or ("label" if "label" in features else None)
+        if missing := {*chosen, label_column} - {None, *features}:
+            raise ValueError(
+                f"{name} has no column {', '.join(map(str, missing))}, only {', '.join(features)}."
+            )
+        labels: Sequence[Any] = rows[label_column] if label_column else [None] * len(rows)
+        names = getattr(features.get(label_column), "names", None)
+        if names is not None:
+            labels = [names[i] if i is not None and 0 <= i < len(names) else None for i in labels]
+        known = label_column is None or None not in set(labels)
+        word = _SPLIT_WORD.search(f"{split}.")
+        if word is None or not known or _SPLIT_WORDS[word[1]] in found:
+            continue
+        pair = [rows[column] for column in chosen]
+        seconds: Sequence[str | None] = pair[1] if len(pair) > 1 else [None] * len(rows)
+        found[_SPLIT_WORDS[word[1]]] = list(zip(pair[0], seconds, labels, strict=True))
+    return found
+
+
+def _text_columns(features: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    if "text" in features:
+        return ("text",)
+    columns = [c for c, feature in features.items() if getattr(feature, "dtype", "") == "string"]
+    if len(columns) not in (1, 2):
+        raise ValueError(
+            f"{source} has {_listed(columns, 'column of texts')} among its columns "
+            f"{', '.join(features)}; one is expected, or two."
+        )
+    return tuple(columns)

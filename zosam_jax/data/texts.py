@@ -15,7 +15,7 @@ from zosam_jax.data import files
 
 _T = TypeVar("_T")
 # A text, the other one of a pair, a label as it was written.
-_Labelled: TypeAlias = tuple[str, str | None, Any]
+Labelled: TypeAlias = tuple[str, str | None, Any]
 
 # What a file or a folder of a split may be called.
 _SPLITS = {
@@ -172,24 +172,32 @@ def of_folder(folder: Path, label: str | None = None) -> Texts:
     return with_test(str(folder), {s: list(_below(p, p, label)) for s, p in named.items()})
 
 
-def with_test(name: str, found: Mapping[str, Sequence[_Labelled]]) -> Texts:
+def with_test(
+    name: str, found: Mapping[str, Sequence[Labelled]], classes: Sequence[str] = ()
+) -> Texts:
     """Texts of splits; that for validation is for testing, where nothing else is.
+
+    Args:
+      name: what messages call them.
+      found: split → (text, the other one of a pair, label) for each.
+      classes: what labels are called, in order; by default as they are sorted.
 
     Raises:
       FileNotFoundError: without texts to train on, or to test on.
+      ValueError: for labels that are missing or outside the classes.
     """
     found = dict(found)
     if "test" not in found and "validation" in found:
         found["test"] = found.pop("validation")
     if missing := {"train", "test"} - found.keys():
         raise FileNotFoundError(f"{name} has no {' and no '.join(sorted(missing))} split.")
-    rows, names = _numbered(name, itertools.chain.from_iterable(found.values()))
+    rows, names = _numbered(name, itertools.chain.from_iterable(found.values()), classes)
     left = iter(rows)
     splits = {s: list(itertools.islice(left, len(some))) for s, some in found.items()}
     return Texts(name, splits, names)
 
 
-def _unsplit(name: str, found: Iterable[_Labelled]) -> Texts:
+def _unsplit(name: str, found: Iterable[Labelled]) -> Texts:
     """Texts that come in no splits: shared out whole, or cut where they are few."""
     rows, names = _numbered(name, found)
     if len(rows) >= _FEW:
@@ -199,7 +207,9 @@ def _unsplit(name: str, found: Iterable[_Labelled]) -> Texts:
     parts = [_cut(name, row.text) for row in rows]
     columns = zip(*parts, strict=True)
     names_of = ("train", "validation", "test")
-    return Texts(name, {s: list(map(Row, texts)) for s, texts in zip(names_of, columns, strict=True)})
+    return Texts(
+        name, {s: list(map(Row, texts)) for s, texts in zip(names_of, columns, strict=True)}
+    )
 
 
 def _cut(name: str, text: str) -> list[str]:
@@ -217,7 +227,7 @@ def _cut(name: str, text: str) -> list[str]:
     return ["".join(part) for part in parts]
 
 
-def _below(path: Path, top: Path, label: str | None) -> Iterator[_Labelled]:
+def _below(path: Path, top: Path, label: str | None) -> Iterator[Labelled]:
     """The texts of a file, or of a folder's files; their class is the folder below the top."""
     if path.is_file():
         yield from _lines(path, label) if path.suffix == ".jsonl" else [(_text(path), None, None)]
@@ -255,7 +265,7 @@ def _text(path: Path) -> str:
     return text
 
 
-def _lines(path: Path, label: str | None) -> Iterator[_Labelled]:
+def _lines(path: Path, label: str | None) -> Iterator[Labelled]:
     """The texts of JSON lines: objects with "text", and perhaps "second" and "label"."""
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
@@ -275,7 +285,7 @@ def _lines(path: Path, label: str | None) -> Iterator[_Labelled]:
 
 
 def _numbered(
-    name: str, found: Iterable[_Labelled]
+    name: str, found: Iterable[Labelled], classes: Sequence[str] = ()
 ) -> tuple[list[Row], tuple[str, ...] | None]:
     """Rows whose labels are numbers: names in their order, integers and scores as they are.
 
@@ -290,8 +300,12 @@ def _numbered(
         raise ValueError(f"{name}: some of the texts have a label and some have none.")
     numbers: dict[Any, float] = {label: label for label in labels}
     names: tuple[str, ...] | None = None
-    if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in labels):
-        names = tuple(sorted(map(str, labels)))
+    if classes or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in labels):
+        names = tuple(classes or sorted(map(str, labels)))
+        if unknown := sorted(set(map(str, labels)) - set(names)):
+            raise ValueError(
+                f"{name} has the label {unknown[0]!r}, where {', '.join(names)} are expected."
+            )
         numbers = {label: names.index(str(label)) for label in labels}
     elif all(isinstance(label, int) for label in labels):
         if min(labels) < 0 or max(labels) >= len(rows):

@@ -11,7 +11,6 @@ from zosam_jax.trees import Int
 
 # Of a tokenizer's special tokens, by what they are for: the names that libraries give them.
 _SPECIAL = {
-    "pad": ("[PAD]", "<pad>", "<|endoftext|>"),
     "start": ("[CLS]", "<s>", "<|endoftext|>"),
     "separator": ("[SEP]", "</s>", "<|endoftext|>"),
     "mask": ("[MASK]", "<mask>"),
@@ -25,7 +24,6 @@ class Tokenizer(Protocol):
 
     Attributes:
       size: tokens are 0, …, size − 1.
-      pad: fills up short texts.
       start: stands before a text that is classified or whose gaps are filled in.
       separator: stands after each text.
       mask: stands for a token that is to be found out; None where there is none.
@@ -33,7 +31,6 @@ class Tokenizer(Protocol):
     """
 
     size: int
-    pad: int
     start: int
     separator: int
     mask: int | None
@@ -47,11 +44,11 @@ class Tokenizer(Protocol):
 
 
 class Bytes:
-    """Each byte of UTF-8 is a token; four special ones follow."""
+    """Each byte of UTF-8 is a token; three special ones follow."""
 
-    size, content = _BYTES + 4, None
-    pad, start, separator = _BYTES, _BYTES + 1, _BYTES + 2
-    mask: int | None = _BYTES + 3
+    size, content = _BYTES + 3, None
+    start, separator = _BYTES, _BYTES + 1
+    mask: int | None = _BYTES + 2
 
     def encode(self, text: str) -> Int[np.ndarray, " t"]:
         """As in `Tokenizer`."""
@@ -99,7 +96,6 @@ class FromFile:
                 "ends each text."
             )
         self.separator: int = found["separator"]
-        self.pad: int = self.separator if found["pad"] is None else found["pad"]
         self.start: int = self.separator if found["start"] is None else found["start"]
         self.mask = found["mask"]
 
