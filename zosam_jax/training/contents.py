@@ -52,6 +52,7 @@ class Summary(TypedDict):
     devices: int
     parameters: NotRequired[int]
     dense_parameters: NotRequired[int]
+    measures: NotRequired[dict[str, float]]
 
 
 class QualityOverBatches(TypedDict):

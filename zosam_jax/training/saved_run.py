@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from zosam_jax.data import TextInfo
 from zosam_jax.errors import check_count
 from zosam_jax.training import build, contents, devices, predicting, run_folder, sources
 from zosam_jax.training.applicable import OWN_OPTIMIZER
@@ -228,6 +229,8 @@ def _described(path: Path) -> Data | None:
     fields: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in values.items()
     }
+    if fields.get("text") is not None:
+        fields["text"] = TextInfo(**fields["text"])
     return Data("", lambda mesh: Described(DataInfo(**fields)))
 
 
