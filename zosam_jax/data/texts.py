@@ -230,7 +230,7 @@ def _cut(name: str, text: str) -> list[str]:
 def _below(path: Path, top: Path, label: str | None) -> Iterator[Labelled]:
     """The texts of a file, or of a folder's files; their class is the folder below the top."""
     if path.is_file():
-        yield from _lines(path, label) if path.suffix == ".jsonl" else [(_text(path), None, None)]
+        yield from _lines(path, label) if path.suffix == ".jsonl" else [(read(path), None, None)]
         return
     found = [p for p in sorted(path.rglob("*")) if p.suffix in _SUFFIXES and p.is_file()]
     if not found:
@@ -240,10 +240,10 @@ def _below(path: Path, top: Path, label: str | None) -> Iterator[Labelled]:
         if file.suffix == ".jsonl":
             yield from _lines(file, label)
         else:
-            yield _text(file), None, parts[0] if len(parts) > 1 else None
+            yield read(file), None, parts[0] if len(parts) > 1 else None
 
 
-def _text(path: Path) -> str:
+def read(path: Path) -> str:
     """The text of a file.
 
     Raises:
@@ -267,7 +267,7 @@ def _text(path: Path) -> str:
 
 def _lines(path: Path, label: str | None) -> Iterator[Labelled]:
     """The texts of JSON lines: objects with "text", and perhaps "second" and "label"."""
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

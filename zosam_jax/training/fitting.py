@@ -274,9 +274,9 @@ def train(
     `images_per_second` is the median epoch's, without them. `training_cost` and `inference_cost`
     are MACs relative to training the dense network with SGD and to its forward pass
     (`zosam_jax.training.build.Cost`); masks.txt says what is kept, layer by layer. `measures` are
-    of the test split after the last epoch: of a language model perplexity, exp of the mean loss of a
-    token, and bits_a_byte; of classes of texts accuracy, f1 and matthews; of scores of texts pearson
-    and spearman.
+    of the test split after the last epoch: of a language model perplexity, exp of the mean loss of
+    a token, and bits_a_byte; of classes of texts accuracy, f1 and matthews; of scores of texts
+    pearson and spearman.
 
     Raises:
       NonFiniteLossError, InterruptedRunError: as `Run.train`.
