@@ -89,7 +89,7 @@ def from_hub(task: str) -> Texts:
 
     found = hub.texts(HUB, task, columns=TASKS[task].on_hub)
     # Test texts have no labels there.
-    splits = {s: found[s] for s in ("train", "validation") if s in found}
+    splits = {s: rows for s, rows in found.items() if s in ("train", "validation")}
     return with_test(f"glue:{task}", splits, TASKS[task].classes)
 
 
@@ -118,7 +118,8 @@ def _rows(path: Path, about: _Task) -> Iterator[Row]:
                 raise ValueError(f"{path}: line {number} has {len(columns)} columns.")
             continue
         *texts, label = (columns[place] for place in places)
-        yield Row(texts[0], *texts[1:], label=_number(label, about, f"{path}: line {number}"))
+        second = texts[1] if len(texts) > 1 else None
+        yield Row(texts[0], second, _number(label, about, f"{path}: line {number}"))
 
 
 def _number(label: str, about: _Task, place: str) -> float:

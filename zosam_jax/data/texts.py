@@ -75,10 +75,10 @@ def topics() -> Texts:
 
     # By a hash, so that a topic mostly stays in its split when others come or go.
     ordered = sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest())
-    most = _HELD_OUT * sum(map(len, found.values()))
+    distinct = dict.fromkeys(found[name] for name in ordered)  # some have several names
+    most = _HELD_OUT * sum(map(len, distinct))
     splits: dict[str, list[Row]] = {"test": [], "validation": [], "train": []}
-    for name in ordered:
-        row = Row(found[name])
+    for row in map(Row, distinct):
         taken = (s for s in splits if s == "train" or _letters([*splits[s], row]) <= most)
         splits[next(taken)].append(row)
     return Texts("python-topics", splits)
@@ -103,7 +103,7 @@ def docstrings() -> Texts:
             packages.setdefault(words, set()).add(name)
             written.setdefault(words, text)
     rows = [
-        Row(written[words], label=_PACKAGES.index(*names))
+        Row(written[words], label=_PACKAGES.index(next(iter(names))))
         for words, names in sorted(packages.items())
         if len(names) == 1
     ]
@@ -229,7 +229,7 @@ def _cut(name: str, text: str) -> list[str]:
 
 def _below(path: Path, top: Path, label: str | None) -> Iterator[Labelled]:
     """The texts of a file, or of a folder's files; their class is the folder below the top."""
-    if path.is_file():
+    if not path.is_dir():
         yield from _lines(path, label) if path.suffix == ".jsonl" else [(read(path), None, None)]
         return
     found = [p for p in sorted(path.rglob("*")) if p.suffix in _SUFFIXES and p.is_file()]

@@ -46,9 +46,10 @@ class Tokenizer(Protocol):
 class Bytes:
     """Each byte of UTF-8 is a token; three special ones follow."""
 
-    size, content = _BYTES + 3, None
+    size = _BYTES + 3
     start, separator = _BYTES, _BYTES + 1
     mask: int | None = _BYTES + 2
+    content: str | None = None
 
     def encode(self, text: str) -> Int[np.ndarray, " t"]:
         """As in `Tokenizer`."""
@@ -97,7 +98,7 @@ class FromFile:
             )
         self.separator: int = found["separator"]
         self.start: int = self.separator if found["start"] is None else found["start"]
-        self.mask = found["mask"]
+        self.mask: int | None = found["mask"]
 
     def _first(self, names: Sequence[str]) -> int | None:
         known = [self._library.token_to_id(name) for name in names]

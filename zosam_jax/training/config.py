@@ -102,7 +102,8 @@ def is_own(name: str) -> bool:
 
 def _named(beginnings: tuple[str, ...]) -> str:
     """The names of ours that begin so."""
-    return ", ".join(name for name in get_args(ModelName) if name.startswith(beginnings))
+    *names, last = [name for name in get_args(ModelName) if name.startswith(beginnings)]
+    return f"{', '.join(names)} and {last}"
 
 
 def check_model(name: str) -> None:
@@ -532,9 +533,9 @@ class ProblemConfig(DataConfig, ModelConfig, SparseConfig, OptimizationConfig, A
         of_task = _MODELS_OF.get(self.task)
         fits = self.model.startswith(of_task or _TEXT_MODELS) == (of_task is not None)
         if not is_own(self.model) and not fits:
-            names = _named(of_task) if of_task else "a network of images"
+            names = _named(of_task) if of_task else "the networks of images"
             raise ValueError(
-                f"model={self.model!r} does not go with task={self.task!r}: choose {names}."
+                f"model={self.model!r} does not go with task={self.task!r}: choose one of {names}."
             )
         if self.task != "image" and self.sparse in ("synflow", "grasp") and not self.is_dense:
             reason = "puts ones in the place of pixels, and tokens are none"

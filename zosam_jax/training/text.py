@@ -86,15 +86,16 @@ class Text:
             return SequenceClassifier(encoder, classes, dropout=config.dropout, rngs=rngs)
 
         def call(model: Any, rows: Int[Array, "n t"]) -> Array:
-            if config.task != "classify":
-                return model(rows)
-            tokens, mask = jnp.maximum(rows, 0), rows != FILLER
-            if not isinstance(model.encoder, BERT):
-                return model(tokens, mask)
-            ends = tokens == about.separator
-            # The first separator belongs to the first text, what follows it to the second one.
-            types = (jnp.cumsum(ends, axis=1) - ends > 0) & mask
-            return model(tokens, mask, token_types=types.astype(jnp.int32))
+            named: dict[str, Array] = {}
+            if config.task == "classify":
+                named["attention_mask"] = rows != FILLER
+                if isinstance(model.encoder, BERT):
+                    # The first separator belongs to the first text, what follows to the second.
+                    ends = rows == about.separator
+                    of_second = (jnp.cumsum(ends, axis=1) - ends > 0) & named["attention_mask"]
+                    named["token_types"] = of_second.astype(jnp.int32)
+            outputs: Array = model(jnp.maximum(rows, 0), **named)
+            return outputs
 
         return modules.of_nnx(model, call)
 

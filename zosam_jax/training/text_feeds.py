@@ -133,4 +133,5 @@ class Bucketed:
 
 
 def _lengths(rows: Split) -> Int[np.ndarray, " n"]:
-    return np.sum(rows.images != FILLER, axis=1)
+    lengths: Int[np.ndarray, " n"] = np.sum(rows.images != FILLER, axis=1)
+    return lengths
