@@ -53,6 +53,7 @@ class Summary(TypedDict):
     parameters: NotRequired[int]
     dense_parameters: NotRequired[int]
     measures: NotRequired[dict[str, float]]
+    validation_loss: NotRequired[float]
 
 
 class QualityOverBatches(TypedDict):

@@ -388,6 +388,7 @@ def _summary(
         "best_test_accuracy": max(r.test_accuracy for r in evaluated),
         "chosen_test_accuracy": chosen.test_accuracy if held_out else math.nan,
         "validation_accuracy": last.validation_accuracy,
+        "validation_loss": last.validation_loss,
         "test_loss": last.test_loss,
         "ema_test_accuracy": last.ema_test_accuracy,
         "train_loss": last.train_loss,
