@@ -58,6 +58,9 @@ class BERT(nnx.Module):
     Reference: Devlin et al., BERT, https://arxiv.org/abs/1810.04805
     """
 
+    #: Whether a classifier's last layer on top of it has a bias, as transformers' does.
+    classifier_bias = True
+
     def __init__(
         self,
         vocab_size: int = 30522,
@@ -159,8 +162,8 @@ class MaskedLanguageModel(nnx.Module):
         """
         self.bert = bert
         self.transform = linear(bert.dim, bert.dim, dtype=bert.dtype, rngs=rngs)
-        self.norm = layer_norm(bert.dim, bert.dtype, rngs, EPSILON)
-        self.bias = nnx.Param(jnp.zeros(bert.tokens.shape[0]))
+        self.transform_norm = layer_norm(bert.dim, bert.dtype, rngs, EPSILON)
+        self.decoder_bias = nnx.Param(jnp.zeros(bert.tokens.shape[0]))
 
     def __call__(
         self,
@@ -170,10 +173,10 @@ class MaskedLanguageModel(nnx.Module):
     ) -> Float[Array, "n t v"]:
         """Logits in float32 or wider; the arguments are those of the encoder."""
         hidden = self.bert(tokens, attention_mask, token_types)
-        hidden = self.norm(nnx.gelu(self.transform(hidden), approximate=False))
+        hidden = self.transform_norm(nnx.gelu(self.transform(hidden), approximate=False))
         table = self.bert.tokens[...].astype(hidden.dtype)
         logits = jnp.einsum("ntd,vd->ntv", hidden, table, preferred_element_type=wide_dtype(hidden))
-        return logits + self.bias[...]
+        return logits + self.decoder_bias[...]
 
 
 bert_micro = functools.partial(BERT, vocab_size=260, context=256, dim=128, depth=5, heads=4)

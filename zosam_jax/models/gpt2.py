@@ -65,6 +65,9 @@ class GPT2(nnx.Module):
     Reference: Radford et al., Language Models are Unsupervised Multitask Learners, 2019
     """
 
+    #: Whether a classifier's last layer on top of it has a bias; transformers' has none.
+    classifier_bias = False
+
     def __init__(
         self,
         vocab_size: int = 50257,

@@ -55,7 +55,7 @@ class SequenceClassifier(nnx.Module):
         check_rate("dropout", dropout)
         self.encoder = encoder
         self.dropout = dropout_layer(dropout, rngs)
-        self.head = linear(encoder.dim, classes, rngs=rngs)
+        self.head = linear(encoder.dim, classes, use_bias=encoder.classifier_bias, rngs=rngs)
 
     def __call__(
         self,

@@ -251,8 +251,8 @@ def checked_problem(
 
 
 def _weights(path: Path) -> dict[str, Any]:
-    """The arrays of a run's newest checkpoint, or of a safetensors file, by name."""
-    if not path.is_dir():
+    """The arrays of a run's newest checkpoint, or of safetensors files, by name."""
+    if not path.is_dir() or pretrained.is_checkpoint(path):
         return pretrained.read(path)
     saved_run.read_config(path)  # says what is wrong if it is no run
     with Checkpoints(path, keep=1, seconds=0.0) as checkpoints:
