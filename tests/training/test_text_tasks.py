@@ -262,7 +262,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(task, folder, tmp_pa
 # --------------------------------------------------------------------------------------- sparse
 
 
-@pytest.mark.parametrize("structure", ["neurons", "heads,neurons"])
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", ["heads,neurons"])
 def test_units_of_a_decoder_go(structure, folder, tmp_path):
     config = config_of(
         *("lm", folder, tmp_path / "run"),
