@@ -4,7 +4,7 @@ import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -137,13 +137,17 @@ def tune(plan: Tables, runs: Runs) -> list[Cell] | None:
     if unfinished:
         return None
 
-    def accuracy(cell: Cell) -> float:
-        if cell in missing:
-            return math.nan
-        return float(apart.summary(cell)["validation_accuracy"])
+    def told(name: str) -> Callable[[Cell], float]:
+        """cell → a number of its summary; NaN if it diverged."""
+        return lambda cell: (
+            math.nan if cell in missing else float(apart.summary(cell).get(name, math.nan))
+        )
 
     choices = {
-        name: tuning.choose(name, grids[name], trials, accuracy) for name, trials in tried.items()
+        name: tuning.choose(
+            name, grids[name], trials, told("validation_accuracy"), told("validation_loss")
+        )
+        for name, trials in tried.items()
     }
     folder = RunFolder(runs.output, "sweep", may_hold_results=True)
     folder.write_json(run_folder.TUNING, [choice._asdict() for choice in choices.values()])

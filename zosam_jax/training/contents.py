@@ -52,6 +52,8 @@ class Summary(TypedDict):
     devices: int
     parameters: NotRequired[int]
     dense_parameters: NotRequired[int]
+    measures: NotRequired[dict[str, float]]
+    validation_loss: NotRequired[float]
 
 
 class QualityOverBatches(TypedDict):
