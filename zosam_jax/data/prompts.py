@@ -63,8 +63,8 @@ def prompted(
             f"template={template!r} must hold {TEXT} once, and {MASK} once if an encoder is to "
             "find the word."
         )
-    mask = tokenizer.mask
-    if is_masked and mask is None:
+    mask = -1 if tokenizer.mask is None else tokenizer.mask
+    if is_masked and mask < 0:
         raise ValueError(
             f"template={template!r} has a {MASK}, and the tokenizer has no such token."
         )
@@ -72,7 +72,7 @@ def prompted(
     def encoded(piece: str) -> list[int]:
         """The tokens of a piece of the template, with that of the mask in it."""
         parts = [list(map(int, tokenizer.encode(part))) for part in piece.split(MASK)]
-        return parts[0] if len(parts) == 1 else [*parts[0], int(mask or 0), *parts[1]]
+        return parts[0] if len(parts) == 1 else [*parts[0], mask, *parts[1]]
 
     before, after = template.split(TEXT)
     start, end = encoded(before), encoded(after)

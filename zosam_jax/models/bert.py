@@ -190,7 +190,7 @@ class MaskedLanguageModel(nnx.Module):
 
 
 bert_micro = functools.partial(BERT, vocab_size=259, context=256, dim=128, depth=5, heads=4)
-bert_micro.__doc__ = """`BERT` for bytes and three special tokens: 5 blocks of 128 features, 4 heads.
+bert_micro.__doc__ = """`BERT` for bytes and 3 special tokens: 5 blocks of 128 features, 4 heads.
 
 1,074,304 parameters with the pooler.
 """

@@ -54,8 +54,8 @@ def word_logits(
     Cross entropy over them is the loss by which MeZO fine-tunes. Logits of other places are not
     computed.
 
-        data = prompts.prompted(texts, "{text} It was {mask}.", ["great", "terrible"], tokenizer)
-        logits = models.word_logits(model, data.tokens, data.places, data.words, data.attention_mask)
+        rows = prompted(texts, "{text} It was {mask}.", ["great", "terrible"], tokenizer, length=64)
+        logits = word_logits(model, rows.tokens, rows.places, rows.words, rows.attention_mask)
 
     Args:
       model: a MaskedLanguageModel, for which places are those of the mask's token; or a GPT2, for
@@ -71,7 +71,8 @@ def word_logits(
     is_encoder = hasattr(model, "bert")
     hidden = model.hidden(tokens, attention_mask) if is_encoder else model.hidden(tokens)
     there = jnp.take_along_axis(hidden, places[:, None, None], axis=1)
-    return model.logits(there)[:, 0, words]
+    logits: Array = model.logits(there)
+    return logits[:, 0, words]
 
 
 class SequenceClassifier(nnx.Module):
