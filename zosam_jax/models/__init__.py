@@ -19,12 +19,14 @@ from typing import Any
 
 from flax import nnx
 
+from zosam_jax.models.adapters import adapter_mask, add_adapters, merge_adapters
 from zosam_jax.models.bert import BERT, MaskedLanguageModel, bert_micro
 from zosam_jax.models.deit import DeiT, deit, deit_small, deit_tiny
 from zosam_jax.models.gpt2 import GPT2, gpt2_micro
+from zosam_jax.models.hugging_face import load_pretrained, save_pretrained
 from zosam_jax.models.lenet import LeNet300100, lenet_300_100
 from zosam_jax.models.resnet import ResNet, cifar_resnet, resnet8, resnet32, resnet50
-from zosam_jax.models.text import SequenceClassifier
+from zosam_jax.models.text import SequenceClassifier, word_logits
 from zosam_jax.models.wide_resnet import WideResNet, wide_resnet, wide_resnet_28_10
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
@@ -69,6 +71,8 @@ __all__ = [
     "ResNet",
     "SequenceClassifier",
     "WideResNet",
+    "adapter_mask",
+    "add_adapters",
     "bert_micro",
     "cifar_resnet",
     "create",
@@ -77,9 +81,13 @@ __all__ = [
     "deit_tiny",
     "gpt2_micro",
     "lenet_300_100",
+    "load_pretrained",
+    "merge_adapters",
     "resnet8",
     "resnet32",
     "resnet50",
+    "save_pretrained",
     "wide_resnet",
     "wide_resnet_28_10",
+    "word_logits",
 ]

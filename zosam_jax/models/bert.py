@@ -16,8 +16,8 @@ from zosam_jax.models.layers import (
     layer_norm,
     linear,
 )
-from zosam_jax.models.text import embedded, through
-from zosam_jax.trees import Array, Bool, Float, Int, Shaped, wide_dtype
+from zosam_jax.models.text import embedded, through, tied_logits
+from zosam_jax.trees import Array, Bool, Float, Int, Shaped
 
 EPSILON = 1e-12
 
@@ -172,15 +172,25 @@ class MaskedLanguageModel(nnx.Module):
         token_types: Int[Array, "n t"] | None = None,
     ) -> Float[Array, "n t v"]:
         """Logits in float32 or wider; the arguments are those of the encoder."""
-        hidden = self.bert(tokens, attention_mask, token_types)
+        return self.logits(self.hidden(tokens, attention_mask, token_types))
+
+    def hidden(
+        self,
+        tokens: Int[Array, "n t"],
+        attention_mask: Shaped[Array, "n t"] | None = None,
+        token_types: Int[Array, "n t"] | None = None,
+    ) -> Float[Array, "n t d"]:
+        """The encoder's features, of which the logits are made."""
+        return self.bert(tokens, attention_mask, token_types)
+
+    def logits(self, hidden: Float[Array, "n t d"]) -> Float[Array, "n t v"]:
+        """Those of a call, from what `hidden` returns or some of it."""
         hidden = self.transform_norm(nnx.gelu(self.transform(hidden), approximate=False))
-        table = self.bert.tokens[...].astype(hidden.dtype)
-        logits = jnp.einsum("ntd,vd->ntv", hidden, table, preferred_element_type=wide_dtype(hidden))
-        return logits + self.decoder_bias[...]
+        return tied_logits(hidden, self.bert.tokens[...]) + self.decoder_bias[...]
 
 
-bert_micro = functools.partial(BERT, vocab_size=260, context=256, dim=128, depth=5, heads=4)
-bert_micro.__doc__ = """`BERT` for bytes and four special tokens: 5 blocks of 128 features, 4 heads.
+bert_micro = functools.partial(BERT, vocab_size=259, context=256, dim=128, depth=5, heads=4)
+bert_micro.__doc__ = """`BERT` for bytes and 3 special tokens: 5 blocks of 128 features, 4 heads.
 
-1,074,432 parameters with the pooler.
+1,074,304 parameters with the pooler.
 """

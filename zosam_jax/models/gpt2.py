@@ -16,8 +16,8 @@ from zosam_jax.models.layers import (
     layer_norm,
     linear,
 )
-from zosam_jax.models.text import embedded, through
-from zosam_jax.trees import Array, Bool, Float, Int, Shaped, wide_dtype
+from zosam_jax.models.text import embedded, through, tied_logits
+from zosam_jax.trees import Array, Bool, Float, Int, Shaped
 
 EPSILON = 1e-5
 
@@ -127,9 +127,11 @@ class GPT2(nnx.Module):
         Raises:
           ValueError: for rows longer than `context`.
         """
-        hidden = self.hidden(tokens, segments)
-        table = self.tokens[...].astype(hidden.dtype)
-        return jnp.einsum("ntd,vd->ntv", hidden, table, preferred_element_type=wide_dtype(hidden))
+        return self.logits(self.hidden(tokens, segments))
+
+    def logits(self, hidden: Float[Array, "n t d"]) -> Float[Array, "n t v"]:
+        """Those of a call, from what `hidden` returns or some of it."""
+        return tied_logits(hidden, self.tokens[...])
 
     def hidden(
         self, tokens: Int[Array, "n t"], segments: Int[Array, "n t"] | None = None

@@ -100,7 +100,7 @@ def load_pretrained(
         named as in the first BERTs (gamma and beta) or without "transformer." and "bert." will do.
       classes: puts a classifier on top; its last layer starts anew where the folder has none of as
         many classes.
-      masked: puts a masked language model on a BERT.
+      masked: puts a masked language model on a BERT, which then is without a pooler.
       rngs: for what starts anew, and for dropout; None for nnx.Rngs(0).
       **options: of the network: dropout, dtype, remat.
 
@@ -118,6 +118,8 @@ def load_pretrained(
             f"masked=True goes with BERT's folders and without classes; {folder} is {kind}'s and "
             f"classes={classes}."
         )
+    if masked:
+        options = {"pooler": False, **options}  # nothing would train it
     rngs = nnx.Rngs(0) if rngs is None else rngs
 
     def made(rngs: nnx.Rngs) -> Any:

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from zosam_jax.errors import check_count
 from zosam_jax.models.layers import check_rate, dropout_layer, linear
-from zosam_jax.trees import Array, Float, Int, Shaped
+from zosam_jax.trees import Array, Float, Int, Shaped, wide_dtype
 
 
 def embedded(
@@ -34,6 +34,45 @@ def through(blocks: Iterable[Any], x: Array, mask: Array | None, *, remat: bool)
     for block in blocks:
         x = nnx.remat(type(block).__call__)(block, x, mask) if remat else block(x, mask)
     return x
+
+
+def tied_logits(hidden: Float[Array, "n t d"], table: Array) -> Float[Array, "n t v"]:
+    """The products with the embeddings of all tokens, summed in float32 or wider."""
+    table = table.astype(hidden.dtype)
+    return jnp.einsum("ntd,vd->ntv", hidden, table, preferred_element_type=wide_dtype(hidden))
+
+
+def word_logits(
+    model: Any,
+    tokens: Int[Array, "n t"],
+    places: Int[Array, " n"],
+    words: Int[Array, " c"],
+    attention_mask: Shaped[Array, "n t"] | None = None,
+) -> Float[Array, "n c"]:
+    """The logits of some words at one place of each row: classification by a prompt.
+
+    Cross entropy over them is the loss by which MeZO fine-tunes. Logits of other places are not
+    computed.
+
+        rows = prompted(texts, "{text} It was {mask}.", ["great", "terrible"], tokenizer, length=64)
+        logits = word_logits(model, rows.tokens, rows.places, rows.words, rows.attention_mask)
+
+    Args:
+      model: a MaskedLanguageModel, for which places are those of the mask's token; or a GPT2, for
+        which they are the last before the word.
+      tokens: the rows.
+      places: from 0.
+      words: the token that stands for each class.
+      attention_mask: as of a MaskedLanguageModel; a GPT2 needs none.
+
+    Reference: Malladi et al., Fine-Tuning Language Models with Just Forward Passes,
+      https://arxiv.org/abs/2305.17333; Gao et al., https://arxiv.org/abs/2012.15723
+    """
+    is_encoder = hasattr(model, "bert")
+    hidden = model.hidden(tokens, attention_mask) if is_encoder else model.hidden(tokens)
+    there = jnp.take_along_axis(hidden, places[:, None, None], axis=1)
+    logits: Array = model.logits(there)
+    return logits[:, 0, words]
 
 
 class SequenceClassifier(nnx.Module):
