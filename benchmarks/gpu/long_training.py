@@ -22,7 +22,7 @@ import numpy as np
 from cells import Cell, CutOffError, Work
 
 from zosam_jax.compiling import compiler_options
-from zosam_jax.data import Dataset, Split
+from zosam_jax.data import Dataset, Split, load
 from zosam_jax.training import build, devices, problem, step
 from zosam_jax.training.config import ProblemConfig, applicable
 from zosam_jax.training.feed import Batch
@@ -91,7 +91,7 @@ def config_of(work: Work, optimizer: str, noise: float, sparsity: float) -> Prob
 def problem_of(work: Work, config: ProblemConfig) -> Problem:
     devices.compute_exactly(config.precision)
     devices.keep_compiled(None)
-    dataset = problem.changed(padded(problem.load_whole(config)), config)
+    dataset = problem.changed(padded(load("fashion-mnist", work.data_dir)), config)
     if work.tiny:
         dataset = dataset._replace(test=dataset.test.take(np.arange(100)))
     return Problem(config, dataset)
