@@ -19,12 +19,13 @@ T = TypeVar("T")
 # no group stand before them.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "data": (
-        *("dataset", "data_dir", "train_images", "validation_fraction", "crop_and_flip"),
+        *("task", "dataset", "data_dir", "train_images", "validation_fraction", "context"),
+        *("tokenizer", "crop_and_flip"),
         *("label_noise", "shrink", "image_size", "label_column", "mixup", "cutmix"),
         *("label_smoothing", "random_erasing", "stream", "workers", "randaugment"),
         "repeated_augmentation",
     ),
-    "model": ("model", "loss", "init", "precision", "patch", "drop_path"),
+    "model": ("model", "loss", "init", "precision", "patch", "drop_path", "dropout", "remat"),
     "optimizer": (
         *("optimizer", "rho", "radius", "rho_warmup", "rho_cooldown", "perturb", "late_phase"),
         *("base_optimizer", "momentum", "nesterov"),

@@ -43,8 +43,9 @@ from zosam_jax.training.config import (
 from zosam_jax.training.feed import Described, Resident
 from zosam_jax.training.losses import CROSS_ENTROPY
 from zosam_jax.training.passes import count, marked_outputs
-from zosam_jax.training.problem import STREAMED_SIZE, Network, Problem
+from zosam_jax.training.problem import Network, Problem
 from zosam_jax.training.progress import EpochRecord
+from zosam_jax.training.tasks import STREAMED_SIZE
 from zosam_jax.trees import Array, PyTree
 
 # By which SNIP and Taylor's scores, these in so many batches, judge weights.

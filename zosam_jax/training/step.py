@@ -116,8 +116,8 @@ def _own_copy(array: Array) -> Array:
 def compile_step(
     problem: Problem, tx: optax.GradientTransformation, state: RunState
 ) -> Callable[[RunState, Batch], RunState]:
-    """(state, batch) → state, compiled; the given state is donated."""
-    arrays, shapes = problem.feed.arrays, problem.feed.batch_shapes()
+    """(state, batch) → state, compiled for each shape of batches; the given state is donated."""
+    arrays = problem.feed.arrays
     everywhere = devices.replicated(problem.mesh)
     program = jax.jit(
         lambda state, batch, arrays: train_step(problem, tx, state, batch, arrays),
@@ -125,8 +125,17 @@ def compile_step(
         out_shardings=everywhere,
         compiler_options=compiler_options(),
     )
-    compiled = program.lower(state, shapes, arrays).compile()
-    return lambda state, batch: compiled(state, batch, arrays)
+    compiled = {
+        _shape(batch): program.lower(state, batch, arrays).compile()
+        for batch in problem.feed.batch_shapes()
+    }
+    return lambda state, batch: compiled[_shape(batch)](state, batch, arrays)
+
+
+def _shape(batch: Batch) -> tuple[int, ...]:
+    """That of its first array, by which batches differ."""
+    first: Array = jax.tree.leaves(batch)[0]
+    return first.shape
 
 
 def train_step(
