@@ -33,5 +33,7 @@ def test_distributions_are_targets_too_and_extremes_have_gradients():
     np.testing.assert_allclose(ascent.misclassification_bound(LOGITS, one_hot), by_label, rtol=1e-6)
     gradient = jax.grad(lambda z: ascent.misclassification_bound(z, LABELS).sum())(100 * LOGITS)
     assert jnp.isfinite(gradient).all()
+    unknown = ascent.misclassification_bound(LOGITS, LABELS.at[1].set(-1))
+    np.testing.assert_array_equal(unknown, by_label.at[1].set(0.0))
     with pytest.raises(ValueError, match=r"mu=0 .*greater than 0"):
         ascent.misclassification_bound(LOGITS, LABELS, 0)

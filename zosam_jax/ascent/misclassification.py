@@ -26,18 +26,20 @@ def misclassification_bound(
 
     Args:
       outputs: z, logits.
-      targets: y, labels of the outputs' shape without the last axis; or distributions over the
-        classes of the outputs' shape, whose mean logit is then z_y.
+      targets: y, labels of the outputs' shape without the last axis, of which those below 0 have a
+        bound of 0; or distributions over the classes of the outputs' shape, whose mean logit is
+        then z_y.
       mu: μ > 0.
 
     Reference: Xie et al., Improving SAM Requires Rethinking its Optimization Formulation (BiSAM),
       ICML 2024, https://arxiv.org/abs/2407.12993
     """
     check_number("mu", mu, above=0.0, inclusive=False)
-    if jnp.issubdtype(targets.dtype, jnp.integer):
-        of_label = jnp.take_along_axis(outputs, targets[..., None], axis=-1)
+    is_label = jnp.issubdtype(targets.dtype, jnp.integer)
+    if is_label:
+        of_label = jnp.take_along_axis(outputs, jnp.maximum(targets, 0)[..., None], axis=-1)
     else:
         of_label = jnp.sum(targets * outputs, axis=-1, keepdims=True)
     margins = 1 + jax.nn.log_sigmoid(outputs - of_label - math.log(math.e - 1))
     bound: Array = jax.nn.logsumexp(mu * margins, axis=-1) / mu
-    return bound
+    return jnp.where(targets < 0, 0.0, bound) if is_label else bound

@@ -80,7 +80,10 @@ class Run:
         }
 
         def by_number(state: RunState, batch: Batch) -> RunState:
-            return compiled[self._at(self._number)](state, batch)
+            tx = self._at(self._number)
+            if tx not in compiled:  # resumed in its late phase, a lottery ticket begins anew
+                compiled[tx] = step.compile_step(self.problem, tx, state)
+            return compiled[tx](state, batch)
 
         return by_number
 
