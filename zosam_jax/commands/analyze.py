@@ -217,8 +217,12 @@ def _analysed(config: AnalyzeConfig, saved: SavedRun, steps: Steps) -> dict[str,
     run_folder.check_writable(saved.folder.path)
     checkpoint = saved.run.progress.total_steps
     analysis = _Analysis(config, saved, steps)
-    if "features" in (config.parts or ()) and (config.layers or _has_depths(saved.model)):
-        _draw_features(config, saved)
+    of_images = saved.config.task == "image"
+    if config.layers and not of_images:
+        raise ValueError(f"layers={config.layers}: feature maps are drawn of images, not of texts.")
+    if "features" in (config.parts or ()) and of_images:
+        if config.layers or _has_depths(saved.model):
+            _draw_features(config, saved)
     header = {
         "checkpoint": checkpoint,
         "images": config.images,
