@@ -215,6 +215,33 @@ def test_has_aux_round_trip_leaves_the_state_as_it_was(factory):
     assert_close((params, state), plainly_trained(factory))
 
 
+def seen_by_a_step(params, state, batch, fraction):
+    """Which examples of a batch SAM's step sees, from its auxiliary output."""
+    alone = zosam_jax.sam(RHO, batch_fraction=fraction)
+    rows = jnp.arange(len(batch["y"]))
+
+    def telling(params, x, y, rows):
+        return mlp_loss(params, x, y), rows
+
+    state = alone.init(params)._replace(count=state.count, key=state.key)
+    _, state = alone.update(None, state, params, value_fn=telling, has_aux=True, rows=rows, **batch)
+    return zosam_jax.pop_aux(state)[0]
+
+
+def test_a_step_on_a_part_of_the_batch_is_the_step_on_those_examples(factory):
+    params, batch, parts = mlp_params(), mlp_batch(), set()
+    tx, whole = factory(RHO, batch_fraction=0.5), factory(RHO)
+    state = tx.init(params)
+    for _ in range(3):  # since not every first step is perturbed
+        rows = seen_by_a_step(params, state, batch, 0.5)
+        parts.add(tuple(rows.tolist()))
+        part = {name: x[rows] for name, x in batch.items()}
+        expected = whole.update(None, state, params, value_fn=mlp_loss, **part)
+        updates, state = tx.update(None, state, params, value_fn=mlp_loss, **batch)
+        assert_close((updates, state), expected)
+    assert len(parts) > 1
+
+
 # Types and shapes.
 
 

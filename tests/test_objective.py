@@ -31,6 +31,24 @@ def test_a_fraction_that_does_not_divide_is_the_first_examples():
     np.testing.assert_allclose(found, mlp_loss(mlp_params(), **part), rtol=1e-6)
 
 
+def drawn(size, fraction, key):
+    """Which examples of a batch a random part of it has."""
+    whole = Objective(Call(lambda params, x: jnp.sum(2.0**x), (jnp.arange(size),)), name="loss")
+    total = int(whole.on_random_part(fraction, key).probe(()))
+    return [i for i in range(size) if total >> i & 1]
+
+
+@pytest.mark.parametrize(
+    ("size", "fraction", "count"), [(8, 0.5, 4), (12, 0.75, 9), (8, 0.4, 3), (6, 0.01, 1)]
+)
+def test_a_random_part_has_every_example_equally_often_and_none_twice(size, fraction, count):
+    parts = [drawn(size, fraction, key) for key in jax.random.split(jax.random.key(0), 100)]
+    assert {len(part) for part in parts} == {count}
+    times = np.bincount(np.concatenate(parts), minlength=size)
+    share = count / size
+    assert abs(times - 100 * share).max() < 5 * np.sqrt(100 * share * (1 - share))
+
+
 def test_the_whole_batch_needs_no_arguments():
     whole = Objective(Call(jnp.sum), name="loss")
     assert whole.on_fraction(1.0).probe(jnp.ones(3)) == 3

@@ -205,6 +205,50 @@ class FriendlySam(Formulas):
         return self.at(self.perturb(p, d))
 
 
+class Xsam(Formulas):
+    """α measured at every second step; the third and the fifth have the α of the step before."""
+
+    interval, reach, alpha = 2, 1.5, None
+
+    def along_arc(self, epsilon, gradient, alpha):
+        """A vector of length 1."""
+        v0 = {k: e / length(epsilon) for k, e in epsilon.items()}
+        v1 = {k: g / length(gradient) for k, g in gradient.items()}
+        angle = np.arccos(inner(v0, v1))
+        start, end = np.sin((1 - alpha) * angle), np.sin(alpha * angle)
+        return {k: (start * v0[k] + end * v1[k]) / np.sin(angle) for k in v0}
+
+    def turned(self, p, epsilon, gradient, alpha):
+        """‖G‖ v(α) on the kept weights, G on the others."""
+        kept = self.kept(gradient)
+        v = self.along_arc(epsilon, kept, alpha)
+        return {k: length(kept) * v[k] + gradient[k] - kept[k] for k in p}
+
+    def step(self, p, count):
+        there = self.perturb(p, self.problem.gradient(p))
+        value, gradient = self.at(there)
+        epsilon = move(there, p, -1)
+        if count % self.interval == 0:
+            self.alpha = max(
+                np.linspace(0, 2, 21),
+                key=lambda a: self.problem.loss(
+                    move(p, self.along_arc(epsilon, self.kept(gradient), a), self.reach * RHO)
+                ),
+            )
+            assert 0 < self.alpha < 2  # so that the arc's inside is seen
+        return value, self.turned(p, epsilon, gradient, self.alpha)
+
+
+class Extrapolated(Xsam):
+    alpha = 1.3
+
+    def step(self, p, count):
+        g = self.problem.on(slice(None, None, 2)).gradient(p)
+        there = self.perturb(p, g)
+        value, gradient = self.at(there)
+        return value, self.turned(p, move(there, p, -1), gradient, self.alpha)
+
+
 class MSharpness(Formulas):
     def step(self, p, count):
         parts = [self.problem.on(slice(j, None, 2)) for j in range(2)]
@@ -243,6 +287,11 @@ METHODS = {
         FriendlySam,
         functools.partial(zosam_jax.friendly_sam, RHO, sigma=0.8, decay=0.6),
     ),
+    "xsam": (Xsam, functools.partial(zosam_jax.xsam, RHO, interval=2, reach=1.5)),
+    "sam, extrapolated": (
+        Extrapolated,
+        functools.partial(zosam_jax.sam, RHO, fraction=0.5, extrapolation=1.3),
+    ),
     "msam": (MSharpness, functools.partial(zosam_jax.msam, RHO)),
     "antithetic_sam": (AntitheticSam, functools.partial(zosam_jax.antithetic_sam, RHO, key=SEED)),
     "mezo": (ForwardGradient, functools.partial(zosam_jax.mezo, 2, key=SEED)),
@@ -251,7 +300,7 @@ METHODS = {
         functools.partial(zosam_jax.forward_gradient, 2, key=SEED),
     ),
 }
-DENSE_TOO = ("gsam", "friendly_sam")
+DENSE_TOO = ("gsam", "friendly_sam", "xsam")
 
 # Long to compile, and tested piece by piece elsewhere.
 SLOW = ("look_sam by array", "msam", "mezo")
@@ -314,6 +363,7 @@ SAM_AGAIN = {
     "esam": lambda: zosam_jax.esam(RHO, beta=1.0, gamma=1.0),
     "friendly_sam": lambda: zosam_jax.friendly_sam(RHO, sigma=0.0),
     "msam": lambda: zosam_jax.msam(RHO, microbatches=1),
+    "extrapolation": lambda: zosam_jax.sam(RHO, extrapolation=1.0),
 }
 
 
@@ -412,7 +462,11 @@ def traced_passes(tx, has_aux, branch):
 # Beside the defaults of each.
 OPTIONS = [
     ("sam", {"fraction": 0.25}),
+    ("sam", {"batch_fraction": 0.5}),
     ("subbatch_sam", {"fraction": 0.5}),
+    ("subbatch_sam", {"fraction": 0.5, "batch_fraction": 0.5}),
+    ("subbatch_sam", {"extrapolation": 1.2}),
+    ("xsam", {"interval": 1, "fraction": 0.5}),
     ("zo_sam", {"num_directions": 4}),
     ("zo_sam", {"num_directions": 16}),
     ("zo_sam", {"num_directions": 3, "batching": "vmap"}),

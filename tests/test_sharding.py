@@ -1,6 +1,7 @@
 """The batch split over four devices gives the step that one device takes with all of it."""
 
 import functools
+import re
 
 import everything
 import jax
@@ -21,6 +22,8 @@ from problems import (
 
 import zosam_jax
 from zosam_jax import ascent, descent, directions, sparsity
+from zosam_jax.binding import Call
+from zosam_jax.objective import Objective
 
 DEVICES = 4
 REPLICATED, SPLIT = PartitionSpec(), PartitionSpec("data")
@@ -32,14 +35,14 @@ def mesh():
     return jax.make_mesh((DEVICES,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def two_steps(tx):
+def two_steps(tx, value_fn=mlp_loss):
     """(params, batch) → (updates of the second step, its loss)."""
 
     def run(params, batch):
         state = tx.init(params)
-        updates, state = tx.update(None, state, params, value_fn=mlp_loss, **batch)
+        updates, state = tx.update(None, state, params, value_fn=value_fn, **batch)
         params = optax.apply_updates(params, updates)
-        updates, state = tx.update(None, state, params, value_fn=mlp_loss, **batch)
+        updates, state = tx.update(None, state, params, value_fn=value_fn, **batch)
         return updates, zosam_jax.value(state)
 
     return run
@@ -201,6 +204,55 @@ def examples_losses(params, x, y):
     return optax.losses.softmax_cross_entropy_with_integer_labels(mlp_logits(params, x), y)
 
 
+HALF_BATCH = functools.partial(zosam_jax.sam, RHO, batch_fraction=0.5)
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_a_part_of_a_batch_that_is_split_stays_where_it_is(kind):
+    """The numbers are those of one device, and no device gets an example of another."""
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(jax.sharding.AxisType[kind],))
+
+    def loss(params, x, y):
+        assert len(y) == 8
+        return mlp_loss(params, x, y)
+
+    def select(key, x):
+        call = Call(lambda params, x: x, (x,))
+        return Objective(call, name="loss").on_random_part(0.5, key)._loss.args[0]
+
+    batch = jax.device_put(mlp_batch(16), NamedSharding(mesh, SPLIT))
+    program = jax.jit(select).lower(jax.random.key(0), batch["x"]).compile()
+    assert not re.search("all-gather|all-reduce|all-to-all|permute", program.as_text())
+    assert program.output_shardings.is_equivalent_to(NamedSharding(mesh, SPLIT), 2)
+    run = jax.jit(two_steps(HALF_BATCH(), loss))
+    whole = run(mlp_params(), mlp_batch(16))
+    with jax.set_mesh(mesh):
+        assert_close(run(mlp_params(), batch), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_inside_shard_map_each_device_draws_from_its_own_examples():
+    def rows_seen(params, x, y, rows):
+        return mlp_loss(params, x, y), rows
+
+    def step(params, batch):
+        tx = HALF_BATCH(axis_name="data")
+        updates, state = tx.update(
+            None, tx.init(params), params, value_fn=rows_seen, has_aux=True, **batch
+        )
+        return updates, zosam_jax.pop_aux(state)[0]
+
+    batch = mlp_batch(16) | {"rows": jnp.arange(16)}
+    run = jax.shard_map(
+        step, mesh=mesh(), in_specs=(REPLICATED, SPLIT), out_specs=(REPLICATED, SPLIT)
+    )
+    updates, rows = jax.jit(run)(mlp_params(), batch)
+    np.testing.assert_array_equal(rows // 4, np.repeat(np.arange(DEVICES), 2))
+    part = {name: x[rows] for name, x in mlp_batch(16).items()}
+    tx, params = zosam_jax.sam(RHO), mlp_params()
+    expected, _ = tx.update(None, tx.init(params), params, value_fn=mlp_loss, **part)
+    assert_close(updates, expected, rtol=1e-4, atol=1e-5)
+
+
 FORGETTING = {name: {"ascent": up} for name, up in ASCENTS.items()} | {
     "forward gradient": {"ascent": ascent.forward_gradient(2)},
     "forward gradient, looped": {"ascent": ascent.forward_gradient(2, batching="map")},
@@ -212,6 +264,10 @@ FORGETTING = {name: {"ascent": up} for name, up in ASCENTS.items()} | {
         "descent": descent.sharpness_sensitive_selection(0.5),
     },
     "worst side": {"ascent": ascent.random_direction(), "descent": descent.worst_side()},
+    "extrapolated": {
+        "ascent": ascent.backprop(),
+        "descent": descent.extrapolated_as_measured(),
+    },
     "estimate": {"ascent": ascent.random_gradient_estimate(), "descent": descent.estimate()},
     "without a perturbation": {"ascent": ascent.backprop(), "rho": 0.0},
     "calibrated": {"ascent": ascent.random_direction(), "radius": "calibrated"},

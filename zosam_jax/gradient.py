@@ -16,9 +16,12 @@ from zosam_jax import radius as radii
 from zosam_jax.ascent.base import Ascent, AscentResult
 from zosam_jax.binding import Call, traced_once
 from zosam_jax.descent import Descent, DescentResult, PerturbedPoint
-from zosam_jax.errors import check_count, check_number, check_static, is_traced
+from zosam_jax.errors import check_count, check_number, check_part, check_static, is_traced
 from zosam_jax.objective import AxisName, Objective, ValueAndGrad
 from zosam_jax.trees import Array, Float, FloatTree, Int, Key, PyTree, UInt32
+
+# Apart from the directions' keys, which for microbatches are numbered from 0.
+_DRAW = 2**31
 
 Rho: TypeAlias = float | Array | Callable[[Array], jax.typing.ArrayLike]
 Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree] | None
@@ -86,6 +89,7 @@ class SharpnessAwareGradient:
         radius: radii.RadiusLike,
         descent: Descent | None,
         microbatches: int,
+        batch_fraction: float | None,
         mask: Mask,
         has_aux: bool = False,
         probe_fn: Callable[..., Any] | None = None,
@@ -106,12 +110,14 @@ class SharpnessAwareGradient:
             check_number("rho", rho, above=0.0, inclusive=True)
         check_static("microbatches", microbatches)
         check_count("microbatches", microbatches)
+        batch_fraction = 1.0 if batch_fraction is None else batch_fraction
+        check_part("batch_fraction", batch_fraction)
         self._loss, self._probe_fn, self._losses_fn = loss, probe_fn, losses_fn
         self._ascent = ascent
         self._rho = rho
         self._radius = radii.get(radius)
         self._descent = descents.at_perturbed() if descent is None else descent
-        self._microbatches = microbatches
+        self._microbatches, self._batch_fraction = microbatches, batch_fraction
         self._mask = mask
         self._has_aux = has_aux
         self._axis_name = axis_name
@@ -249,7 +255,8 @@ class SharpnessAwareGradient:
         self, problem: "StepProblem", state: SharpnessAwareState
     ) -> tuple[ValueAndGrad, SharpnessAwareState]:
         """As `__call__`: the loss at θ+ε, its auxiliary output and the gradient, and the state."""
-        ascent, result, radius_state, diagnostics = self._over_microbatches(problem, state)
+        seen = self._drawn(problem, self._key(state))
+        ascent, result, radius_state, diagnostics = self._over_microbatches(seen, state)
         state = state._replace(
             count=optax.safe_increment(state.count),
             value=result.value.astype(state.value.dtype),
@@ -263,6 +270,7 @@ class SharpnessAwareGradient:
     def perturbation_of(self, problem: "StepProblem", state: SharpnessAwareState) -> PyTree:
         """As `perturbation`."""
         key = self._key(state)
+        problem = self._drawn(problem, key)
         if self._microbatches > 1:
             problem, key = _part(problem, jnp.asarray(0), self._microbatches), _of_part(key, 0)
         epsilon, ascent, _ = self._perturb(problem, state, key)
@@ -273,6 +281,12 @@ class SharpnessAwareGradient:
 
     def _key(self, state: SharpnessAwareState) -> Key[Array, ""]:
         return jax.random.fold_in(keys.from_data(state.key), state.count)
+
+    def _drawn(self, problem: "StepProblem", key: Key[Array, ""]) -> "StepProblem":
+        """The problem on the part of the batch that the step sees."""
+        draw = jax.random.fold_in(key, _DRAW)
+        part = problem.objective.on_random_part(self._batch_fraction, draw)
+        return problem._replace(objective=part)
 
     def _over_microbatches(
         self, problem: "StepProblem", state: SharpnessAwareState
@@ -422,6 +436,7 @@ def value_and_grad(
     radius: radii.RadiusLike = "global",
     descent: Descent | None = None,
     microbatches: int = 1,
+    batch_fraction: float | None = None,
     mask: Mask = None,
     has_aux: bool = False,
     probe_fn: Callable[..., Any] | None = None,
@@ -452,6 +467,12 @@ def value_and_grad(
         chance (weights of as many classes) has to be closed over, as in
         functools.partial(loss, class_weights=w). Floating-point auxiliary output is averaged,
         other is the first part's.
+      batch_fraction: how much of the batch a step sees, in (0, 1], in all of its passes: drawn at
+        random in each step, from the state's key; None for all of it. SAM on half of the batch
+        costs what SGD costs on all of it. The batch is found as for microbatches, which are then
+        parts of this part, as is the `fraction` of an ascent or a descent; auxiliary output
+        (BatchNorm's statistics, predictions) is that of the part alone. Of a batch that is split
+        over devices each device sees as much of its own where that is possible.
       mask: which weights to perturb: a pytree of 1/0 or bool leaves like the parameters, or a
         function of them that returns one; None for all. It restricts ε, not the gradient.
       has_aux: whether `loss` returns auxiliary output. One pass's output is returned, so that
@@ -481,6 +502,7 @@ def value_and_grad(
         radius=radius,
         descent=descent,
         microbatches=microbatches,
+        batch_fraction=batch_fraction,
         mask=mask,
         has_aux=has_aux,
         probe_fn=probe_fn,

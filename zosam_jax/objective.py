@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from zosam_jax import shardings, trees
 from zosam_jax.binding import Call
-from zosam_jax.trees import Array, Float, FloatTree, PyTree, Shaped, T
+from zosam_jax.trees import Array, Float, FloatTree, Key, PyTree, Shaped, T
 
 AxisName: TypeAlias = str | tuple[str, ...]
 
@@ -249,10 +250,37 @@ class Objective:
         if fraction == 1:
             return self
         size = self.batch_size
-        part = max(1, round(fraction * size))
+        part = part_of(size, fraction)
         if size % part == 0:
             return self.on(lambda x: x.reshape(part, size // part, *x.shape[1:])[:, 0])
         return self.on(lambda x: x[:part])
+
+    def on_random_part(self, fraction: float, key: Key[Array, ""]) -> "Objective":
+        """The loss of a fraction of the batch drawn at random, at least one example; itself for 1.
+
+        Of B examples, k of them drawn, each row of B/g has k/g, g the largest divisor of both: a
+        batch that is sharded over devices stays where it is, and each has as many.
+        """
+        if fraction == 1:
+            return self
+        size = self.batch_size
+        part = part_of(size, fraction)
+        rows = math.gcd(size, part)
+        order = jnp.argsort(jax.random.bits(key, (rows, size // rows)), axis=1)
+        drawn = order[:, : part // rows]
+
+        def select(x: Array) -> Array:
+            examples = jnp.asarray(x).reshape(rows, size // rows, *x.shape[1:])
+            indices = jnp.expand_dims(drawn, range(2, examples.ndim))
+            chosen: Array = jnp.take_along_axis(examples, indices, axis=1)
+            return chosen.reshape(part, *x.shape[1:])
+
+        return self.on(select)
+
+
+def part_of(size: int, fraction: float) -> int:
+    """How many examples a fraction of a batch is, at least one."""
+    return max(1, round(fraction * size))
 
 
 def _is_tie(counts: list[tuple[int, int]]) -> bool:

@@ -12,7 +12,11 @@ the arguments of its own. Those that several take mean the same in all of them:
 - distribution: "normal", "rademacher" or "sphere" (`zosam_jax.directions`);
 - batching: how to run the probes, "auto", "unroll", "vmap" or "map" (`zosam_jax.probes`);
 - difference: "central", or "forward", whose m + 1 probes are cheaper and coarser;
-- fraction: how much of the batch the ascent sees, in (0, 1]; None for all of it;
+- fraction: how much of the step's examples the ascent sees, in (0, 1]; None for all of them;
+- batch_fraction: how much of the batch the step sees, in (0, 1], drawn anew each step; None for all
+  of it (`zosam_jax.value_and_grad`);
+- extrapolation: α, how far to go along the arc from ε to the gradient (`descent.extrapolated`);
+  None for the gradient itself;
 - mask: which weights to perturb, or to estimate: the gradient of the others is then zero;
 - axis_name: the device axis of the batch inside shard_map or pmap;
 - key: a seed or a random key.
@@ -55,6 +59,7 @@ __all__ = [
     "s2_sam",
     "sam",
     "subbatch_sam",
+    "xsam",
     "zo_sam",
 ]
 
@@ -72,6 +77,7 @@ def zo_sam(
     batching: str = "auto",
     difference: str = "central",
     fraction: float | None = None,
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
     key: int | Array = 0,
@@ -94,7 +100,15 @@ def zo_sam(
         difference=difference,
         fraction=_number(fraction),
     )
-    return sharpness_aware(estimate, rho, radius=radius, mask=mask, axis_name=axis_name, key=key)
+    return sharpness_aware(
+        estimate,
+        rho,
+        radius=radius,
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
+        key=key,
+    )
 
 
 def sam(
@@ -102,6 +116,8 @@ def sam(
     *,
     radius: radius.RadiusLike = "global",
     fraction: float | None = None,
+    batch_fraction: float | None = None,
+    extrapolation: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -114,15 +130,24 @@ def sam(
 
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412
     """
-    gradient = ascent.backprop(_number(fraction))
-    return sharpness_aware(gradient, rho, radius=radius, mask=mask, axis_name=axis_name)
+    return sharpness_aware(
+        ascent.backprop(_number(fraction)),
+        rho,
+        radius=radius,
+        descent=_along_arc(extrapolation),
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
+    )
 
 
 def subbatch_sam(
     rho: Rho = 0.06,
     *,
     fraction: float | None = None,
+    extrapolation: float | None = None,
     radius: radius.RadiusLike = "adaptive_layerwise",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -141,8 +166,59 @@ def subbatch_sam(
 
     Reference: for an ascent on a part of the batch, Bahri et al., https://arxiv.org/abs/2110.08529
     """
-    gradient = ascent.backprop(SUBBATCH if fraction is None else fraction)
-    return sharpness_aware(gradient, rho, radius=radius, mask=mask, axis_name=axis_name)
+    return sharpness_aware(
+        ascent.backprop(SUBBATCH if fraction is None else fraction),
+        rho,
+        radius=radius,
+        descent=_along_arc(extrapolation),
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
+    )
+
+
+def _along_arc(extrapolation: float | None) -> descent.Descent | None:
+    return None if extrapolation is None else descent.extrapolated(extrapolation)
+
+
+def xsam(
+    rho: Rho,
+    *,
+    interval: int = 100,
+    reach: float = 2.0,
+    fraction: float | None = None,
+    radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
+    mask: Mask = None,
+    axis_name: AxisName | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """XSAM: SAM's gradient, turned towards where on an arc around θ the loss is largest.
+
+        v₀ = ε/‖ε‖ with ε = ρ g/‖g‖,   G = ∇L(θ+ε),   v₁ = G/‖G‖,   φ = ∠(v₀, v₁)
+        v(α) = (sin((1−α)φ) v₀ + sin(αφ) v₁) / sin φ,   emits ‖G‖ v(α)
+        α = argmax L(θ + reach·‖ε‖ v(α)) over 0, 0.1, …, 2, once in `interval` steps
+
+    Two forward and two backward passes a step, and 21 forward passes once in `interval` steps.
+    α = 1 is SAM. For an α of your own, under any ascent, see `descent.extrapolated`, and
+    `extrapolation` of `sam` and `subbatch_sam`.
+
+    Args:
+      interval: n ≥ 1, the steps from one measurement to the next; the paper's are an epoch's.
+      reach: > 0, how far from θ the losses are compared, in lengths of ε.
+      others: as in `zosam_jax.optimizers`.
+
+    Reference: Chen and Zhou, Revisiting Sharpness-Aware Minimization (XSAM), ICLR 2026,
+      https://arxiv.org/abs/2603.10048
+    """
+    return sharpness_aware(
+        ascent.backprop(_number(fraction)),
+        rho,
+        radius=radius,
+        descent=descent.extrapolated_as_measured(interval, reach),
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
+    )
 
 
 def random_weight_perturbation(
@@ -150,6 +226,7 @@ def random_weight_perturbation(
     *,
     distribution: str | directions.Distribution = "normal",
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
     key: int | Array = 0,
@@ -165,13 +242,22 @@ def random_weight_perturbation(
       and Li et al., https://arxiv.org/abs/2404.00357
     """
     control = ascent.random_direction(distribution)
-    return sharpness_aware(control, rho, radius=radius, mask=mask, axis_name=axis_name, key=key)
+    return sharpness_aware(
+        control,
+        rho,
+        radius=radius,
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
+        key=key,
+    )
 
 
 def asam(
     rho: Rho = 0.5,
     *,
     eta: float = 0.01,
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -189,7 +275,12 @@ def asam(
     Reference: Kwon et al., ASAM, https://arxiv.org/abs/2102.11600
     """
     return sharpness_aware(
-        ascent.backprop(), rho, radius=radius.asam(eta), mask=mask, axis_name=axis_name
+        ascent.backprop(),
+        rho,
+        radius=radius.asam(eta),
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
     )
 
 
@@ -198,6 +289,7 @@ def gsam(
     *,
     alpha: float = 0.4,
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -220,6 +312,7 @@ def gsam(
         rho,
         radius=radius,
         descent=descent.surrogate_gap(alpha),
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
     )
@@ -267,6 +360,7 @@ def look_sam(
     alpha: float = 0.7,
     per_array: bool = False,
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -292,6 +386,7 @@ def look_sam(
         rho,
         radius=radius,
         descent=descent.looksam(interval, alpha, per_array),
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
     )
@@ -303,6 +398,7 @@ def esam(
     beta: float = 0.5,
     gamma: float = 0.5,
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
     key: int | Array = 0,
@@ -336,6 +432,7 @@ def esam(
         (lambda count: rho(count) / beta) if callable(rho) else rho / beta,
         radius=radius,
         descent=examples,
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
         key=key,
@@ -347,6 +444,7 @@ def s2_sam(
     *,
     decay: float = 0.0,
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -365,7 +463,12 @@ def s2_sam(
       Efficient and Accurate Sparse Training, NeurIPS 2024
     """
     return sharpness_aware(
-        ascent.previous_gradient(decay), rho, radius=radius, mask=mask, axis_name=axis_name
+        ascent.previous_gradient(decay),
+        rho,
+        radius=radius,
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
     )
 
 
@@ -375,6 +478,7 @@ def friendly_sam(
     sigma: float = 1.0,
     decay: float = 0.9,
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -394,7 +498,12 @@ def friendly_sam(
       https://arxiv.org/abs/2403.12350
     """
     return sharpness_aware(
-        ascent.friendly(sigma, decay), rho, radius=radius, mask=mask, axis_name=axis_name
+        ascent.friendly(sigma, decay),
+        rho,
+        radius=radius,
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
     )
 
 
@@ -403,6 +512,7 @@ def msam(
     *,
     microbatches: int = 2,
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -424,6 +534,7 @@ def msam(
         rho,
         radius=radius,
         microbatches=microbatches,
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
     )
@@ -434,6 +545,7 @@ def antithetic_sam(
     *,
     distribution: str | directions.Distribution = "normal",
     radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
     key: int | Array = 0,
@@ -451,6 +563,7 @@ def antithetic_sam(
         rho,
         radius=radius,
         descent=descent.worst_side(),
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
         key=key,
@@ -465,6 +578,7 @@ def mezo(
     batching: str = "auto",
     difference: str = "central",
     fraction: float | None = None,
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
     key: int | Array = 0,
@@ -488,7 +602,7 @@ def mezo(
         difference=difference,
         fraction=_number(fraction),
     )
-    return _descend_along(estimate, mask, axis_name, key)
+    return _descend_along(estimate, batch_fraction, mask, axis_name, key)
 
 
 def forward_gradient(
@@ -497,6 +611,7 @@ def forward_gradient(
     distribution: str | directions.Distribution = "normal",
     batching: str = "auto",
     fraction: float | None = None,
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
     key: int | Array = 0,
@@ -514,17 +629,22 @@ def forward_gradient(
     estimate = ascent.forward_gradient(
         num_directions, distribution, batching, fraction=_number(fraction)
     )
-    return _descend_along(estimate, mask, axis_name, key)
+    return _descend_along(estimate, batch_fraction, mask, axis_name, key)
 
 
 def _descend_along(
-    estimate: ascent.Ascent, mask: Mask, axis_name: AxisName | None, key: int | Array
+    estimate: ascent.Ascent,
+    batch_fraction: float | None,
+    mask: Mask,
+    axis_name: AxisName | None,
+    key: int | Array,
 ) -> optax.GradientTransformationExtraArgs:
     """The estimate for the gradient, and no perturbation."""
     return sharpness_aware(
         estimate,
         rho=optax.constant_schedule(0.0),  # the number 0 would leave the ascent out
         descent=descent.estimate(),
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
         key=key,
@@ -605,7 +725,9 @@ class Record(NamedTuple):
 
     def count_passes(self, *, has_aux: bool = False, **options: Any) -> Passes:
         """The passes of a step with these options, the others at their defaults."""
-        return self.passes({**self.defaults, **options, "has_aux": has_aux})
+        options = {**self.defaults, **options, "has_aux": has_aux}
+        of_part, part = self.passes(options), _number(options["batch_fraction"])
+        return Passes(part * of_part.forward, part * of_part.backward)
 
 
 # Values of ρ to try, from gentle to strong, for perturbations along the gradient and along (nearly)
@@ -644,6 +766,11 @@ def _first_on_part(options: Mapping[str, Any], default: float) -> Passes:
     return Passes(1 + part, 1 + part)
 
 
+def _and_arc(options: Mapping[str, Any]) -> Passes:
+    forward, backward = _first_on_part(options, 1.0)
+    return Passes(forward + descent.ARC_POINTS / options["interval"], backward)
+
+
 def _probes(options: Mapping[str, Any]) -> float:
     m: int = options["num_directions"]
     return (2 * m if options["difference"] == "central" else m + 1) * _number(options["fraction"])
@@ -657,10 +784,16 @@ def _of_estimate(options: Mapping[str, Any], of_slopes: float) -> Passes:
 
 #: Every ready-made transformation by name, with what there is to know of it.
 RECORDS: dict[str, Record] = {
-    "sam": Record(sam, lambda o: _first_on_part(o, 1.0), ("fraction",), _ALONG_GRADIENT),
-    "subbatch_sam": Record(
-        subbatch_sam, lambda o: _first_on_part(o, SUBBATCH), ("fraction",), _ALONG_GRADIENT
+    "sam": Record(
+        sam, lambda o: _first_on_part(o, 1.0), ("fraction", "extrapolation"), _ALONG_GRADIENT
     ),
+    "subbatch_sam": Record(
+        subbatch_sam,
+        lambda o: _first_on_part(o, SUBBATCH),
+        ("fraction", "extrapolation"),
+        _ALONG_GRADIENT,
+    ),
+    "xsam": Record(xsam, _and_arc, ("fraction", "interval", "reach"), _ALONG_GRADIENT),
     "zo_sam": Record(zo_sam, lambda o: Passes(1 + _probes(o), 1), _PROBED, _RANDOM),
     "random_weight_perturbation": Record(
         random_weight_perturbation, _once, ("distribution",), _RANDOM
@@ -690,6 +823,9 @@ RECORDS: dict[str, Record] = {
         ("num_directions", "distribution", "batching", "fraction"),
     ),
 }
+
+for _name, _record in RECORDS.items():
+    RECORDS[_name] = _record._replace(options=(*_record.options, "batch_fraction"))
 
 #: Those that perturb; the first argument of each is ρ.
 REGISTRY = {name: record.make for name, record in RECORDS.items() if record.has_rho}

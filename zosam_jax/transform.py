@@ -38,6 +38,7 @@ def sharpness_aware(
     radius: radii.RadiusLike = "global",
     descent: Descent | None = None,
     microbatches: int = 1,
+    batch_fraction: float | None = None,
     mask: Mask = None,
     axis_name: AxisName | None = None,
     key: int | Array = 0,
@@ -79,6 +80,7 @@ def sharpness_aware(
         radius=radius,
         descent=descent,
         microbatches=microbatches,
+        batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
     )

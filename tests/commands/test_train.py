@@ -142,6 +142,14 @@ def test_the_dense_network_costs_what_it_costs(tmp_path):
     assert not (tmp_path / "run" / "masks.txt").exists()
 
 
+def test_a_part_of_each_batch_is_counted_as_what_it_is(tmp_path, capsys):
+    options = ["--sparse", "none", "--optimizer", "sam", "--batch-fraction", "0.5"]
+    summary = train(tmp_path / "run", *options)
+    assert "32 of the 64 examples of each batch" in " ".join(capsys.readouterr().out.split())
+    assert summary["training_cost"] == pytest.approx(1)  # two passes on half of it
+    assert (summary["step_examples"], summary["steps"], summary["examples"]) == (32, 4, 128)
+
+
 @pytest.mark.slow
 def test_the_test_split_is_looked_at_as_often_as_asked(tmp_path):
     train(tmp_path / "run", "--evaluate-every", "2", "--epochs", "3")
@@ -164,6 +172,10 @@ def test_the_test_split_is_looked_at_as_often_as_asked(tmp_path):
         (["--sparse", "grasp", "--train-images", "70"], "that a balanced sample needs"),
         (["--shrink", "3"], "shrink=3 must divide"),
         (["--optimizer", "msam", "--microbatches", "3"], "microbatches=3 must divide"),
+        (
+            ["--optimizer", "msam", "--batch-fraction", "0.7"],
+            "microbatches=2 must divide batch_size=64",
+        ),
         (["--optimizer", "forward_gradient", "--accumulate", "2"], "accumulate=2 does not go"),
         (["--optimizer", "mezo", "--sparse", "rigl"], "sparse='rigl' grows masks by the gradient"),
     ],

@@ -90,3 +90,49 @@ def test_an_estimate_on_a_part_of_the_batch_has_the_value_of_all_of_it():
 def test_without_a_perturbation_the_gap_is_closed_exactly():
     updates, _ = emitted(zosam_jax.gsam(jnp.zeros(()), alpha=100.0))
     assert_close(updates, jax.grad(mlp_loss)(mlp_params(), **mlp_batch()))
+
+
+# Along the arc.
+
+
+def extrapolated(loss, *, alpha=1.5, rho=RHO, mask=None):
+    grad = zosam_jax.value_and_grad(
+        loss, ascent=ascent.backprop(), rho=rho, descent=descent.extrapolated(alpha), mask=mask
+    )
+    params = {"w": jnp.array([2.0, 1.0])}
+    return grad(params, grad.init(params))[0][1]["w"]
+
+
+def test_where_the_gradient_is_along_epsilon_there_is_no_arc():
+    np.testing.assert_allclose(extrapolated(lambda p: p["w"].sum()), [1.0, 1.0], rtol=1e-6)
+    # The whole way back: ε and the gradient are opposed, and any arc would do as well.
+    back = extrapolated(lambda p: -jnp.square(p["w"] @ jnp.ones(2) - 2.9), rho=1.0)
+    np.testing.assert_allclose(back, jnp.full(2, 2 * (2.9 - 3 + jnp.sqrt(2.0))), rtol=1e-4)
+
+
+def test_a_turned_gradient_is_as_long_and_lies_beyond_the_gradient():
+    def loss(p):
+        return p["w"] @ jnp.array([[1.0, 0.0], [0.0, -1.0]]) @ p["w"]
+
+    epsilon, plain, turned = (extrapolated(loss, alpha=alpha) for alpha in (0.0, 1.0, 1.5))
+    lengths = [jnp.linalg.norm(x) for x in (epsilon, plain, turned)]
+    np.testing.assert_allclose(lengths, lengths[0], rtol=1e-5)
+
+    def angle(x, y):
+        return jnp.arccos(x @ y / jnp.linalg.norm(x) / jnp.linalg.norm(y))
+
+    np.testing.assert_allclose(angle(epsilon, turned), 1.5 * angle(epsilon, plain), rtol=1e-3)
+
+
+def test_the_first_measurement_waits_for_a_perturbation():
+    """ρ warms up from 0; and no loss that is finite leaves α as it is."""
+    tx = zosam_jax.xsam(lambda count: jnp.where(count < 2, 0.0, RHO), interval=3)
+    params, state, alphas = mlp_params(), tx.init(mlp_params()), []
+    for _ in range(7):
+        updates, state = tx.update(None, state, params, value_fn=mlp_loss, **mlp_batch())
+        alphas.append(float(state.descent.alpha))
+        params = optax.apply_updates(params, optax.tree.scale(-1.0, updates))
+    assert alphas[:2] == [1.0, 1.0]
+    assert alphas[2] == alphas[3] == alphas[4] != 1.0
+    assert alphas[5] == alphas[6]
+    assert int(state.descent.wait) == 1

@@ -62,7 +62,7 @@ def test_resolved_options_are_complete_and_can_be_taken_back(given):
     ("options", "expected"),
     [
         ({}, {"rho": 0.4, "radius": "layerwise", "delta": 1e-3, "sparsity_distribution": "erk"}),
-        ({"radius": "global"}, {"rho": 10.0, "fraction": 1.0}),
+        ({"radius": "global"}, {"rho": 10.0, "fraction": 1.0, "batch_fraction": 1.0}),
         ({"precision": "bfloat16"}, {"delta": 1e-2}),
         ({"optimizer": "subbatch_sam"}, {"fraction": 0.125, "radius": "adaptive_layerwise"}),
         ({"optimizer": "adamw"}, {"momentum": None, "rho": None, "base_optimizer": "adamw"}),

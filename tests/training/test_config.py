@@ -44,6 +44,10 @@ def test_impossible_options(options, sentence):
         ({"optimizer": "asam", "radius": "global"}, "whose radius can be chosen, not with asam"),
         ({"optimizer": "sam", "num_directions": 2}, "num_directions=2 goes with zo_sam, mezo"),
         ({"optimizer": "gsam", "fraction": 0.5}, "fraction=0.5 goes with sam, subbatch_sam"),
+        (
+            {"optimizer": "sgd", "batch_fraction": 0.5},
+            "batch_fraction=0.5 goes with optimizers oth",
+        ),
         ({"optimizer": "adamw", "momentum": 0.8}, "momentum=0.8 goes with sgd, not with adamw"),
         ({"base_optimizer": "adamw", "nesterov": True}, "nesterov=True goes with sgd, not with"),
         ({"optimizer": "adamw", "base_optimizer": "sgd"}, "base_optimizer='sgd' goes with"),
@@ -82,7 +86,8 @@ def test_every_option_of_an_optimizer_is_refused_by_all_others():
 
 _VALUES = {
     **dict.fromkeys(("num_directions", "interval", "microbatches"), 2),
-    **dict.fromkeys(("fraction", "beta", "gamma", "delta"), 0.25),
+    **dict.fromkeys(("fraction", "batch_fraction", "beta", "gamma", "delta"), 0.25),
+    **dict.fromkeys(("extrapolation", "reach"), 0.25),
     **{"distribution": "sphere", "difference": "forward", "batching": "map"},
 }
 

@@ -19,6 +19,11 @@ from zosam_jax.training.trainer import NonFiniteLossError, Run
 CASES = {
     "masks that change": {"sparse": "rigl", "sparsity": 0.8},
     "lottery ticket": {"sparse": "lth", "lottery_levels": 2, "rewind_epochs": 1},
+    "half of each batch, BatchNorm": {
+        "optimizer": "sam",
+        "batch_fraction": 0.5,
+        "model": "resnet8",
+    },
     "augmentation, averages, validation": {
         "sparse": "rigl",
         "sparsity": 0.8,

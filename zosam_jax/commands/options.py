@@ -28,8 +28,20 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "model": ("model", "loss", "init", "precision", "patch", "drop_path", "dropout", "remat"),
     "optimizer": (
         *("optimizer", "rho", "radius", "rho_warmup", "base_optimizer", "momentum", "nesterov"),
-        *("weight_decay", "clip_norm", "ema_decay", "num_directions", "fraction", "delta"),
-        *("distribution", "difference", "batching", "interval", "microbatches", "beta", "gamma"),
+        *("weight_decay", "clip_norm", "ema_decay", "batch_fraction", "fraction"),
+        *(
+            "num_directions",
+            "delta",
+            "distribution",
+            "difference",
+            "batching",
+            "interval",
+            "microbatches",
+            "beta",
+            "gamma",
+            "extrapolation",
+            "reach",
+        ),
     ),
     "sparsity": (
         *("sparse", "sparsity", "structure", "sparse_layers", "sparsity_distribution"),

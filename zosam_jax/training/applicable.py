@@ -124,7 +124,10 @@ def _own_options() -> Iterator[Requirement]:
     offered = dict.fromkeys(option for record in RECORDS.values() for option in record.options)
     for option in offered:
         able = [name for name, record in RECORDS.items() if option in record.options]
-        yield Requirement((option,), ", ".join(able), _unless(able.__contains__))
+        names = (
+            "optimizers other than sgd and adamw" if len(able) == len(RECORDS) else ", ".join(able)
+        )
+        yield Requirement((option,), names, _unless(able.__contains__))
 
 
 RULES = (

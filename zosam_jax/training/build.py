@@ -13,6 +13,7 @@ import optax
 from zosam_jax import sparsity
 from zosam_jax.data import dataset as datasets
 from zosam_jax.integrations import plain
+from zosam_jax.objective import part_of
 from zosam_jax.optimizers import RECORDS, SUBBATCH, Passes
 from zosam_jax.sparsity import METHODS, DropAndGrowState, SparseState, macs
 from zosam_jax.sparsity.dependencies import KINDS
@@ -153,6 +154,7 @@ def _defaults_of_optimizer(config: TrainConfig) -> dict[str, Any]:
     found = {option: record.defaults[option] for option in record.options}
     if "delta" in found:
         found["delta"] = _DELTAS[config.precision]
+    found["batch_fraction"] = 1.0
     if "fraction" in found:
         found["fraction"] = SUBBATCH if name == "subbatch_sam" else 1.0
     if has_rho(name):
@@ -173,8 +175,15 @@ def check(config: ProblemConfig, names: Collection[str]) -> None:
     check_applicable(config, names)
     for name, record in records.items():
         parts = (record.defaults | options_of(config, name)).get("microbatches", 1)
-        if config.batch_size % parts:
-            raise ValueError(f"microbatches={parts} must divide batch_size={config.batch_size}.")
+        if step_examples(config) % parts:
+            raise ValueError(
+                f"microbatches={parts} must divide batch_size={config.batch_size}"
+                + (
+                    f" times batch_fraction={config.batch_fraction}."
+                    if config.batch_fraction
+                    else "."
+                )
+            )
     if "forward_gradient" in names and config.accumulate > 1:
         raise ValueError(
             f"accumulate={config.accumulate} does not go with forward_gradient, which keeps no "
@@ -186,6 +195,12 @@ def check(config: ProblemConfig, names: Collection[str]) -> None:
             f"sparse={config.sparse!r} grows masks by the gradient of pruned weights, which "
             f"{', '.join(estimators)} does not estimate; take set, dsr or mest."
         )
+
+
+def step_examples(config: ProblemConfig) -> int:
+    """How many of a batch's examples the passes of its step see."""
+    fraction = config.batch_fraction
+    return part_of(config.batch_size, 1.0 if fraction is None else fraction)
 
 
 def radius_rule(optimizer: str, radius: str | None) -> str:

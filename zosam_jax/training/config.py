@@ -1,6 +1,7 @@
 """The typed options of the command line; tyro turns each field and its text into an option."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -454,8 +455,13 @@ class AscentConfig:
     """Fraction of the steps in which rho rises linearly from 0; many networks diverge without.
     Default: 0.2."""
 
+    batch_fraction: float | None = None
+    """Part of each batch that its step sees, in all of its passes, drawn at random; epochs and
+    schedules go by whole batches. At 0.5 SAM costs what SGD costs. Default: all."""
+
     fraction: float | None = None
-    """Part of the batch that the ascent sees. Default: an eighth for subbatch_sam, else all."""
+    """Part of the step's images that the ascent sees. Default: an eighth for subbatch_sam, else
+    all."""
 
     num_directions: int | None = None
     """Random directions a step (m); 2m extra forward passes. Default: 1."""
@@ -473,7 +479,15 @@ class AscentConfig:
     """How the forward passes of several directions are run. Default: auto."""
 
     interval: int | None = None
-    """look_sam: steps from one second gradient to the next. Default: 5."""
+    """look_sam: steps from one second gradient to the next; xsam: steps from one measurement of α
+    to the next. Default: 5, 100 for xsam."""
+
+    extrapolation: float | None = None
+    """sam, subbatch_sam: how far to go along the arc from the perturbation to the gradient, 1.2 for
+    a fifth beyond it. Default: the gradient itself."""
+
+    reach: float | None = None
+    """xsam: where α is measured, in lengths of the perturbation. Default: 2."""
 
     microbatches: int | None = None
     """msam: parts of the batch, each with a perturbation of its own. Default: 2."""
@@ -488,8 +502,12 @@ class AscentConfig:
         """As for the data."""
         checks: dict[str, Callable[[str, Any], None]] = {
             **dict.fromkeys(("num_directions", "interval", "microbatches"), check_count),
-            **dict.fromkeys(("beta", "gamma", "fraction"), check_positive_fraction),
+            **dict.fromkeys(
+                ("beta", "gamma", "fraction", "batch_fraction"), check_positive_fraction
+            ),
             "delta": check_delta,
+            "extrapolation": functools.partial(check_number, above=0.0, inclusive=True),
+            "reach": functools.partial(check_number, above=0.0, inclusive=False),
             "rho_warmup": check_fraction,
         }
         for name, check in checks.items():

@@ -50,6 +50,8 @@ class Summary(TypedDict):
     rho: float
     seed: int
     devices: int
+    step_examples: NotRequired[int]
+    examples: NotRequired[int]
     parameters: NotRequired[int]
     dense_parameters: NotRequired[int]
     measures: NotRequired[dict[str, float]]

@@ -271,7 +271,9 @@ def train(
     The summary's `test_accuracy` is that of the last epoch, `best_test_accuracy` the largest, and
     `chosen_test_accuracy` that of the epoch with the largest validation accuracy, where images are
     held out. Its `seconds` are the whole run's, compilation and evaluation included;
-    `images_per_second` is the median epoch's, without them. `training_cost` and `inference_cost`
+    `images_per_second` is the median epoch's, without them. A step sees `step_examples` of its
+    batch, which a transformation that was given whole may halve again, and all steps together see
+    `examples`, some more than once. `training_cost` and `inference_cost`
     are MACs relative to training the dense network with SGD and to its forward pass
     (`zosam_jax.training.build.Cost`); masks.txt says what is kept, layer by layer. `measures` are
     of the test split after the last epoch: of a language model perplexity, exp of the mean loss of
@@ -288,6 +290,11 @@ def train(
         + (
             f" (rho={rho:g}, {build.radius_rule(config.optimizer, config.radius)})"
             if run.sam_tx
+            else ""
+        )
+        + (
+            f", {build.step_examples(config)} of the {config.batch_size} examples of each batch"
+            if config.batch_fraction
             else ""
         )
         + (f", {problem.mesh.size} devices" if problem.mesh.size > 1 else "")
@@ -398,6 +405,8 @@ def _summary(
         "inference_cost": run.cost.inference(run.masks_of_whole),
         "bad_steps": sum(r.bad_steps for r in records),
         "steps": last.step,
+        "step_examples": build.step_examples(config),
+        "examples": build.step_examples(config) * last.step,
         "seconds": last.seconds,
         "images_per_second": sorted(r.images_per_second for r in records)[len(records) // 2],
         "data_wait": sorted(r.data_wait for r in records)[len(records) // 2],

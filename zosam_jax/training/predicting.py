@@ -58,11 +58,18 @@ def _rows(
             "generate (lm), or from arrays of tokens."
         )
     several = [texts] if isinstance(texts, str | tuple) else list(texts)
-    rows = [Row(one) if isinstance(one, str) else Row(*one) for one in several]
-    if not rows or not all(isinstance(t, str) for row in rows for t in row[:2] if t is not None):
+    pairs = [(one,) if isinstance(one, str) else one for one in several]
+    if not pairs or not all(_is_row(pair) for pair in pairs):
         raise ValueError(f"images={texts!r:.80} must be a text, a pair of texts, or several.")
+    rows = [Row(*pair) for pair in pairs]
     known = tokenization.tokenizer(about.tokenizer)
     return np.stack([packing.of_row(row, known, *info.image_shape) for row in rows])
+
+
+def _is_row(value: Any) -> bool:
+    """A text or a pair of them, as a tuple."""
+    is_tuple = isinstance(value, tuple) and len(value) in (1, 2)
+    return is_tuple and all(isinstance(text, str) for text in value)
 
 
 def _is_image(value: Any) -> bool:

@@ -177,7 +177,15 @@ class Problem:
         if self.parts.weights is None:
             return None, ""
         shapes = jax.eval_shape(lambda: self._functions.init(0))
-        return pretrained.fitted(self.parts.weights, shapes, str(self.config.init))
+        try:
+            return pretrained.fitted(self.parts.weights, shapes, str(self.config.init))
+        except ValueError as error:
+            if self.feed.info.text is None:
+                raise
+            raise ValueError(
+                f"{error} With texts the vocabulary must be that of the tokenizer.json that comes "
+                "with the weights (tokenizer=), and context no more than they have positions for."
+            ) from error
 
     def _check_outputs(self) -> int:
         """How many outputs there are, the last axis; nothing is computed.
