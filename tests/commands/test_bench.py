@@ -293,7 +293,7 @@ def test_the_default_optimizers_are_few():
         (["--optimizers", "lion"], "lion"),
         (["--output", "."], "output='.' is a folder: name a file"),
         (["--rho-warmup", "0.1"], "rho_warmup=0.1 is for train"),
-        (["--optimizers", "sam", "--interval", "3"], "interval=3 goes with xsam, look_sam, not with sgd"),
+        (["--optimizers", "sam", "--interval", "3"], "interval=3 goes with xsam, look_sam"),
         (["--model", "deit-tiny"], "patch"),
     ],
 )
