@@ -175,8 +175,8 @@ class ProgressLogger(Callback):
             )
         if not math.isnan(self._speed_before):
             self._say(
-                f"{record.images_per_second:,.0f} {self._unit}/s, where it was {self._speed_before:,.0f} "
-                "before"
+                f"{record.images_per_second:,.0f} {self._unit}/s, where it was "
+                f"{self._speed_before:,.0f} before"
             )
             self._speed_before = math.nan
         self._bar.update(
