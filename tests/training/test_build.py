@@ -117,7 +117,8 @@ def test_normalization_layers_alone_are_perturbed():
 
 def test_a_late_phase_begins_where_it_says_and_costs_what_it_perturbs():
     options = TrainConfig(optimizer="sam", late_phase=0.25, rho_cooldown=0.1, warmup=0.0)
-    assert build.late_start(options, 40) == 30
+    assert build.late_start(options, "sam", 40) == 30
+    assert build.late_start(options, "sgd", 40) == build.late_start(options, "mezo", 40) == 0
     assert build.passes(options, "sam") == (1.25, 1.25)
     half = TrainConfig(optimizer="sam", late_phase=0.25, batch_fraction=0.5)
     assert build.passes(half, "sam") == (0.625, 0.625)

@@ -98,7 +98,7 @@ def build(
         return under_masks(problem, optax.with_extra_args_support(chain), masks, seed=seed)
 
     sam_tx = sharpness_aware_part(config, optimizer, rho, seed, steps)
-    tx, start = whole(sam_tx), late_start(config, steps)
+    tx, start = whole(sam_tx), late_start(config, optimizer, steps)
     at = (
         phases.late_phase(
             whole(sharpness_aware_part(config, optimizer, 0.0, seed, steps)), tx, start
@@ -109,9 +109,11 @@ def build(
     return RunOptimizer(tx, sam_tx, Cost(problem, optimizer, network), at)
 
 
-def late_start(config: ProblemConfig, steps: int) -> int:
+def late_start(config: ProblemConfig, optimizer: str, steps: int) -> int:
     """The step at which the late phase begins; 0 where there is none."""
-    return 0 if config.late_phase is None else steps - round(config.late_phase * steps)
+    if config.late_phase is None or not has_rho(optimizer):
+        return 0
+    return steps - round(config.late_phase * steps)
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
@@ -291,7 +293,8 @@ def _rho_over_time(
     config: ProblemConfig, optimizer: str, rho: float, steps: int
 ) -> float | optax.Schedule:
     """ρ rises linearly, stays, and falls along a cosine; a number where it does neither."""
-    warmup, cooldown, start = config.rho_warmup, config.rho_cooldown, late_start(config, steps)
+    warmup, cooldown = config.rho_warmup, config.rho_cooldown
+    start = late_start(config, optimizer, steps)
     rising = round((default_rho_warmup(config) if warmup is None else warmup) * steps)
     falling = round((RHO_COOLDOWN.get(optimizer, 0.0) if cooldown is None else cooldown) * steps)
     falling = min(falling, max(0, steps - start - rising))
@@ -363,8 +366,9 @@ def passes(config: ProblemConfig, optimizer: str) -> Passes:
         return Passes(1, 1)
     # Training losses have auxiliary output, the new statistics of BatchNorm.
     perturbed = RECORDS[optimizer].count_passes(has_aux=True, **options_of(config, optimizer))
-    share = 1.0 if config.late_phase is None else config.late_phase
-    plain = getattr(config, "batch_fraction", None) or 1.0
+    if config.late_phase is None or not has_rho(optimizer):
+        return perturbed
+    share, plain = config.late_phase, config.batch_fraction or 1.0
     return Passes(*(share * count + (1 - share) * plain for count in perturbed))
 
 
