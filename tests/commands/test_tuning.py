@@ -1,5 +1,6 @@
 """Tuning: candidates, the choice among them, and what the runs do with it."""
 
+import io
 import json
 import math
 import re
@@ -121,7 +122,7 @@ def test_without_accuracies_the_lowest_loss_is_chosen():
     )
     assert choice.chosen == {"rho": 2}
     assert choice.candidates[1] == {"rho": 2, "validation_losses": [1.5, 1.7]}
-    shown = Console(width=100, record=True, quiet=True)
+    shown = Console(width=100, record=True, file=io.StringIO())
     shown.print(tuning.table([choice]))
     assert "1.6000" in shown.export_text()
 
