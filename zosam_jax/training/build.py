@@ -505,6 +505,13 @@ def dense_gradients(config: ProblemConfig, opt_state: PyTree) -> int:
     return int(opt_state.updates)
 
 
+def _macs(problem: Problem, network: Network) -> PyTree:
+    """The MACs of each parameter for one image."""
+    return macs.macs(
+        lambda p, x: problem.apply(p, network.model_state, x), network.params, problem.inputs(1)
+    )
+
+
 class Cost:
     """MACs of training and inference, relative to the dense network with SGD.
 
@@ -516,11 +523,7 @@ class Cost:
     def __init__(self, problem: Problem, optimizer: str, network: Network) -> None:
         """Traces the network's forward pass on one image."""
         self._params = network.params
-        self._costs = macs.macs(
-            lambda p, x: problem.apply(p, network.model_state, x),
-            network.params,
-            problem.inputs(1),
-        )
+        self._costs = _macs(problem, network)
         # NaN, and so are all costs, where nothing is a product.
         self._dense = float(sum(jax.tree.leaves(self._costs))) or math.nan
         own = problem.parts.tx
@@ -558,4 +561,8 @@ def mask_options(problem: Problem) -> dict[str, Any]:
         choice["distribution"] = config.sparsity_distribution or default_distribution(config)
     if problem.units is not None:
         choice["units"] = problem.units
+    if config.sparsity_budget != "units":
+        choice["budget"] = config.sparsity_budget
+    if config.sparsity_budget == "macs":
+        choice["costs"] = _macs(problem, jax.eval_shape(lambda: problem.init(seed=0)))
     return choice
