@@ -1,20 +1,26 @@
-"""Four CPU devices for the sharding tests, and the rows that the contract is asked of."""
+"""Four CPU devices for the sharding tests, and the rows that the contract is asked of.
+
+With ZOSAM_JAX_TESTS=device the tests run where JAX runs by itself, such as on a GPU, and compiled
+as programs are: no flag is set. Tests that need four devices are then skipped where there are
+fewer.
+"""
 
 import os
 import tempfile
 
 # Before jax is imported, whoever imports it first. Each flag once: processes of xdist inherit them,
 # and the cache of compiled programs knows them by their text.
-os.environ["XLA_FLAGS"] = " ".join(
-    dict.fromkeys(
-        [
-            # Most of the time goes to compiling what runs for a few steps.
-            "--xla_backend_optimization_level=0",
-            "--xla_force_host_platform_device_count=4",
-            *os.environ.get("XLA_FLAGS", "").split(),
-        ]
+if os.environ.get("ZOSAM_JAX_TESTS") != "device":
+    os.environ["XLA_FLAGS"] = " ".join(
+        dict.fromkeys(
+            [
+                # Most of the time goes to compiling what runs for a few steps.
+                "--xla_backend_optimization_level=0",
+                "--xla_force_host_platform_device_count=4",
+                *os.environ.get("XLA_FLAGS", "").split(),
+            ]
+        )
     )
-)
 
 # Many tests compile the same training step; the processes that run them share it.
 os.environ.setdefault(

@@ -1,10 +1,12 @@
 """Masks: how they are resolved, applied and found again."""
 
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen, nnx
 from problems import assert_equal, flatten, mlp_mask, mlp_params, uneven_mask, uneven_params
 
 from zosam_jax import masks, sparsity
@@ -121,3 +123,87 @@ def test_a_traced_mask_keeps_what_is_not_zero():
 def test_a_number_is_a_parameter_too():
     assert_equal(masks.apply_masks({"b": 0.5}, {"b": True}), {"b": jnp.float32(0.5)})
     assert_equal(masks.apply_masks({"b": 0.5}, {"b": False}), {"b": jnp.float32(0.0)})
+
+
+# Normalization layers, by the names of each library.
+
+
+class EquinoxNetwork(equinox.Module):
+    layers: list
+    final: equinox.nn.RMSNorm
+
+    def __init__(self):
+        dense = equinox.nn.Linear(3, 4, key=jax.random.key(0))
+        self.layers = [dense, equinox.nn.LayerNorm((2, 2)), equinox.nn.LayerNorm(4)]
+        self.final = equinox.nn.RMSNorm(4, use_bias=False)
+
+
+class LinenNetwork(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = linen.LayerNorm()(linen.Dense(4)(linen.Embed(3, 4)(x)))
+        return linen.BatchNorm(use_running_average=True, use_scale=False)(x)
+
+
+class NnxNetwork(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.first = nnx.Conv(3, 4, (2, 2), rngs=rngs)
+        self.normal = nnx.Linear(4, 4, rngs=rngs)
+        self.second = nnx.BatchNorm(4, use_bias=False, rngs=rngs)
+        self.third = nnx.LayerNorm(4, rngs=rngs)
+
+
+def linen_params():
+    return jax.eval_shape(LinenNetwork().init, jax.random.key(0), jnp.zeros(3, int))["params"]
+
+
+NETWORKS = {
+    "linen": (linen_params, {"LayerNorm_0.scale", "LayerNorm_0.bias", "BatchNorm_0.bias"}),
+    "nnx": (
+        lambda: nnx.state(NnxNetwork(), nnx.Param),
+        {"second.scale.value", "third.scale.value", "third.bias.value"},
+    ),
+    "equinox": (
+        lambda: equinox.filter(EquinoxNetwork(), equinox.is_inexact_array),
+        {"layers.2.weight", "layers.2.bias", "final.weight"},
+    ),
+    "names with dots": (
+        lambda: {
+            "h.0.ln_1.weight": jnp.ones((2, 2)),
+            "h.0.ln_1.bias": jnp.ones((2, 2)),
+            "h.0.ln_1.kernel": jnp.ones((2, 2)),
+            "h.0.dense.weight": jnp.ones((2, 2)),
+            "h.0.dense.bias": jnp.ones(2),
+        },
+        {"h.0.ln_1.weight", "h.0.ln_1.bias"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_normalization_layers_are_found_by_their_names(name):
+    make, expected = NETWORKS[name]
+    params = make()
+    found = masks.normalization(params)
+    assert jax.tree.structure(found) == jax.tree.structure(params)
+    names = {
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, kept in jax.tree.leaves_with_path(found)
+        if kept
+    }
+    assert names == expected
+
+
+def test_a_network_without_normalization_says_so():
+    with pytest.raises(ValueError, match=r"finds no scale or shift .* \['hidden'\]\['bias'\], "):
+        masks.normalization(mlp_params())
+
+
+def test_both_masks_keep_what_each_keeps():
+    one, other = ({"a": jnp.array([x, True]), "b": None} for x in (True, False))
+    assert masks.both(None, None) is None
+    for a, b in ((one, None), (None, one), (one, one)):
+        assert_equal(masks.both(a, b), one)
+    assert_equal(masks.both(one, other), other)
+    assert_equal(masks.both({"a": None, "b": one["a"]}, one), {"a": one["a"], "b": one["a"]})

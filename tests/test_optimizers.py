@@ -249,6 +249,90 @@ class Extrapolated(Xsam):
         return value, self.turned(p, move(there, p, -1), gradient, self.alpha)
 
 
+class SamOn(Formulas):
+    """SAM on the biases alone."""
+
+    def step(self, p, count):
+        g = self.problem.gradient(p)
+        return self.at(self.perturb(p, {k: g[k] * k.startswith("b") for k in g}))
+
+
+class Bisam(Formulas):
+    """B by its definition, its gradient by central differences in float64."""
+
+    def step(self, p, count):
+        g = {k: np.zeros_like(v) for k, v in p.items()}
+        for k, v in p.items():
+            for i in np.ndindex(v.shape):
+                h = np.zeros_like(v)
+                h[i] = 1e-6
+                above, below = (self.bound({**p, k: v + s * h}) for s in (1, -1))
+                g[k][i] = (above - below) / 2e-6
+        return self.at(self.perturb(p, g))
+
+    def bound(self, p):
+        _, logp = self.problem.forward(p)  # logits up to a constant in each row
+        margins = logp - np.take_along_axis(logp, self.problem.y[:, None], 1)
+        phi = 1 - np.log1p((np.e - 1) * np.exp(-margins))
+        return np.log(np.exp(phi).sum(axis=1)).mean()
+
+
+def bisam(mask):
+    """With the bound as its `probe_fn`."""
+    tx = zosam_jax.bisam(RHO, mask=mask)
+
+    def bound(params, x, y):
+        return ascent.misclassification_bound(mlp_logits(params, x), y).mean()
+
+    return optax.GradientTransformationExtraArgs(
+        tx.init, functools.partial(tx.update, probe_fn=bound)
+    )
+
+
+def biases(params):
+    return {layer: {"bias": True, "kernel": False} for layer in params}
+
+
+def sam_on(mask):
+    return zosam_jax.perturbing(zosam_jax.sam(RHO, mask=mask), biases)
+
+
+class Vasso(Formulas):
+    theta, d = 0.4, None
+
+    def step(self, p, count):
+        g = self.problem.gradient(p)
+        share = 1.0 if self.d is None else self.theta
+        self.d = {k: (1 - share) * (0 if self.d is None else self.d[k]) + share * g[k] for k in g}
+        return self.at(self.perturb(p, self.d))
+
+
+class MomentumSam(Formulas):
+    """SGD's own buffer, v ← μ v + G, and the point θ − ρ v/‖v‖."""
+
+    momentum, v = 0.8, None
+
+    def step(self, p, count):
+        value, gradient = self.at(p if self.v is None else self.perturb(p, self.v, -RHO))
+        self.v = gradient if self.v is None else move(gradient, self.v, self.momentum)
+        return value, gradient
+
+
+class LeSam(Formulas):
+    """ρ_max holds at some steps and not at others."""
+
+    def __init__(self, mask):
+        super().__init__(mask)
+        self.limited = set()
+
+    def step(self, p, count):
+        g = self.problem.gradient(p)
+        rho = RHO / length(self.kept(g))
+        self.limited.add(rho > 0.55)
+        assert count < 3 or self.limited == {True, False}
+        return self.at(self.perturb(p, g, min(rho, 0.55)))
+
+
 class MSharpness(Formulas):
     def step(self, p, count):
         parts = [self.problem.on(slice(j, None, 2)) for j in range(2)]
@@ -292,6 +376,11 @@ METHODS = {
         Extrapolated,
         functools.partial(zosam_jax.sam, RHO, fraction=0.5, extrapolation=1.3),
     ),
+    "sam on biases": (SamOn, sam_on),
+    "bisam": (Bisam, bisam),
+    "vasso": (Vasso, functools.partial(zosam_jax.vasso, RHO, theta=0.4)),
+    "momentum_sam": (MomentumSam, functools.partial(zosam_jax.momentum_sam, RHO, decay=0.8)),
+    "le_sam": (LeSam, functools.partial(zosam_jax.le_sam, RHO, rho_max=0.55)),
     "msam": (MSharpness, functools.partial(zosam_jax.msam, RHO)),
     "antithetic_sam": (AntitheticSam, functools.partial(zosam_jax.antithetic_sam, RHO, key=SEED)),
     "mezo": (ForwardGradient, functools.partial(zosam_jax.mezo, 2, key=SEED)),
@@ -363,6 +452,8 @@ SAM_AGAIN = {
     "esam": lambda: zosam_jax.esam(RHO, beta=1.0, gamma=1.0),
     "friendly_sam": lambda: zosam_jax.friendly_sam(RHO, sigma=0.0),
     "msam": lambda: zosam_jax.msam(RHO, microbatches=1),
+    "vasso": lambda: zosam_jax.vasso(RHO, theta=1.0),
+    "le_sam": lambda: zosam_jax.le_sam(1e6, rho_max=RHO),
     "extrapolation": lambda: zosam_jax.sam(RHO, extrapolation=1.0),
 }
 
@@ -467,6 +558,7 @@ OPTIONS = [
     ("subbatch_sam", {"fraction": 0.5, "batch_fraction": 0.5}),
     ("subbatch_sam", {"extrapolation": 1.2}),
     ("xsam", {"interval": 1, "fraction": 0.5}),
+    ("vasso", {"fraction": 0.5}),
     ("zo_sam", {"num_directions": 4}),
     ("zo_sam", {"num_directions": 16}),
     ("zo_sam", {"num_directions": 3, "batching": "vmap"}),

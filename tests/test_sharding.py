@@ -258,6 +258,7 @@ FORGETTING = {name: {"ascent": up} for name, up in ASCENTS.items()} | {
     "forward gradient, looped": {"ascent": ascent.forward_gradient(2, batching="map")},
     "previous gradient": {"ascent": ascent.previous_gradient()},
     "friendly": {"ascent": ascent.friendly()},
+    "smoothed": {"ascent": ascent.smoothed()},
     "losses of examples": {
         "ascent": ascent.backprop(losses=True),
         "losses_fn": examples_losses,

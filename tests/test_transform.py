@@ -9,10 +9,10 @@ import optax
 import pytest
 from flax import nnx
 from flax.training import train_state
-from problems import RHO, assert_equal, mlp_batch, mlp_loss, mlp_params
+from problems import RHO, assert_close, assert_equal, mlp_batch, mlp_loss, mlp_mask, mlp_params
 
 import zosam_jax
-from zosam_jax import sparsity, transform
+from zosam_jax import masks, sparsity, transform
 
 PARAMS = {"value": jnp.ones(3), "diagnostics": jnp.full(2, 0.5)}
 
@@ -194,3 +194,24 @@ def test_float8_arrays_and_pythons_numbers_are_parameters(make, sparse):
         expected -= 0.5 * (1 - np.eye(2))  # which takes pruned weights to zero
     np.testing.assert_allclose(gradient["w"].astype(jnp.float32), expected, atol=0.1)
     np.testing.assert_allclose(gradient["b"], -3.0, atol=0.01)
+
+
+def test_perturbing_restricts_epsilon_and_nothing_else():
+    """Under a sparse wrapper's mask, whose gradient stays whole."""
+    mask = mlp_mask()
+    some = {"hidden": True, "out": {"bias": None, "kernel": False}}
+    tx, params, batch = zosam_jax.perturbing(zosam_jax.sam(RHO), some), mlp_params(), mlp_batch()
+    plain, state = zosam_jax.sam(RHO), tx.init(params)
+    of_step = {"value_fn": mlp_loss, "mask": mask, **batch}
+    epsilon, _ = tx.update(None, state, params, emit="perturbation", **of_step)
+    both = masks.both(masks.resolve(mask, params), masks.resolve(some, params))
+    assert_equal(epsilon, masks.restrict(epsilon, both))
+    of_both = {**of_step, "mask": both}
+    expected, _ = plain.update(None, plain.init(params), params, emit="perturbation", **of_both)
+    assert_equal(epsilon, expected)
+
+    kept, state = tx.update(None, state, params, keep_gradient=True, **of_step)
+    whole, _ = transform.pop_gradient(state)
+    exact = jax.grad(mlp_loss)(jax.tree.map(jnp.add, params, epsilon), **batch)
+    assert_close(whole, exact)
+    assert_close(kept, masks.apply_masks(exact, mask))

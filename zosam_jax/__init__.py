@@ -3,7 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from zosam_jax import ascent, descent, directions, optimizers, probes, radius, sparsity
+from zosam_jax import ascent, descent, directions, masks, optimizers, probes, radius, sparsity
+from zosam_jax.averages import averaged, averaged_params
+from zosam_jax.compiling import compiler_options
 from zosam_jax.gradient import (
     Diagnostics,
     SharpnessAwareGradient,
@@ -11,7 +13,8 @@ from zosam_jax.gradient import (
     value_and_grad,
 )
 from zosam_jax.optimizers import *  # noqa: F403  # each optimizer, by its own list
-from zosam_jax.transform import diagnostics, pop_aux, sharpness_aware, value
+from zosam_jax.phases import late_phase
+from zosam_jax.transform import diagnostics, perturbing, pop_aux, sharpness_aware, value
 
 if TYPE_CHECKING:
     from zosam_jax.training.fitting import fit as fit
@@ -39,9 +42,15 @@ __all__ = [
     "SharpnessAwareGradient",
     "SharpnessAwareState",
     "ascent",
+    "averaged",
+    "averaged_params",
+    "compiler_options",
     "descent",
     "diagnostics",
     "directions",
+    "late_phase",
+    "masks",
+    "perturbing",
     "pop_aux",
     "probes",
     "radius",

@@ -5,6 +5,7 @@ zeros in the parameters; they are passed as arguments.
 """
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -137,6 +138,66 @@ def restrict(
     )
 
 
+def both(one: Resolved, other: Resolved) -> Resolved:
+    """What both of two (resolved) masks keep."""
+    if one is None or other is None:
+        return other if one is None else one
+    return jax.tree.map(
+        lambda a, b: b if a is None else a if b is None else a & b,
+        one,
+        other,
+        is_leaf=lambda x: x is None,
+    )
+
+
+# A layer that is called so is a normalization, whatever its parameters are called.
+_NORMALIZATION = re.compile(r"norm(alization)?($|[_\d])|^(bn|ln)(\d*|_\w+)$", re.IGNORECASE)
+_SHIFTS_AND_SCALES = ("scale", "bias", "weight", "gamma", "beta", "offset")
+
+
+def normalization(params: PyTree) -> PyTree:
+    """A mask of the scales and shifts of normalization layers: BatchNorm's γ and β, LayerNorm's.
+
+        zosam_jax.sam(0.5, mask=zosam_jax.masks.normalization)
+
+    Found by names, of Flax NNX, Linen, Equinox and others: a layer's parameters are those of a
+    normalization if one of them is called "scale", or "weight" and has one axis at most, or if the
+    layer is called norm, bn or ln, as in "layer_norm_1", "ln_f" and "BatchNorm_0".
+
+    Args:
+      params: the parameters.
+
+    Returns:
+      A pytree like them, of True and False.
+
+    Raises:
+      ValueError: where there is none.
+    """
+    paths, structure = jax.tree.flatten_with_path(params)
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        for path, _ in paths
+    ]
+    # (layer, parameter, the array), of "blocks.0.norm1.scale" for example
+    arrays = [
+        (*name.rpartition(".")[::2], leaf) for name, (_, leaf) in zip(names, paths, strict=True)
+    ]
+    layers = {
+        layer
+        for layer, name, leaf in arrays
+        if name == "scale"
+        or (name == "weight" and jnp.ndim(leaf) <= 1)
+        or _NORMALIZATION.search(layer.rpartition(".")[2])
+    }
+    found = [layer in layers and name in _SHIFTS_AND_SCALES for layer, name, _ in arrays]
+    if not any(found):
+        raise ValueError(
+            "masks.normalization finds no scale or shift of a normalization layer among the "
+            f"parameters {_paths(params)}."
+        )
+    return jax.tree.unflatten(structure, found)
+
+
 def straight_through(params: PyTree, mask: Resolved, dormant: PyTree = None) -> PyTree:
     """params ⊙ mask, differentiated as if it were params: gradients reach pruned weights.
 
@@ -171,18 +232,24 @@ def get_masks(state: PyTree) -> PyTree:
     Raises:
       ValueError: if no sparse wrapper is in the state.
     """
+    found = find_masks(state)
+    if len(found) != 1:
+        raise ValueError(
+            f"the optimizer state holds {len(found)} sets of masks, expected one: wrap the "
+            "optimizer once, for example in zosam_jax.sparsity.fixed(tx, masks)."
+        )
+    return found[0]
+
+
+def find_masks(state: PyTree) -> list[PyTree]:
+    """As `get_masks`, of all sparse wrappers in the state."""
     # A parameter may be called "masks" as well; only a field of a state is meant.
     found = optax.tree.get_all_with_path(
         state,
         "masks",
         filtering=lambda path, _: isinstance(path[-1], optax.tree_utils.NamedTupleKey),
     )
-    if len(found) != 1:
-        raise ValueError(
-            f"the optimizer state holds {len(found)} sets of masks, expected one: wrap the "
-            "optimizer once, for example in zosam_jax.sparsity.fixed(tx, masks)."
-        )
-    return found[0][1]
+    return [masks for _, masks in found]
 
 
 def count_kept(params: PyTree, mask: Resolved) -> int | Int[Array, ""]:

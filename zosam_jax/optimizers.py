@@ -47,18 +47,22 @@ __all__ = [
     "REGISTRY",
     "antithetic_sam",
     "asam",
+    "bisam",
     "esam",
     "forward_gradient",
     "friendly_sam",
     "gsam",
     "gsam_rho",
+    "le_sam",
     "look_sam",
     "mezo",
+    "momentum_sam",
     "msam",
     "random_weight_perturbation",
     "s2_sam",
     "sam",
     "subbatch_sam",
+    "vasso",
     "xsam",
     "zo_sam",
 ]
@@ -284,6 +288,36 @@ def asam(
     )
 
 
+def bisam(
+    rho: Rho,
+    *,
+    fraction: float | None = None,
+    radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
+    mask: Mask = None,
+    axis_name: AxisName | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """BiSAM: SAM whose ascent climbs another function than the loss, a bound on errors.
+
+        g = ∇B(θ),   ε = ρ g / ‖g‖,   emits ∇L(θ+ε)
+
+    Two forward and two backward passes a step. B is what `update` is given as `probe_fn`: the mean
+    of `ascent.misclassification_bound` on the network's logits, or anything else; without one B is
+    L, which is SAM. For the arguments see `zosam_jax.optimizers`.
+
+    Reference: Xie et al., Improving SAM Requires Rethinking its Optimization Formulation, ICML
+      2024, https://arxiv.org/abs/2407.12993
+    """
+    return sharpness_aware(
+        ascent.backprop(_number(fraction), of_probe=True),
+        rho,
+        radius=radius,
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
+    )
+
+
 def gsam(
     rho: Rho,
     *,
@@ -501,6 +535,104 @@ def friendly_sam(
         ascent.friendly(sigma, decay),
         rho,
         radius=radius,
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
+    )
+
+
+def vasso(
+    rho: Rho,
+    *,
+    theta: float = 0.9,
+    fraction: float | None = None,
+    radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
+    mask: Mask = None,
+    axis_name: AxisName | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """VaSSO: SAM whose ascent follows a moving average of the gradients.
+
+        g = ∇L(θ),   d ← (1 − θ) d + θ g,   ε = ρ d / ‖d‖,   emits ∇L(θ+ε)
+
+    Two forward and two backward passes a step, and one array of memory for each parameter. The
+    first d is g.
+
+    Args:
+      theta: θ in (0, 1]; 1 is SAM. The paper takes 0.9 on CIFAR.
+      others: as in `zosam_jax.optimizers`.
+
+    Reference: Li and Giannakis, Enhancing Sharpness-Aware Optimization Through Variance
+      Suppression, NeurIPS 2023, https://arxiv.org/abs/2309.15639
+    """
+    smoothed = ascent.smoothed(theta, _number(fraction))
+    return sharpness_aware(
+        smoothed, rho, radius=radius, batch_fraction=batch_fraction, mask=mask, axis_name=axis_name
+    )
+
+
+def momentum_sam(
+    rho: Rho,
+    *,
+    decay: float = 0.9,
+    radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
+    mask: Mask = None,
+    axis_name: AxisName | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Momentum SAM: perturbs along the momentum, at plain SGD's cost.
+
+        ε = −ρ v / ‖v‖,   emits G = ∇L(θ+ε),   v ← decay · v + G
+
+    One forward and one backward pass a step, and one array of memory for each parameter: v is kept
+    here too, with what the rest of the chain adds (weight decay) left out. The first step is not
+    perturbed. The paper's ρ is 3 where SAM's is 0.2.
+
+    Args:
+      decay: in [0, 1), the momentum of the SGD that follows.
+      others: as in `zosam_jax.optimizers`.
+
+    Reference: Becker et al., Momentum-SAM: Sharpness Aware Minimization without Computational
+      Overhead, https://arxiv.org/abs/2401.12033
+    """
+    return sharpness_aware(
+        ascent.momentum(decay),
+        rho,
+        radius=radius,
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
+    )
+
+
+def le_sam(
+    rho: Rho = 0.35,
+    *,
+    rho_max: float = 0.3,
+    fraction: float | None = None,
+    batch_fraction: float | None = None,
+    mask: Mask = None,
+    axis_name: AxisName | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """LE-SAM: SAM that goes as far as the loss takes to rise by a given amount.
+
+        g = ∇L(θ),   ε = min(σ/‖g‖, ρ_max) g/‖g‖,   emits ∇L(θ+ε)
+
+    Two forward and two backward passes a step.
+
+    Args:
+      rho: σ ≥ 0 or an optax schedule, in units of the loss. The paper's, 0.35, rises linearly over
+        the first twentieth of the run and falls to 0 along a cosine over the last fifth.
+      rho_max: ρ_max > 0, the longest ε; see `radius.loss_equated`.
+      others: as in `zosam_jax.optimizers`.
+
+    Reference: Wang et al., Fix the Loss, Not the Radius: Rethinking the Adversarial Perturbation
+      of Sharpness-Aware Minimization, ICML 2026, https://arxiv.org/abs/2605.10183
+    """
+    return sharpness_aware(
+        ascent.backprop(_number(fraction)),
+        rho,
+        radius=radius.loss_equated(rho_max),
         batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
@@ -748,6 +880,10 @@ _RANDOM: Grids = {
     "adaptive_layerwise": (0.15, 0.3, 0.6, 1.2, 2.4),
     "calibrated": (0.05, 0.1, 0.2, 0.4, 0.8),
 }
+# Momentum SAM's are an order of magnitude longer than SAM's.
+_ALONG_MOMENTUM: Grids = {
+    rule: tuple(10 * rho for rho in grid) for rule, grid in _ALONG_GRADIENT.items()
+}
 _PROBED = ("num_directions", "delta", "distribution", "batching", "difference", "fraction")
 
 
@@ -799,6 +935,7 @@ RECORDS: dict[str, Record] = {
         random_weight_perturbation, _once, ("distribution",), _RANDOM
     ),
     "asam": Record(asam, _twice, (), dict.fromkeys(_ALONG_GRADIENT, _ALONG_GRADIENT["adaptive"])),
+    "bisam": Record(bisam, lambda o: _first_on_part(o, 1.0), ("fraction",), _ALONG_GRADIENT),
     "gsam": Record(gsam, _twice, (), _ALONG_GRADIENT),
     "look_sam": Record(
         look_sam,
@@ -814,6 +951,16 @@ RECORDS: dict[str, Record] = {
     ),
     "s2_sam": Record(s2_sam, _once, (), _ALONG_GRADIENT),
     "friendly_sam": Record(friendly_sam, _twice, (), _ALONG_GRADIENT),
+    "vasso": Record(
+        vasso, lambda o: _first_on_part(o, 1.0), ("fraction", "theta"), _ALONG_GRADIENT
+    ),
+    "momentum_sam": Record(momentum_sam, _once, (), _ALONG_MOMENTUM),
+    "le_sam": Record(
+        le_sam,
+        lambda o: _first_on_part(o, 1.0),
+        ("fraction", "rho_max"),
+        dict.fromkeys(_ALONG_GRADIENT, (0.05, 0.1, 0.2, 0.4, 0.8)),
+    ),
     "msam": Record(msam, _twice, ("microbatches",), _ALONG_GRADIENT),
     "antithetic_sam": Record(antithetic_sam, lambda o: Passes(2, 1), ("distribution",), _RANDOM),
     "mezo": Record(mezo, lambda o: _of_estimate(o, _probes(o)), _PROBED),

@@ -17,6 +17,7 @@ import optax
 from zosam_jax import masks, trees
 from zosam_jax import radius as radii
 from zosam_jax.ascent.base import Ascent
+from zosam_jax.averages import AveragedState
 from zosam_jax.binding import bind
 from zosam_jax.descent import Descent
 from zosam_jax.errors import check_one_of, is_traced
@@ -58,6 +59,8 @@ def sharpness_aware(
       probe_fn: a cheaper stand-in at the probes, with arguments that `value_fn` has too.
       losses_fn: the loss of each example, of shape [batch], likewise; for descents that ask.
       mask: overrides the one given here.
+      perturb: which of the weights that the mask keeps are perturbed; like `mask`, and from
+        `perturbing`.
       has_aux: True if `value_fn` returns (scalar, aux); `pop_aux` then takes aux out of the state.
       emit: "gradient", or "perturbation" for the ε of the next step in its place, the state left
         as it is; for diagnostics.
@@ -100,6 +103,7 @@ def sharpness_aware(
         probe_fn: Callable[..., Any] | None = None,
         losses_fn: Callable[..., Any] | None = None,
         mask: PyTree = None,
+        perturb: Mask = None,
         has_aux: bool = False,
         emit: str = "gradient",
         keep_gradient: bool = False,
@@ -112,7 +116,8 @@ def sharpness_aware(
         calls = bind(extra_args, value_fn=value_fn, probe_fn=probe_fn, losses_fn=losses_fn)
         with naming_the_order(params):
             kept = masks.resolve(own_mask if mask is None else mask, params)
-            problem = gradient.problem(params, kept, calls, has_aux=has_aux)
+            perturbed = masks.both(kept, masks.resolve(perturb, params))
+            problem = gradient.problem(params, perturbed, calls, has_aux=has_aux)
             if emit == "perturbation":
                 return gradient.perturbation_of(problem, state), state
             (_, aux, updates), state = gradient.step(problem, state)
@@ -129,6 +134,33 @@ def sharpness_aware(
         return updates, state
 
     return optax.GradientTransformationExtraArgs(accepting_shapes(init), update)
+
+
+def perturbing(
+    tx: optax.GradientTransformationExtraArgs, weights: Mask
+) -> optax.GradientTransformationExtraArgs:
+    """A sharpness-aware transformation that perturbs some of the weights alone.
+
+        zosam_jax.perturbing(zosam_jax.zo_sam(1.0), zosam_jax.masks.normalization)
+
+    As with `mask=`, which a sparse wrapper replaces by its own: these weights are perturbed as far
+    as they are kept.
+
+    Args:
+      tx: any of the ready-made ones, or of `sharpness_aware`.
+      weights: a pytree of 1/0 or bool leaves like the parameters, or a function of them.
+
+    Reference: for normalization layers, Mueller et al., Normalization Layers Are All That
+      Sharpness-Aware Minimization Needs (SAM-ON), NeurIPS 2023, https://arxiv.org/abs/2306.04226
+    """
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, PyTree]:
+        updates, state = tx.update(updates, state, params, perturb=weights, **extra_args)
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 @functools.cache
@@ -215,8 +247,13 @@ def comes_first(opt_state: PyTree) -> bool:
 
     Such a transformation ignores its incoming updates.
     """
-    while type(opt_state) is tuple and opt_state:  # that of optax.chain
-        opt_state = opt_state[0]
+    while True:
+        if isinstance(opt_state, AveragedState):
+            opt_state = opt_state.inner_state
+        elif type(opt_state) is tuple and opt_state:  # that of optax.chain
+            opt_state = opt_state[0]
+        else:
+            break
     return _is_state(opt_state)
 
 

@@ -31,8 +31,10 @@ from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.problem import Problem
 from zosam_jax.training.trainer import Run
 
+_DEIT = {"patch": 4, "structure": "heads,neurons", "optimizer": "adamw"}
 NETWORKS: dict[str, dict[str, Any]] = {
-    "deit-tiny": {"patch": 4, "structure": "heads,neurons", "optimizer": "adamw"},
+    "deit-tiny": _DEIT,
+    "deit-small": _DEIT,
     "resnet32": {"structure": "channels", "optimizer": "sgd"},
 }
 BATCHES = (1, 64)
@@ -89,13 +91,18 @@ def session(path: Path, images: np.ndarray[Any, Any]) -> Callable[[], object]:
     return lambda: program(images)
 
 
-def measured(model: str, rounds: int, steps: int, batch_size: int) -> dict[str, Any]:
-    """All figures of a network."""
+def dense_and_smaller(name: str, **options: Any) -> dict[str, Run]:
+    """A network as it is and without half of its units, before training on random images.
+
+    Args:
+      name: of NETWORKS.
+      **options: of `zosam train`, in the place of its own.
+    """
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (_IMAGES, 32, 32, 3), np.uint8)
     labels = np.arange(_IMAGES, dtype=np.int32) % 10
     dataset = from_arrays((images, labels), (images, labels))
-    common = {"model": model, "batch_size": batch_size, "mesh": "data=1", **NETWORKS[model]}
+    common = {"model": name, "mesh": "data=1", **NETWORKS[name], **options}
     smaller = TrainConfig(sparse="magnitude", sparsity=0.5, **common)
     dense = dataclasses.replace(smaller, sparse="none", sparsity=0.0, structure=None)
     runs = {
@@ -103,6 +110,13 @@ def measured(model: str, rounds: int, steps: int, batch_size: int) -> dict[str, 
         for name, config in (("dense", dense), ("smaller", smaller))
     }
     half(runs["smaller"])
+    return runs
+
+
+def measured(model: str, rounds: int, steps: int, batch_size: int) -> dict[str, Any]:
+    """All figures of a network."""
+    images = np.random.default_rng(0).integers(0, 256, (max(BATCHES), 32, 32, 3), np.uint8)
+    runs = dense_and_smaller(model, batch_size=batch_size)
     sizes = {name: trees.size(run.network.params) for name, run in runs.items()}
     found: dict[str, Any] = {
         "parameters": {"ratio": sizes["smaller"] / sizes["dense"], **sizes},
@@ -130,7 +144,9 @@ def measured(model: str, rounds: int, steps: int, batch_size: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--models", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument(
+        "--models", nargs="+", default=["deit-tiny", "resnet32"], choices=list(NETWORKS)
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=4, help="training steps a turn")
     parser.add_argument("--batch-size", type=int, default=64)

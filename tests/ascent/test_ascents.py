@@ -38,11 +38,13 @@ FAMILY = {
     "random direction": ascent.random_direction(),
     "previous gradient": ascent.previous_gradient(0.5),
     "friendly": ascent.friendly(),
+    "smoothed": ascent.smoothed(0.5),
+    "momentum": ascent.momentum(0.5),
     "some arrays": ascent.stochastic_weight_perturbation(ascent.backprop(), 0.7),
 }
 every_ascent = pytest.mark.parametrize("name", FAMILY)
 # Those that find nothing where no loss is finite.
-LOOKING = ["backprop", "random gradient", "forward gradient", "friendly"]
+LOOKING = ["backprop", "random gradient", "forward gradient", "friendly", "smoothed"]
 
 
 def test_backprop_is_the_gradient():

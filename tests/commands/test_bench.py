@@ -104,7 +104,7 @@ def test_gain_at_equal_cost_is_the_gain_per_extra_time():
     }
     gains = {"sam": 0.4, "zo_sam": 0.1, "random_weight_perturbation": 0.1}
     ascents = {name: [PerturbationQuality(1.0, 0.0, gain)] for name, gain in gains.items()}
-    rows = {r.optimizer: r for r in command._rows(BenchConfig(), timed, ascents)}
+    rows = {r.optimizer: r for r in command.step_costs(BenchConfig(), timed, ascents)}
     assert rows["zo_sam"].time_ratio == 1.5
     assert rows["zo_sam"].ascent_gain_ratio == pytest.approx(0.25)
     assert rows["zo_sam"].ascent_gain_per_cost_ratio == pytest.approx(0.5)
@@ -293,7 +293,7 @@ def test_the_default_optimizers_are_few():
         (["--optimizers", "lion"], "lion"),
         (["--output", "."], "output='.' is a folder: name a file"),
         (["--rho-warmup", "0.1"], "rho_warmup=0.1 is for train"),
-        (["--optimizers", "sam", "--interval", "3"], "interval=3 goes with look_sam, not with sgd"),
+        (["--optimizers", "sam", "--interval", "3"], "interval=3 goes with xsam, look_sam"),
         (["--model", "deit-tiny"], "patch"),
     ],
 )

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from zosam_jax.commands import tuning
 from zosam_jax.commands.cells import Tuning
+from zosam_jax.commands.processes import Runs
 from zosam_jax.commands.sweep import SweepConfig, cells, sweep, tables
 from zosam_jax.optimizers import RECORDS
 from zosam_jax.training.saved_run import read_config, run_folders
@@ -29,6 +30,26 @@ seed = [0, 1]
 [tune]
 rho = [0.01, 0.03, 0.04]
 seeds = 2
+"""
+
+
+TOGETHER = """
+case = [
+    {optimizer = "sgd", tune = {weight_decay = [0.001, 0.003], batch = [
+        {batch_size = 64, epochs = 20}, {batch_size = 128, epochs = 24},
+        {batch_size = 32, epochs = 11},
+    ]}},
+    {optimizer = "sam"},
+]
+[train]
+model = "lenet-300-100"
+[grid]
+seed = [0]
+[tune]
+rho = [0.01, 0.03]
+ema_decay = [0.0, 0.9, 0.99]
+candidates = 4
+seeds = 1
 """
 
 
@@ -134,12 +155,58 @@ def test_runs_that_hold_images_out_are_tuned_on_those(tmp_path, trained):
         ),
         (TUNED.replace("seeds = 2", "seeds = 0"), "seeds=0 must be"),
         (TUNED.replace("keep_every = 1", "stream = true"), "stream=True does not go with tuning"),
+        (TOGETHER.replace("candidates = 4", "candidates = 0"), "candidates=0 must be at least 1"),
+        (TOGETHER.replace("[0.0, 0.9, 0.99]", "[0.9]"), "ema_decay=tuned has 2 candidates and"),
+        (
+            TOGETHER.replace(", epochs = 24", ""),
+            "batch: all of its tables must set the same options",
+        ),
+        (TOGETHER.replace("epochs =", "weight_decay ="), "tune: weight_decay stands there twice"),
+        (TOGETHER.replace("epochs =", "epoch ="), "epoch is no option of a sweep's runs"),
         (TUNED[: TUNED.index("[tune]")], "needs --tune or a table [tune]"),
     ],
 )
 def test_what_a_file_gets_wrong(text, sentence, tmp_path):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         sweep(config_of(tmp_path, text, dry_run=True), QUIET)
+
+
+def test_options_that_go_together_are_tuned_together(tmp_path, trained):
+    text = TOGETHER.replace("candidates = 4\n", "")
+    assert sweep(config_of(tmp_path, text), QUIET)
+    told, _ = json.loads((tmp_path / "out" / "tuning.json").read_text())
+    assert len(told["candidates"]) == 6
+    assert told["chosen"] == {"weight_decay": 0.003, "batch_size": 64, "epochs": 20}
+    assert told["at_the_end"] == ["weight_decay"]
+    run = read_config(tmp_path / "out" / "optimizer=sgd,weight_decay=tuned,batch=tuned,seed=0")
+    assert (run.weight_decay, run.batch_size, run.epochs) == (0.003, 64, 20)
+    assert "optimizer=sgd,weight_decay=0.001,batch_size=32,epochs=11,seed=100" in trained
+
+
+def test_everyone_tries_as_many_of_the_combinations(tmp_path):
+    plan = tables(config_of(tmp_path, TOGETHER))
+    tried = tuning.trials(plan.cells(), plan.tuning)
+    sgd, sam = ([trial.values for trial in trials] for trials in tried.values())
+    assert len(sgd) == len(sam) == 4
+    every = [{"rho": rho, "ema_decay": decay} for rho in (0.01, 0.03) for decay in (0.0, 0.9, 0.99)]
+    numbers = [every.index(values) for values in sam]
+    assert numbers == sorted(set(numbers))
+    assert numbers != [0, 1, 2, 3]
+
+
+def test_averaged_weights_are_chosen_by_their_own_accuracy(tmp_path, trained, monkeypatch):
+    found = {0.0: 0.5, 0.9: 0.7, 0.99: 0.6}
+
+    def summary(self, cell):
+        averaged = found[cell.config.ema_decay]
+        plain = {"validation_accuracy": 0.9, "test_accuracy": 0.9, "seconds": 1.0}
+        return plain | {"ema_validation_accuracy": averaged}
+
+    monkeypatch.setattr(Runs, "summary", summary)
+    text = '[train]\noptimizer = "sgd"\n[tune]\nema_decay = [0.0, 0.9, 0.99]\nseeds = 1\n'
+    assert sweep(config_of(tmp_path, text), QUIET)
+    (choice,) = json.loads((tmp_path / "out" / "tuning.json").read_text())
+    assert choice["chosen"] == {"ema_decay": 0.9}
 
 
 def test_a_refused_candidate_stops_the_sweep(tmp_path, trained, monkeypatch):

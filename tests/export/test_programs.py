@@ -137,6 +137,23 @@ def test_every_model_converts(model, images, tmp_path):
 
 
 @needs_onnx
+def test_convolutions_absorb_normalization_and_sums(tmp_path):
+    import onnx as onnx_itself  # noqa: PLC0415
+    import onnxruntime  # noqa: PLC0415
+
+    problem = problem_of("resnet8")
+    onnx.save(tmp_path / "x", Program(problem, network_of(problem)))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(tmp_path / "x", options)
+    operations = [node.op_type for node in onnx_itself.load(tmp_path / "optimized").graph.node]
+    assert operations.count("Conv") == 9
+    assert operations.count("Mul") <= 2  # of the last block, whose outputs go to the average
+    assert operations.count("Relu") == 1
+
+
+@needs_onnx
 @pytest.mark.parametrize("model", ["lenet-300-100", "deit-micro"])
 def test_int8_weights_take_a_quarter(model, images, tmp_path):
     problem = problem_of(model)

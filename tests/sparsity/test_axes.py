@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zosam_jax.sparsity.axes import Axis, concatenated, product, unify
+from zosam_jax.sparsity.dependencies.axes import Axis, concatenated, product, unify
 
 
 def test_a_split_axis_is_the_product_of_its_parts_wherever_it_stands():

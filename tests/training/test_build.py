@@ -8,8 +8,9 @@ import pytest
 from problems import mlp_batch, mlp_loss, mlp_params
 
 from zosam_jax.optimizers import ESTIMATORS, REGISTRY
-from zosam_jax.training import build, config
+from zosam_jax.training import build, config, sources
 from zosam_jax.training.config import TrainConfig
+from zosam_jax.training.problem import Parts
 
 
 def test_every_registered_transformation_is_on_the_command_line():
@@ -22,23 +23,32 @@ def test_every_registered_transformation_is_on_the_command_line():
             assert list(grid) == sorted(grid)
 
 
-@pytest.mark.parametrize("steps", [0, 10])
-def test_the_radius_warms_up(steps):
-    options = TrainConfig(rho_warmup=0.5 if steps else 0.0, radius="global")
-    tx = build.sharpness_aware_part(options, "random_weight_perturbation", 0.4, 0, 2 * steps)
+@pytest.mark.parametrize(
+    ("steps", "cooldown", "expected"),
+    [
+        (10, 0.0, [0.0, 0.2, 0.4, 0.4]),
+        (0, 0.0, [0.4] * 4),
+        (10, 0.25, [0.0, 0.2, 0.4, 0.0]),
+        (0, 0.75, [0.4, 0.4, 0.3, 0.0]),  # along a cosine, of which it has gone a third
+        (10, 0.75, [0.0, 0.2, 0.4, 0.0]),  # only after it has risen
+    ],
+)
+def test_the_radius_warms_up_and_cools_down(steps, cooldown, expected):
+    options = TrainConfig(rho_warmup=0.5 if steps else 0.0, rho_cooldown=cooldown, radius="global")
+    tx = build.sharpness_aware_part(options, "random_weight_perturbation", 0.4, 0, 20)
     state = tx.init(mlp_params())
     lengths = []
     for count in (0, 5, 10, 20):
         state = state._replace(count=jnp.asarray(count))
         _, after = tx.update(None, state, mlp_params(), value_fn=mlp_loss, **mlp_batch())
         lengths.append(float(after.diagnostics.epsilon_norm))
-    expected = [0.0, 0.2, 0.4, 0.4] if steps else [0.4] * 4
-    np.testing.assert_allclose(lengths, expected, rtol=1e-5)
+    np.testing.assert_allclose(lengths, expected, rtol=1e-5, atol=1e-7)
 
 
 CONFIGURATIONS = [
     *(TrainConfig(optimizer=name) for name in ("sgd", "adamw", *REGISTRY, *ESTIMATORS)),
     TrainConfig(radius="global", precision="bfloat16"),
+    TrainConfig(optimizer="sam", late_phase=0.25, batch_fraction=0.5),
     TrainConfig(sparse="lth", schedule="step", optimizer="sam", base_optimizer="adamw"),
     TrainConfig(sparse="none", rho=0.3, optimizer="subbatch_sam", fraction=0.5),
     TrainConfig(model="deit-tiny", stream=True, image_size=64, sparse="mest"),
@@ -82,3 +92,46 @@ def test_resolved_options_are_complete_and_can_be_taken_back(given):
 def test_what_defaults_resolve_to(options, expected):
     resolved = build.resolved(TrainConfig(**options))
     assert {name: getattr(resolved, name) for name in expected} == expected
+
+
+def test_weights_to_perturb_that_the_network_does_not_have_are_refused():
+    options = TrainConfig(model="lenet-300-100", perturb="normalization", optimizer="sam")
+    with pytest.raises(ValueError, match="finds no scale or shift of a normalization layer"):
+        sources.problem(options, Parts(), None)
+
+
+def test_normalization_layers_alone_are_perturbed():
+    options = TrainConfig(perturb="normalization", rho_warmup=0.0)
+    params = {"dense": {"kernel": jnp.ones((3, 4))}, "norm": {"scale": jnp.ones(4)}}
+    tx = build.sharpness_aware_part(options, "zo_sam", 0.5, 0, 10)
+
+    def loss(p, x):
+        return jnp.square(x @ p["dense"]["kernel"] * p["norm"]["scale"]).mean()
+
+    epsilon, _ = tx.update(
+        None, tx.init(params), params, value_fn=loss, x=jnp.eye(3), emit="perturbation"
+    )
+    assert not epsilon["dense"]["kernel"].any()
+    np.testing.assert_allclose(jnp.linalg.norm(epsilon["norm"]["scale"]), 0.5 * 2, rtol=1e-5)
+
+
+def test_a_late_phase_begins_where_it_says_and_costs_what_it_perturbs():
+    options = TrainConfig(optimizer="sam", late_phase=0.25, rho_cooldown=0.1, warmup=0.0)
+    assert build.late_start(options, 40) == 30
+    assert build.passes(options, "sam") == (1.25, 1.25)
+    half = TrainConfig(optimizer="sam", late_phase=0.25, batch_fraction=0.5)
+    assert build.passes(half, "sam") == (0.625, 0.625)
+    tx = build.sharpness_aware_part(options, "sam", 0.4, 0, 40)
+    state, lengths = tx.init(mlp_params()), []
+    for count in (30, 36, 38, 40):
+        state = state._replace(count=jnp.asarray(count))
+        _, after = tx.update(None, state, mlp_params(), value_fn=mlp_loss, **mlp_batch())
+        lengths.append(float(after.diagnostics.rho_used))
+    np.testing.assert_allclose(lengths, [0.4, 0.4, 0.2, 0.0], atol=1e-6)
+    assert build.resolved(options).rho_warmup == 0.0
+
+
+def test_the_learning_rate_may_fall_in_the_last_part_of_the_run_alone():
+    options = TrainConfig(learning_rate=0.4, warmup=0.1, cooldown=0.2, final_learning_rate=0.1)
+    rates = [float(build.schedule(options, 40)(t)) for t in (2, 4, 20, 32, 36, 40)]
+    np.testing.assert_allclose(rates, [0.2, 0.4, 0.4, 0.4, 0.25, 0.1], rtol=1e-5)

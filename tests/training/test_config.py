@@ -87,7 +87,7 @@ def test_every_option_of_an_optimizer_is_refused_by_all_others():
 _VALUES = {
     **dict.fromkeys(("num_directions", "interval", "microbatches"), 2),
     **dict.fromkeys(("fraction", "batch_fraction", "beta", "gamma", "delta"), 0.25),
-    **dict.fromkeys(("extrapolation", "reach"), 0.25),
+    **dict.fromkeys(("extrapolation", "reach", "theta", "rho_max"), 0.25),
     **{"distribution": "sphere", "difference": "forward", "batching": "map"},
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,7 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from zosam_jax.training import devices
+from zosam_jax.training import devices, step
+from zosam_jax.training.config import ProblemConfig
+from zosam_jax.training.problem import Problem
+from zosam_jax.training.trainer import Run
 
 COUNTS = ("round", "epoch", "step", "sparsity", "training_cost", "bad_steps")
 
@@ -50,6 +54,24 @@ def assert_same_curve(one, other):
         assert {k: a[k] for k in COUNTS} == {k: b[k] for k in COUNTS}
         np.testing.assert_allclose(a["train_loss"], b["train_loss"], rtol=2e-3)
         np.testing.assert_allclose(a["test_accuracy"], b["test_accuracy"], atol=0.02)
+
+
+@pytest.mark.slow
+def test_a_step_lowers_for_cuda_donates_its_state_and_calls_nothing_on_the_host():
+    """Which needs no GPU, and says nothing of how the program runs on one."""
+    config = ProblemConfig(
+        model="resnet8", precision="bfloat16", sparse="rigl", mesh="data=1", crop_and_flip=True
+    )
+    problem = Problem(config)
+    run = Run(problem, "zo_sam", 0.1, 0)
+    jitted = jax.jit(
+        lambda *args: step.train_step(problem, run.tx, *args), donate_argnums=0, keep_unused=True
+    )
+    traced = jitted.trace(run.state, problem.feed.batch_shapes()[0], problem.feed.arrays)
+    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert not re.findall(r"callback|infeed|outfeed", program)
+    donated = len(re.findall(r"tf.aliasing_output|jax.buffer_donor", program))
+    assert donated == len(jax.tree.leaves(run.state))
 
 
 AUGMENTED = ["--crop-and-flip", "--mixup", "0.2", "--random-erasing", "0.2"]

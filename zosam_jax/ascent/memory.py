@@ -8,15 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import trees
-from zosam_jax.errors import check_number, is_traced
-from zosam_jax.trees import Array, FloatTree
-
-
-def check_decay(decay: float | Array) -> None:
-    """Raises unless `decay` is a number in [0, 1)."""
-    check_number("decay", decay, above=0.0, inclusive=True)
-    if not is_traced(decay) and decay >= 1:
-        raise ValueError(f"decay={decay!r} must be below 1: at 1 nothing new is remembered.")
+from zosam_jax.trees import Array, Bool, FloatTree
 
 
 def blank(params: FloatTree) -> FloatTree:
@@ -38,6 +30,15 @@ def moving_average(average: FloatTree, gradient: FloatTree, decay: float | Array
         return share * old + (1 - share) * g.astype(old.dtype)
 
     return unless_bad(gradient, jax.tree.map(leaf, average, gradient), average)
+
+
+def from_the_first(
+    average: FloatTree, started: Bool[Array, ""], gradient: FloatTree, decay: float | Array
+) -> FloatTree:
+    """As `moving_average`; the gradient itself where the buffer holds none yet."""
+    first = moving_average(average, gradient, 0.0)
+    later = moving_average(average, gradient, decay)
+    return jax.tree.map(lambda f, m: jnp.where(started, m, f), first, later)
 
 
 def unless_bad(judged: FloatTree, new: FloatTree, old: FloatTree) -> FloatTree:

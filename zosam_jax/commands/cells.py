@@ -30,7 +30,8 @@ class Cell(NamedTuple):
     own: Options  # those of its options that not all runs share; they name its folder
     options: Options  # of `zosam train`, as the file has them
     config: TrainConfig  # what they come to
-    # option → the values that tuning chooses from, rising; empty if nothing is tuned
+    # option → the values that tuning chooses from, rising, or any name → tables of options that go
+    # together; empty if nothing is tuned
     grid: Mapping[str, Sequence[Any]] = {}
 
     def command(self, output: Path) -> list[str]:
@@ -52,10 +53,25 @@ class Cell(NamedTuple):
 class Tuning(NamedTuple):
     """How options are tuned."""
 
-    # option → its candidates, for all runs; empty for the grid of each optimizer's ρ
+    # option → its candidates, or any name → tables of options that go together, for all runs; empty
+    # for the grid of each optimizer's ρ
     grid: Mapping[str, Sequence[Any]] = {}
+    candidates: int | None = None  # how many of the combinations are tried; None for all
     seeds: int = 2  # how many seeds each candidate is trained from
     fraction: float = 0.2  # of the training images that are held out, where the runs hold none out
+
+
+def together(values: Options) -> dict[str, Any]:
+    """Option → value, where a name may have a table of options for its value."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def first_of(grid: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Each name with the first of its values."""
+    return {name: values[0] for name, values in grid.items()}
 
 
 def _name(own: Options) -> str:
@@ -126,7 +142,8 @@ class Tables(NamedTuple):
                 raise ValueError(
                     f"{option} would do nothing in any run of the sweep: leave it out."
                 )
-        _check_same_numbers(found.values())
+        if self.tuning is not None:
+            _check_same_numbers(found.values(), self.tuning.candidates)
         return list(found.values())
 
     def _combinations(self) -> Iterator[dict[str, Any]]:
@@ -165,13 +182,18 @@ def _grid(
         raise ValueError("stream=True does not go with tuning: no images are held out of a stream.")
     if not wanted and has_rho(config.optimizer):
         wanted = {"rho": build.rho_grid(config.optimizer, config.radius)}
-    takes = applicable({o: values[0] for o, values in wanted.items()}, config)
-    return {o: sorted(values) for o, values in wanted.items() if o in takes and o not in own}
+    takes = applicable(together(first_of(wanted)), config).keys() - own.keys()
+    return {
+        name: values if isinstance(values[0], dict) else sorted(values)
+        for name, values in wanted.items()
+        if together({name: values[0]}).keys() <= takes
+    }
 
 
-def _check_same_numbers(cells: Iterable[Cell]) -> None:
-    """Raises unless all that are tuned are so on as many candidates."""
+def _check_same_numbers(cells: Iterable[Cell], limit: int | None) -> None:
+    """Raises unless all that are tuned are so on as many candidates, at most so many."""
     numbers = {c.method: math.prod(map(len, c.grid.values())) for c in cells if c.grid}
+    numbers = {method: min(number, limit or number) for method, number in numbers.items()}
     if len(set(numbers.values())) > 1:
         least, most = min(numbers, key=numbers.__getitem__), max(numbers, key=numbers.__getitem__)
         raise ValueError(
@@ -189,26 +211,28 @@ def read_tables(file: Path) -> Tables:
             raise ValueError(f"{file}: {name} must be one of [train], [grid], [tune] and [[case]].")
     cases = tables.get("case", [{}])
     tune = dict(tables.get("tune", {}))
-    numbers = {name: tune.pop(name) for name in ("seeds", "fraction") if name in tune}
+    names = ("seeds", "fraction", "candidates")
+    numbers = {name: tune.pop(name) for name in names if name in tune}
     tuning = Tuning(tune, **numbers)
     with _about(f"{file}: [tune]"):
         check_count("seeds", tuning.seeds)
+        if tuning.candidates is not None:
+            check_count("candidates", tuning.candidates)
         check_positive_fraction("fraction", tuning.fraction)
     with _about(f"{file}: [train]"):
         _check_options(tables.get("train", {}))
     for case in cases:
         with _about(f"{file}: [[case]]"):
             _check_options({name: value for name, value in case.items() if name != "tune"})
-    for place, lists in (
-        ("[grid]", tables.get("grid", {})),
-        ("[tune]", tune),
-        *(("tune", case["tune"]) for case in cases if "tune" in case),
-    ):
+    tuned = [("[tune]", tune), *(("tune", case["tune"]) for case in cases if "tune" in case)]
+    for place, lists in (("[grid]", tables.get("grid", {})), *tuned):
         _check_lists(f"{file}: ", place, lists)
-        for name, values in lists.items():
-            for value in values:
-                with _about(f"{file}: {place}"):
-                    _check_options({name: value})
+        for name, value in ((name, value) for name, values in lists.items() for value in values):
+            with _about(f"{file}: {place}"):
+                _check_options({name: value} if place == "[grid]" else together({name: value}))
+    for place, lists in tuned:
+        with _about(f"{file}: {place}"):
+            _check_together(lists)
     return Tables(
         tables.get("train", {}), tables.get("grid", {}), cases, tuning if "tune" in tables else None
     )
@@ -244,6 +268,18 @@ def _check_options(options: Options) -> None:
             raise ValueError(f"{option} is no option of a sweep's runs.")
     typed(options)
     check_model(options.get("model", TrainConfig.model))
+
+
+def _check_together(lists: Mapping[str, Sequence[Any]]) -> None:
+    """Raises unless all values of a name set the same options, and no two names the same."""
+    for name, values in lists.items():
+        options = [sorted(together({name: value})) for value in values]
+        if any(found != options[0] for found in options):
+            raise ValueError(f"{name}: all of its tables must set the same options.")
+    every = [option for name in lists for option in together({name: lists[name][0]})]
+    for option in every:
+        if every.count(option) > 1:
+            raise ValueError(f"{option} stands there twice.")
 
 
 def _check_lists(prefix: str, place: str, lists: Any) -> None:

@@ -27,21 +27,11 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "model": ("model", "loss", "init", "precision", "patch", "drop_path", "dropout", "remat"),
     "optimizer": (
-        *("optimizer", "rho", "radius", "rho_warmup", "base_optimizer", "momentum", "nesterov"),
+        *("optimizer", "rho", "radius", "rho_warmup", "rho_cooldown", "perturb", "late_phase"),
+        *("base_optimizer", "momentum", "nesterov"),
         *("weight_decay", "clip_norm", "ema_decay", "batch_fraction", "fraction"),
-        *(
-            "num_directions",
-            "delta",
-            "distribution",
-            "difference",
-            "batching",
-            "interval",
-            "microbatches",
-            "beta",
-            "gamma",
-            "extrapolation",
-            "reach",
-        ),
+        *("num_directions", "delta", "distribution", "difference", "batching", "interval"),
+        *("microbatches", "beta", "gamma", "extrapolation", "reach", "theta", "rho_max"),
     ),
     "sparsity": (
         *("sparse", "sparsity", "structure", "sparse_layers", "sparsity_distribution"),
@@ -49,7 +39,13 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "schedule": (
         *("epochs", "batch_size", "learning_rate", "schedule", "warmup", "milestones"),
-        *("final_learning_rate", "initial_learning_rate", "accumulate", "evaluate_every"),
+        *(
+            "final_learning_rate",
+            "initial_learning_rate",
+            "accumulate",
+            "evaluate_every",
+            "cooldown",
+        ),
     ),
     "run": (
         *("output", "seed", "resume", "checkpoint_minutes", "keep_checkpoints", "keep_every"),

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from zosam_jax.commands import tuning
-from zosam_jax.commands.cells import Cell, Tables, Tuning, read_tables
+from zosam_jax.commands.cells import Cell, Tables, Tuning, first_of, read_tables, together
 from zosam_jax.commands.processes import Runs
 from zosam_jax.commands.refusal import refusing
 from zosam_jax.errors import check_count
@@ -37,10 +37,13 @@ class SweepConfig:
 
     tune: bool = False
     """Choose each rho first, on images held out of the training split, among as many candidates for
-    everyone: each optimizer's own grid, or what [tune] lists for rho or other options. A case may
-    list its own (tune = {weight_decay = [...]}); what it sets itself is not tuned. [tune] also has
-    seeds (2) and the fraction held out (0.2) unless the runs hold out some; its being there tunes
-    too. OUTPUT/tune has the runs, OUTPUT/tuning.json what was chosen."""
+    everyone: each optimizer's own grid, or all combinations of what [tune] lists for rho or other
+    options. A case may list its own (tune = {weight_decay = [...]}); what it sets itself is not
+    tuned. Options that go together stand in tables, under any name: batch = [{batch_size = 64,
+    epochs = 20}, {batch_size = 128, epochs = 24}]. [tune] also has candidates, how many of the
+    combinations are tried, drawn at random (all), seeds (2) and the fraction held out (0.2) unless
+    the runs hold out some; its being there tunes too. OUTPUT/tune has the runs, OUTPUT/tuning.json
+    what was chosen."""
 
     output: Path = Path("runs/sweep")
     """Folder for the run folders. What is finished in it is not run again."""
@@ -138,10 +141,14 @@ def tune(plan: Tables, runs: Runs) -> list[Cell] | None:
         return None
 
     def told(name: str) -> Callable[[Cell], float]:
-        """cell → a number of its summary; NaN if it diverged."""
-        return lambda cell: (
-            math.nan if cell in missing else float(apart.summary(cell).get(name, math.nan))
-        )
+        """cell → a number of its summary, the averaged weights' if any; NaN if it diverged."""
+
+        def number(cell: Cell) -> float:
+            averaged = "" if cell.config.ema_decay is None else "ema_"
+            found = {} if cell in missing else apart.summary(cell)
+            return float(found.get(averaged + name, math.nan))
+
+        return number
 
     choices = {
         name: tuning.choose(
@@ -166,7 +173,8 @@ def _print_commands(plan: Tables, runs: Runs) -> None:
         for run in trial.runs
     ]
     for cell in found:
-        unknown = cell._replace(options={**cell.options, **dict.fromkeys(cell.grid, "TUNED")})
+        tuned = dict.fromkeys(together(first_of(cell.grid)), "TUNED")
+        unknown = cell._replace(options={**cell.options, **tuned})
         commands.append(unknown.command(runs.output))
     for command in commands:
         runs.console.print(shlex.join(["zosam", *command]), markup=False)

@@ -4,12 +4,16 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from itertools import product
+from random import Random
+from typing import Any, NamedTuple, TypeVar
 
 from rich import box
 from rich.table import Table
 
-from zosam_jax.commands.cells import Cell, Tuning, make_cell
+from zosam_jax.commands.cells import Cell, Tuning, make_cell, together
+
+T = TypeVar("T")
 
 # Tuning has seeds of its own, so that nobody is tested from those that it was chosen from.
 _FIRST_SEED = 100
@@ -46,8 +50,9 @@ def trials(cells: Iterable[Cell], tuning: Tuning) -> dict[str, list[Trial]]:
 
 def _trials(cell: Cell, tuning: Tuning) -> list[Trial]:
     found = []
-    for values in itertools.product(*cell.grid.values()):
-        candidate = dict(zip(cell.grid, values, strict=True))
+    shared = {name: value for name, value in cell.own.items() if name not in cell.grid}
+    for values in _drawn(list(product(*cell.grid.values())), tuning.candidates):
+        candidate = together(dict(zip(cell.grid, values, strict=True)))
         options = {name: value for name, value in cell.options.items() if name != "keep_every"}
         options |= {
             **candidate,
@@ -56,11 +61,20 @@ def _trials(cell: Cell, tuning: Tuning) -> list[Trial]:
         }
         seeds = range(_FIRST_SEED, _FIRST_SEED + tuning.seeds)
         runs = [
-            make_cell({**cell.own, **candidate, "seed": seed}, {**options, "seed": seed})
+            make_cell({**shared, **candidate, "seed": seed}, {**options, "seed": seed})
             for seed in seeds
         ]
         found.append(Trial(candidate, runs))
     return found
+
+
+def _drawn(combinations: Sequence[T], count: int | None) -> Sequence[T]:
+    """So many of them at random, in order; the same of equally many."""
+    if count is None or count >= len(combinations):
+        return combinations
+    return [
+        combinations[i] for i in sorted(Random(_FIRST_SEED).sample(range(len(combinations)), count))
+    ]
 
 
 def choose(
@@ -87,7 +101,9 @@ def choose(
         {**trial.values, name: values} for trial, values in zip(tried, found, strict=True)
     ]
     ends = [
-        o for o, values in grid.items() if chosen[o] in (values[0], values[-1]) and len(values) > 1
+        o
+        for o, values in grid.items()
+        if len(values) > 1 and o in chosen and chosen[o] in (values[0], values[-1])
     ]
     return Choice(method, candidates, chosen, ends)
 

@@ -55,6 +55,7 @@ def save(path: Path, program: Program, calibration: npt.NDArray[Any] | None = No
     _drop_zero_biases(onnx, model)
     _name_products(model)
     _pool_images(onnx, model)
+    _name_what_convolutions_absorb(onnx, model)
     onnx.helper.set_model_props(model, program.metadata)
     onnx.checker.check_model(model)
     if calibration is not None:
@@ -150,6 +151,35 @@ def _pool_images(onnx: Any, model: Any) -> None:
         become(pool, "MaxPool", **kept, pads=[*pads[1:3], *pads[5:7]])
         become(users[pool.output[0]], "Transpose", perm=[0, 2, 3, 1])
         del model.graph.value_info[:]  # of shapes that are no longer so
+
+
+def _name_what_convolutions_absorb(onnx: Any, model: Any) -> None:
+    """x − c as x + (−c) and max(x, 0) as Relu: runtimes fold these into the convolution before.
+
+    BatchNorm, the sum at the end of a residual block and its ReLU are then part of a convolution.
+    """
+    zeros = {
+        array.name
+        for array in model.graph.initializer
+        if not array.dims and onnx.numpy_helper.to_array(array) == 0
+    }
+    constants = {array.name for array in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        if constants.issuperset(node.input):
+            constants.update(node.output)
+        elif node.op_type == "Sub" and node.input[1] in constants:
+            negative = f"{node.output[0]}_negative"
+            nodes.append(onnx.helper.make_node("Neg", [node.input[1]], [negative]))
+            node.op_type, node.input[1] = "Add", negative
+        elif node.op_type == "Max" and zeros.intersection(node.input):
+            (kept,) = set(node.input) - zeros
+            del node.input[:]
+            node.op_type = "Relu"
+            node.input.append(kept)
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _quantized(onnx: Any, model: Any, calibration: npt.NDArray[Any]) -> Any:

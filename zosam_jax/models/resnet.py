@@ -15,6 +15,7 @@ from zosam_jax.models.layers import (
     ConvLayers,
     global_average,
     layer_dtype,
+    stored,
     uniform_bias,
 )
 
@@ -56,7 +57,7 @@ class BasicBlock(_Block):
         """(N, height, width, features_in) → (N, height/stride, width/stride, features)."""
         y = nnx.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
-        return nnx.relu(self._shortcut(x) + y)
+        return stored(nnx.relu(self._shortcut(x) + y))
 
 
 class Bottleneck(_Block):
@@ -79,7 +80,7 @@ class Bottleneck(_Block):
         y = nnx.relu(self.norm1(self.conv1(x)))
         y = nnx.relu(self.norm2(self.conv2(y)))
         y = self.norm3(self.conv3(y))
-        return nnx.relu(self._shortcut(x) + y)
+        return stored(nnx.relu(self._shortcut(x) + y))
 
 
 class ResNet(nnx.Module):

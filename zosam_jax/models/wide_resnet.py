@@ -14,6 +14,7 @@ from zosam_jax.models.layers import (
     ConvLayers,
     global_average,
     layer_dtype,
+    stored,
 )
 
 _STEM_FEATURES = 16
@@ -40,7 +41,7 @@ class PreActivationBlock(nnx.Module):
         activated = nnx.relu(self.norm1(x))
         y = nnx.relu(self.norm2(self.conv1(activated)))
         shortcut = self.projection(activated) if self.projects else x
-        return shortcut + self.conv2(y)
+        return stored(shortcut + self.conv2(y))
 
 
 class WideResNet(nnx.Module):

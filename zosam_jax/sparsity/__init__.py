@@ -2,12 +2,14 @@
 
 from zosam_jax.masks import apply_masks, get_masks, sparsity_of
 from zosam_jax.sparsity import budgets, distributions, patterns, schedules, scores, slimming
+from zosam_jax.sparsity.admm import admm_penalty
 from zosam_jax.sparsity.block_sparse import (
     BlockLayout,
     BlockSparse,
     block_layout,
     block_sparse,
     block_sparse_matmul,
+    fastest,
     worth_it,
 )
 from zosam_jax.sparsity.compaction import (
@@ -67,6 +69,7 @@ __all__ = [
     "SparseState",
     "StraightThroughState",
     "Units",
+    "admm_penalty",
     "apply_masks",
     "block_layout",
     "block_sparse",
@@ -83,6 +86,7 @@ __all__ = [
     "dsr",
     "early_bert",
     "early_bird",
+    "fastest",
     "fixed",
     "forward_params",
     "from_scores",

@@ -10,6 +10,7 @@ import functools
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -77,6 +78,7 @@ def block_sparse_matmul(
     layout: BlockLayout,
     *,
     dense_gradient: bool | Bool[Array, ""] = False,
+    kernel: bool = False,
 ) -> Float[Array, "*batch m"]:
     """x·(W ⊙ M) in the time of the kept blocks, differentiable as often as wanted.
 
@@ -91,12 +93,14 @@ def block_sparse_matmul(
       layout: see `block_layout`.
       dense_gradient: whether the gradient with respect to W is xᵀ·∂L/∂y at all its entries, as
         methods that grow weights by it need; traced, it may be so at some steps only.
+      kernel: whether a kernel for one GPU makes the products and their gradients, which gathers
+        nothing; there is one for blocks whose sides are 16, 32, 64 or 128.
 
     Returns:
       y, in the dtype that x and W promote to.
 
     Raises:
-      ValueError: for shapes that do not fit.
+      ValueError: for shapes that do not fit, or a kernel that there is not.
     """
     _check_shape(weights.shape, layout.rows, layout.columns)
     if mask.shape != weights.shape or x.shape[-1] != weights.shape[0]:
@@ -104,12 +108,19 @@ def block_sparse_matmul(
             f"x of shape {x.shape}, weights of {weights.shape} and a mask of {mask.shape} do not "
             "fit: they must be (..., n), (n, m) and (n, m)."
         )
+    dtype = str(jnp.result_type(x, weights))
+    if kernel and not _has_kernel(layout, dtype):
+        raise ValueError(
+            f"kernel=True: there is none for blocks of {layout.rows}×{layout.columns} in {dtype}, "
+            "but for sides of 16, 32, 64 or 128 in float32, bfloat16 or float16."
+        )
     rows = _kept_rows(shardings.gathered(mask), layout)
     flat = x.reshape(-1, x.shape[-1])
+    product = functools.partial(_product, layout=layout, kernel=kernel)
     if is_traced(dense_gradient) or dense_gradient:
-        y = _with_dense_gradient(flat, weights, rows, jnp.asarray(dense_gradient), layout)
+        y = _with_dense_gradient(flat, weights, rows, jnp.asarray(dense_gradient), product)
     else:
-        y = _product(flat, weights, rows, layout)
+        y = product(flat, weights, rows)
     return y.reshape(*x.shape[:-1], -1)
 
 
@@ -127,7 +138,28 @@ def _kept_rows(mask: Bool[Array, "n m"], layout: BlockLayout) -> Int[Array, "c k
     return jnp.sum(before[:, :, None] <= jnp.arange(layout.kept), axis=0, dtype=jnp.int32)
 
 
+def _has_kernel(layout: BlockLayout, dtype: str) -> bool:
+    from zosam_jax.sparsity import block_sparse_kernel  # noqa: PLC0415 (Pallas is not always needed)
+
+    return block_sparse_kernel.fits(layout, dtype)
+
+
 def _product(
+    x: Float[Array, "batch n"],
+    weights: Float[Array, "n m"],
+    rows: Int[Array, "c kept"],
+    layout: BlockLayout,
+    kernel: bool,
+) -> Float[Array, "batch m"]:
+    if not kernel:
+        return _gathered_product(x, weights, rows, layout)
+    from zosam_jax.sparsity import block_sparse_kernel  # noqa: PLC0415 (Pallas is not always needed)
+
+    is_interpreted = jax.default_backend() == "cpu"
+    return block_sparse_kernel.product(x, weights, rows, layout, interpret=is_interpreted)
+
+
+def _gathered_product(
     x: Float[Array, "batch n"],
     weights: Float[Array, "n m"],
     rows: Int[Array, "c kept"],
@@ -168,24 +200,24 @@ def _rows_at_once(batch: int) -> int:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
 def _with_dense_gradient(
-    x: Array, weights: Array, rows: Array, dense_gradient: Array, layout: BlockLayout
+    x: Array, weights: Array, rows: Array, dense_gradient: Array, product: Callable[..., Array]
 ) -> Array:
-    return _product(x, weights, rows, layout)
+    return product(x, weights, rows)
 
 
 @_with_dense_gradient.defjvp
-def _(layout: BlockLayout, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _(product: Callable[..., Array], primals: Any, tangents: Any) -> tuple[Array, Array]:
     x, weights, rows, dense_gradient = primals
     of_weights = jax.lax.cond(
         dense_gradient,
         lambda change: jnp.matmul(x, change, preferred_element_type=wide_dtype(x)).astype(
             jnp.result_type(x, change)
         ),
-        lambda change: _product(x, change, rows, layout),
+        lambda change: product(x, change, rows),
         tangents[1],
     )
-    y = _with_dense_gradient(*primals, layout)
-    return y, _product(tangents[0], weights, rows, layout) + of_weights
+    y = _with_dense_gradient(*primals, product)
+    return y, product(tangents[0], weights, rows) + of_weights
 
 
 class BlockSparse:
@@ -235,11 +267,16 @@ class BlockSparse:
 
             def product(i: int, x: Array, read: Array) -> Array | None:
                 layout, mask = self._layouts[i], mask_of[i]
-                if layout is None or mask is None or not self._pays(x, read, layout):
+                if layout is None or mask is None:
+                    return None
+                way = self._way(x, read, layout)
+                if way == "dense":
                     return None
                 # Not what is read, ⊙ M: the kept blocks are taken without it.
                 own = weights[i].astype(read.dtype)
-                return block_sparse_matmul(x, own, mask, layout, dense_gradient=dense_gradient)
+                return block_sparse_matmul(
+                    x, own, mask, layout, dense_gradient=dense_gradient, kernel=way == "kernel"
+                )
 
             values = jax.tree.leaves(restrict(params, resolved))
             outputs = _evaluate(program, values, list(range(len(values))), product)
@@ -251,9 +288,10 @@ class BlockSparse:
         """The function of params ⊙ the masks that it was made with."""
         return self.under(self._masks)(params, *args, **kwargs)
 
-    def _pays(self, x: Array, weights: Array, layout: BlockLayout) -> bool:
-        batch = math.prod(x.shape[:-1])
-        return self._use == "always" or worth_it(weights.shape, layout, batch, str(weights.dtype))
+    def _way(self, x: Array, weights: Array, layout: BlockLayout) -> str:
+        if self._use == "always":
+            return "gathered"
+        return fastest(weights.shape, layout, math.prod(x.shape[:-1]), str(weights.dtype))
 
 
 def block_sparse(
@@ -289,7 +327,7 @@ def block_sparse(
       masks: a pytree like the parameters (`get_masks`), known, of which the kernels' have as many
         blocks in each column of blocks; those of arrays of more axes may be any.
       rows, columns: of a block.
-      use: "measured" (where a measurement says that it pays: `worth_it`) or "always".
+      use: "measured" (as a measurement says that it pays: `fastest`) or "always" (gathered).
 
     Raises:
       ValueError: for a mask of another shape, naming the array, or none that fits.
@@ -309,15 +347,20 @@ def block_sparse(
     return BlockSparse(function, masks, tuple(layouts), use)
 
 
-@functools.cache
 def worth_it(
     shape: tuple[int, int], layout: BlockLayout, batch: int, dtype: str = "float32"
 ) -> bool:
-    """Whether the product is faster than the masked dense one here, forward and backward.
+    """Whether a product that skips blocks is faster here than the masked dense one: `fastest`."""
+    return fastest(shape, layout, batch, dtype) != "dense"
 
-    Both are run on random arrays and timed, once for each set of arguments in a process; they take
-    turns, and the medians are compared. With several processes, which must agree on their program,
-    the dense one is taken.
+
+@functools.cache
+def fastest(shape: tuple[int, int], layout: BlockLayout, batch: int, dtype: str) -> str:
+    """How the product is made fastest here, forward and backward: "dense", "gathered" or "kernel".
+
+    All are run on random arrays and timed, once for each set of arguments in a process; they take
+    turns, and the medians are compared. The kernel is among them on one GPU. With several
+    processes, which must agree on their program, the dense one is taken.
 
     Args:
       shape: of the weights.
@@ -326,16 +369,22 @@ def worth_it(
       dtype: of x and the weights.
     """
     if jax.process_count() > 1:
-        return False
+        return "dense"
     with jax.ensure_compile_time_eval():
-        dense, sparse = (statistics.median(t) for t in timings(shape, layout, batch, dtype))
-    return sparse < dense
+        medians = {
+            way: statistics.median(seconds)
+            for way, seconds in timings(shape, layout, batch, dtype).items()
+        }
+    return min(medians, key=medians.__getitem__)
 
 
 def timings(
     shape: tuple[int, int], layout: BlockLayout, batch: int, dtype: str, rounds: int = 5
-) -> tuple[list[float], list[float]]:
-    """Seconds of forward and backward passes, of the masked dense product and of the sparse one."""
+) -> dict[str, list[float]]:
+    """Seconds of forward and backward passes of the masked dense product and of the others.
+
+    What fails, for want of memory or of a compiler, is left out with a warning.
+    """
     inputs, outputs = shape
     blocks = jnp.arange(inputs // layout.rows)[:, None] < layout.kept
     mask = jnp.broadcast_to(jnp.repeat(blocks, layout.rows, axis=0), shape)
@@ -350,17 +399,31 @@ def timings(
 
         return lambda: jax.block_until_ready(run(x, weights, mask, cotangent))
 
-    both = (
-        passes(lambda x, w, m: x @ jnp.where(m, w, jnp.zeros((), w.dtype))),
-        passes(lambda x, w, m: block_sparse_matmul(x, w, m, layout)),
-    )
-    seconds: tuple[list[float], list[float]] = ([], [])
+    ways = {
+        "dense": passes(lambda x, w, m: x @ jnp.where(m, w, jnp.zeros((), w.dtype))),
+        "gathered": passes(lambda x, w, m: block_sparse_matmul(x, w, m, layout)),
+    }
+    is_one_gpu = jax.default_backend() == "gpu" and jax.device_count() == 1
+    if is_one_gpu and _has_kernel(layout, dtype):
+        ways["kernel"] = passes(lambda x, w, m: block_sparse_matmul(x, w, m, layout, kernel=True))
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):
-        for run, times in zip(both, seconds, strict=True):
+        for way, run in tuple(ways.items()):
             started = time.perf_counter()
-            run()
+            try:
+                run()
+            except Exception as error:
+                if way == "dense":
+                    raise
+                warnings.warn(
+                    f"block-sparse products of {shape} in {layout} are not made by way of "
+                    f"{way!r} here, which fails: {type(error).__name__}: {error}",
+                    stacklevel=2,
+                )
+                del ways[way], seconds[way]
+                continue
             if number:  # the first round compiles
-                times.append(time.perf_counter() - started)
+                seconds[way].append(time.perf_counter() - started)
     return seconds
 
 

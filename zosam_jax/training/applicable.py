@@ -132,19 +132,25 @@ def _own_options() -> Iterator[Requirement]:
 
 RULES = (
     *_own_options(),
-    Requirement(("rho", "rho_warmup"), "optimizers that perturb the weights", _unless(has_rho)),
+    Requirement(
+        ("rho", "rho_warmup", "rho_cooldown", "perturb", "late_phase"),
+        "optimizers that perturb the weights",
+        _unless(has_rho),
+    ),
     Requirement(("radius",), "optimizers whose radius can be chosen", _unless(has_radius)),
     Requirement(("momentum", "nesterov"), "sgd", _needs_sgd),
     Requirement(
         ("base_optimizer",), "optimizers other than sgd and adamw", _needs_another_optimizer
     ),
-    Requirement(("final_learning_rate",), "schedule='cosine'", _needs("schedule", "cosine")),
+    Requirement(
+        ("final_learning_rate", "cooldown"), "schedule='cosine'", _needs("schedule", "cosine")
+    ),
     Requirement(("milestones",), "schedule='step'", _needs("schedule", "step")),
     Requirement(("initial_learning_rate",), "a warmup", _needs_warmup),
     Requirement(
         (
             *("learning_rate", "schedule", "final_learning_rate", "initial_learning_rate"),
-            *("warmup", "weight_decay", "clip_norm", "milestones", "base_optimizer"),
+            *("cooldown", "warmup", "weight_decay", "clip_norm", "milestones", "base_optimizer"),
         ),
         "optimizers by name",
         _unless(lambda optimizer: optimizer != OWN_OPTIMIZER),

@@ -30,6 +30,7 @@ from zosam_jax.training.applicable import (
 MILESTONES = (0.5, 0.75)
 MOMENTUM = 0.9
 RHO_WARMUP = 0.2
+RHO_COOLDOWN = {"le_sam": 0.2}  # 0 for the others
 
 # Literal types for the command line, from the lists that the library has.
 if TYPE_CHECKING:
@@ -384,6 +385,10 @@ class OptimizationConfig:
     final_learning_rate: float = 0.0
     """cosine: where it ends."""
 
+    cooldown: float | None = None
+    """cosine: fraction of the steps, the last ones, in which the learning rate falls; before them
+    it stays at its peak. Default: all after the warmup."""
+
     warmup: float = 0.05
     """Fraction of the steps in which the learning rate rises linearly."""
 
@@ -404,7 +409,8 @@ class OptimizationConfig:
     """Largest global norm of a gradient; longer ones are scaled down to it. Default: no limit."""
 
     ema_decay: float | None = None
-    """Keep a moving average of the weights with this decay, and evaluate it too. Default: none."""
+    """Keep a moving average of the weights with this decay, and evaluate it too; tuning goes by its
+    accuracy then. With 0 it is the weights themselves. Default: none."""
 
     def __post_init__(self) -> None:
         """As for the data."""
@@ -413,9 +419,13 @@ class OptimizationConfig:
         check_number("learning_rate", self.learning_rate, above=0.0, inclusive=False)
         for name in ("weight_decay", "initial_learning_rate", "final_learning_rate"):
             check_number(name, getattr(self, name), above=0.0, inclusive=True)
-        for name in ("momentum", "warmup", "ema_decay"):
+        for name in ("momentum", "warmup", "ema_decay", "cooldown"):
             if getattr(self, name) is not None:
                 check_fraction(name, getattr(self, name))
+        if self.warmup + (self.cooldown or 0.0) > 1:
+            raise ValueError(
+                f"cooldown={self.cooldown!r} and warmup={self.warmup!r} must not exceed 1 together."
+            )
         if self.clip_norm is not None:
             check_number("clip_norm", self.clip_norm, above=0.0, inclusive=False)
         if self.schedule == "step":
@@ -451,9 +461,21 @@ class AscentConfig:
     calibrated rho adapts itself), or the relative change of all weights (adaptive). Default:
     layerwise, for subbatch_sam adaptive_layerwise; asam has its own."""
 
+    late_phase: float | None = None
+    """Fraction of the steps, the last ones, in which the weights are perturbed; those before take
+    the plain gradient, at SGD's price. Default: all."""
+
     rho_warmup: float | None = None
     """Fraction of the steps in which rho rises linearly from 0; many networks diverge without.
-    Default: 0.2."""
+    Default: 0.2, with --late-phase 0."""
+
+    rho_cooldown: float | None = None
+    """Fraction of the steps, the last ones, in which rho falls to 0 along a cosine. Default: 0,
+    0.2 for le_sam."""
+
+    perturb: Literal["all", "normalization"] = "all"
+    """Which weights are perturbed: all, or the scales and shifts of normalization layers alone
+    (SAM-ON), which wants a larger rho."""
 
     batch_fraction: float | None = None
     """Part of each batch that its step sees, in all of its passes, drawn at random; epochs and
@@ -492,6 +514,13 @@ class AscentConfig:
     microbatches: int | None = None
     """msam: parts of the batch, each with a perturbation of its own. Default: 2."""
 
+    theta: float | None = None
+    """vasso: share of the step's own gradient in the average that it perturbs along. Default:
+    0.9."""
+
+    rho_max: float | None = None
+    """le_sam: longest perturbation; rho is the rise of the loss that it aims at. Default: 0.3."""
+
     beta: float | None = None
     """esam: fraction of the arrays that a step perturbs. Default: 0.5."""
 
@@ -503,12 +532,15 @@ class AscentConfig:
         checks: dict[str, Callable[[str, Any], None]] = {
             **dict.fromkeys(("num_directions", "interval", "microbatches"), check_count),
             **dict.fromkeys(
-                ("beta", "gamma", "fraction", "batch_fraction"), check_positive_fraction
+                ("beta", "gamma", "fraction", "batch_fraction", "theta"), check_positive_fraction
             ),
             "delta": check_delta,
             "extrapolation": functools.partial(check_number, above=0.0, inclusive=True),
+            "rho_max": functools.partial(check_number, above=0.0, inclusive=False),
             "reach": functools.partial(check_number, above=0.0, inclusive=False),
+            "late_phase": check_positive_fraction,
             "rho_warmup": check_fraction,
+            "rho_cooldown": check_fraction,
         }
         for name, check in checks.items():
             if getattr(self, name) is not None:

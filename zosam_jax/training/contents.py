@@ -50,6 +50,7 @@ class Summary(TypedDict):
     rho: float
     seed: int
     devices: int
+    ema_validation_accuracy: NotRequired[float]
     step_examples: NotRequired[int]
     examples: NotRequired[int]
     parameters: NotRequired[int]

@@ -327,12 +327,18 @@ class Problem:
 
         return loss
 
-    def losses_of_examples(self, model_state: PyTree) -> Callable[[PyTree, Examples], Array]:
-        """(params, examples) → the cross-entropy of each example, in one forward pass."""
+    def losses_of_examples(
+        self, model_state: PyTree, of_outputs: losses.Losses | None = None
+    ) -> Callable[[PyTree, Examples], Array]:
+        """(params, examples) → the cross-entropy of each example, in one forward pass.
+
+        Or another function of outputs and targets.
+        """
+        of_outputs = of_outputs or self._losses
 
         def losses(params: PyTree, examples: Examples) -> Array:
             outputs, _ = self._functions.apply(params, model_state, examples.images, True)
-            return self._losses(outputs, examples.targets)
+            return of_outputs(outputs, examples.targets)
 
         return losses
 

@@ -17,6 +17,7 @@ class EpochRecord(NamedTuple):
       validation_accuracy, validation_loss: likewise, on the images held out.
       test_loss: the mean loss on the test images, at the same time.
       ema_test_accuracy: the test accuracy of the moving average of the weights, under the masks.
+      ema_validation_accuracy: likewise, on the images held out.
       sparsity: the fraction of zeros among the maskable weights then.
       training_cost: MACs since the start of the run, earlier rounds included, in epochs
         of the dense network with SGD (see `training.build.Cost`).
@@ -50,6 +51,7 @@ class EpochRecord(NamedTuple):
     slope: float = math.nan
     ascent_gain: float = math.nan
     plain_step: float = math.nan
+    ema_validation_accuracy: float = math.nan
 
     @property
     def score(self) -> float:

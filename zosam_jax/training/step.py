@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zosam_jax import keys, sparsity, transform
+from zosam_jax import averages, keys, sparsity, transform
 from zosam_jax.analysis.estimator import PerturbationQuality, perturbation_quality
+from zosam_jax.ascent import misclassification_bound
+from zosam_jax.compiling import compiler_options
 from zosam_jax.gradient import Diagnostics
 from zosam_jax.integrations.plain import apply_loss
 from zosam_jax.sparsity import EarlyBirdState
@@ -121,6 +123,7 @@ def compile_step(
         lambda state, batch, arrays: train_step(problem, tx, state, batch, arrays),
         donate_argnums=0,
         out_shardings=everywhere,
+        compiler_options=compiler_options(),
     )
     compiled = {
         _shape(batch): program.lower(state, batch, arrays).compile()
@@ -151,6 +154,7 @@ def train_step(
         state.opt_state,
         has_aux=True,
         losses_fn=losses_fn(problem, state),
+        bound_fn=bound_fn(problem, state),
         examples=problem.examples(arrays, batch, state.step, keys.from_data(state.key)),
     )
     good = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(params))
@@ -162,7 +166,9 @@ def train_step(
         )
     average = state.average
     if average is not None and config.ema_decay is not None:
-        average = _moved_towards(Network(params, model_state), average, 1.0 - config.ema_decay)
+        average = averages.moved_towards(
+            average, Network(params, model_state), 1.0 - config.ema_decay
+        )
     first = (state.first_bad_step == 0) & ~good
 
     told = _diagnostics(opt_state)
@@ -205,6 +211,13 @@ def losses_fn(problem: Problem, state: RunState) -> Callable[[PyTree, Examples],
     return search.losses(problem, problem.losses_of_examples(state.model_state), state.params)
 
 
+def bound_fn(problem: Problem, state: RunState) -> Callable[[PyTree, Examples], Array]:
+    """(params, examples) → the bound on the network's errors that BiSAM climbs."""
+    of_network = problem.losses_of_examples(state.model_state, misclassification_bound)
+    bounds = search.losses(problem, of_network, state.params)
+    return lambda params, examples: bounds(params, examples).mean()
+
+
 def perturbation(
     problem: Problem,
     sam_tx: optax.GradientTransformationExtraArgs,
@@ -230,6 +243,7 @@ def perturbation(
         state.params,
         value_fn=value_fn(problem, state),
         losses_fn=losses_fn(problem, state),
+        bound_fn=bound_fn(problem, state),
         examples=examples,
         mask=build.masks_of(state.opt_state),
         emit="perturbation",
@@ -259,18 +273,6 @@ def _diagnostics(opt_state: PyTree) -> Diagnostics:
 
 def _keep_if(good: Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
-
-
-def _moved_towards(network: Network, average: Network, share: float) -> Network:
-    """average + share · (network − average); what is not a real number is the network's."""
-
-    def moved(new: Array, old: Array) -> Array:
-        if not jnp.issubdtype(new.dtype, jnp.floating):
-            return new
-        return old + share * (new - old)
-
-    moved_network: Network = jax.tree.map(moved, network, average)
-    return moved_network
 
 
 def to_saved(tree: PyTree) -> PyTree:

@@ -98,10 +98,11 @@ class BenchConfig(ModelConfig, SparseConfig, AscentConfig):
         if min(self.image_shape) < 1:
             raise ValueError(f"image_shape={self.image_shape!r} must be three integers above 0.")
         check_number("rho", self.rho, above=0.0, inclusive=False)
-        if self.rho_warmup is not None:
-            raise ValueError(
-                f"rho_warmup={self.rho_warmup!r} is for train: bench measures constant radii."
-            )
+        for name in ("rho_warmup", "rho_cooldown", "late_phase"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is for train: bench measures constant radii."
+                )
         if self.sparse not in ("none", "random") and self.is_dense:
             raise ValueError(f"sparse={self.sparse!r} needs a sparsity above 0.")
         if self.searches:
@@ -124,7 +125,7 @@ class BenchConfig(ModelConfig, SparseConfig, AscentConfig):
             "mesh": "data=1",
         }
         if any(map(has_rho, self.optimizers)):
-            constant["rho_warmup"] = 0.0
+            constant |= {"rho_warmup": 0.0, "rho_cooldown": 0.0}
         return ProblemConfig(**{**options_of_problem(self), **constant})
 
 
@@ -199,8 +200,8 @@ def bench(config: BenchConfig, problem: BenchProblem, console: Console) -> list[
     with Steps(console) as steps:
         entries = _compile(config, problem, steps)
         ascents = _measure_ascents(config, problem, entries, console, steps)
-        _time(entries, config.rounds, steps)
-    rows = _rows(config, entries, ascents)
+        take_turns(entries, config.rounds, steps)
+    rows = step_costs(config, entries, ascents)
     console.width = max(console.width, _TABLE_WIDTH)  # a wrapped line is better than cut numbers
     console.print(_table(rows, config))
     if config.output is not None:
@@ -306,7 +307,8 @@ def _moved(state: RunState, to: RunState) -> RunState:
     return state._replace(**{name: jax.tree.map(jnp.copy, getattr(to, name)) for name in fields})
 
 
-def _time(entries: dict[str, Entry], rounds: int, steps: Steps) -> None:
+def take_turns(entries: Mapping[str, Entry], rounds: int, steps: Steps) -> None:
+    """Times the steps of all entries, one of which is "sgd"."""
     turn = max(1, math.ceil(_SHORTEST_TURN / entries["sgd"].advance()))
     for number in steps.each("timing round", range(rounds + 1)):  # round 0 warms up
         for entry in entries.values():
@@ -315,11 +317,12 @@ def _time(entries: dict[str, Entry], rounds: int, steps: Steps) -> None:
                 entry.seconds.append(seconds)
 
 
-def _rows(
+def step_costs(
     config: BenchConfig,
-    entries: dict[str, Entry],
-    ascents: dict[str, list[PerturbationQuality]],
+    entries: Mapping[str, Entry],
+    ascents: Mapping[str, list[PerturbationQuality]],
 ) -> list[StepCost]:
+    """What entries that have taken turns cost, a row for each."""
     base = entries["sgd"]
     quartiles = {name: _quartiles(c.seconds, base.seconds) for name, c in entries.items()}
     gains = {name: _mean(a.gain for a in found) for name, found in ascents.items()}

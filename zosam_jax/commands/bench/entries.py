@@ -13,6 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from optax import contrib
 
 from zosam_jax import keys
+from zosam_jax.compiling import compiler_options
 from zosam_jax.data import Dataset, dataset
 from zosam_jax.integrations.modules import Functions
 from zosam_jax.optimizers import Passes
@@ -71,6 +72,7 @@ class Entry:
       compile_seconds: of tracing and compiling it, from nothing.
       passes: of the network, in one step.
       varies: whether some steps make fewer.
+      memory: XLA's account of the program's memory.
       temp_bytes, flops: XLA's figures; flops is None where it has none.
     """
 
@@ -78,7 +80,7 @@ class Entry:
         function, self.state, self.sam_tx = parts
         self.seconds: list[float] = []
         self._batch, self._arrays = problem.batch, problem.feed.arrays
-        jitted = jax.jit(function, donate_argnums=0)
+        jitted = jax.jit(function, donate_argnums=0, compiler_options=compiler_options())
         jax.clear_caches()  # what one program traces, the next would find done
         with without_compilation_cache():
             started = time.perf_counter()
@@ -88,7 +90,8 @@ class Entry:
         outputs = problem.config.batch_size * problem.num_classes
         self.passes: Passes = passes.count(traced.jaxpr, outputs)
         self.varies = passes.count(traced.jaxpr, outputs, branch=min) != self.passes
-        self.temp_bytes = int(self._program.memory_analysis().temp_size_in_bytes)
+        self.memory: Any = self._program.memory_analysis()
+        self.temp_bytes = int(self.memory.temp_size_in_bytes)
         self.flops: float | None = (self._program.cost_analysis() or {}).get("flops")
 
     def advance(self, steps: int = 1) -> float:
@@ -106,9 +109,11 @@ def random_images(config: "BenchConfig") -> Dataset:
     random = np.random.default_rng(_SEED)
     count = _BATCHES * config.batch_size
     labels = random.integers(config.num_classes, size=count).astype(np.int32)
-    patterns = random.integers(256, size=(config.num_classes, *config.image_shape))
-    noise = random.integers(256, size=(count, *config.image_shape))
-    split = dataset.Split(((patterns[labels] + noise) // 2).astype(np.uint8), labels)
+    patterns, noise = (
+        random.integers(128, size=(n, *config.image_shape), dtype=np.uint8)
+        for n in (config.num_classes, count)
+    )
+    split = dataset.Split(patterns[labels] + noise, labels)
     return dataset.from_splits(split, split, config.num_classes)
 
 

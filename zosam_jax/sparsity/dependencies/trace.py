@@ -1,9 +1,9 @@
-"""Which axes of which arrays stand or fall together: the units of a network, from its program.
+"""Follows the traced program of a network, equation by equation.
 
-The traced program is followed once, equation by equation. Each array in it has axes
-(zosam_jax.sparsity.axes), which the equations find to be the same, and a note of what stands where
-a unit has been removed: 0 at first, in the outputs of a kernel whose weights are gone, and a number
-that is computed for what is made of it. A unit is removable only where all that reads it reads 0.
+Each array in it has axes (zosam_jax.sparsity.dependencies.axes), which the equations find to be the
+same, and a note of what stands where a unit has been removed: 0 at first, in the outputs of a
+kernel whose weights are gone, and a number that is computed for what is made of it. A unit is
+removable only where all that reads it reads 0.
 """
 
 import math
@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from zosam_jax.errors import check_one_of
-from zosam_jax.sparsity import modules
-from zosam_jax.sparsity.axes import Axis, concatenated, product, unify
+from zosam_jax.sparsity.dependencies.axes import Axis, concatenated, product, unify
+from zosam_jax.sparsity.dependencies.elementwise import ELEMENTWISE_FUNCTIONS, evaluate
 from zosam_jax.sparsity.groups import (
     CHANNELS,
     ELEMENTWISE,
@@ -30,15 +29,10 @@ from zosam_jax.sparsity.groups import (
     Member,
     Units,
 )
-from zosam_jax.sparsity.removal import cut
 from zosam_jax.trees import PyTree
-
-KINDS = (CHANNELS, NEURONS, HEADS)
 
 # Why an axis is left whole; of rows, columns and tokens nobody expects anything else.
 _OF_SPACE = ""
-_OF_EXAMPLE = "it is an axis of the example"
-_OF_OUTPUT = "it is an axis of the function's output"
 _OF_CONSTANT = "it meets an array that is not among the parameters"
 _OF_HEAD = "it holds the features of a head of attention"
 _OF_FACTOR = "it lies inside or across other units"
@@ -46,179 +40,15 @@ _INSIDE_GROUPS = "it lies inside the groups of a grouped convolution"
 _CONTRACTED = "two activations are multiplied and summed along it"
 _RESIDUAL = "it is a residual stream, which residual=True makes one group"
 _UNREAD = "no layer reads it"
-_FROM_ELSEWHERE = (
-    "the function has their number, {}, from elsewhere than the shapes of its parameters"
-)
 _TWICE = "it is more than one axis of an activation"
 
-
-def units(function: Any, *args: Any, kinds: Sequence[str] = KINDS, residual: bool = False) -> Units:
-    """Finds the units of a network: what can be removed whole, and from which arrays.
-
-        units = sparsity.units(function, params, example)
-        units = sparsity.units(model, example)  # of a Flax NNX module
-
-    Nothing is computed; the program is traced, and once more with smaller arrays. The function
-    should take widths from the shapes of its parameters: units whose number it has from elsewhere,
-    and would count wrongly after compaction, are left whole. A function that refuses arrays of
-    other shapes, as Flax Linen's modules do, has to be made anew with the smaller widths.
-
-    Args:
-      function: (params, *example) → outputs, or a Flax NNX module, called as model(*example) in
-        inference mode. What it returns stays whole, so it should return no statistics.
-      *args: the parameters, any pytree of arrays or of their shapes (jax.ShapeDtypeStruct),
-        statistics of BatchNorm among them or not; then the example, an array or a tuple of
-        arguments, or shapes likewise. Of an NNX module the example alone.
-      kinds: which are wanted, of "channels" (a convolution makes them), "neurons" (any other layer
-        does) and "heads" (of attention).
-      residual: whether what is added to a residual stream can be removed with it, as one group; by
-        default such streams stay whole.
-
-    Returns:
-      The groups, in the order in which the program makes them, and what was left whole.
-
-    Raises:
-      ValueError: for an unknown kind; if nothing can be removed, with the reasons.
-    """
-    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-    if not kinds:
-        raise ValueError(
-            f"kinds={kinds!r} must name one of {', '.join(map(repr, KINDS))} at least."
-        )
-    for kind in kinds:
-        check_one_of("kinds", kind, KINDS)
-    model = function
-    if modules.is_nnx(model):
-        function, params = modules.as_function(model)
-        args = (params, *args)
-    if len(args) != 2:
-        raise ValueError(
-            "units takes (function, params, example), or (model, example) for a Flax NNX module; "
-            "an example of several arguments is a tuple."
-        )
-    if not callable(function):
-        raise TypeError(
-            f"function is {type(function).__name__}; it must be a function of (params, *example), "
-            "or a Flax NNX module."
-        )
-    params, example = args
-    example = example if isinstance(example, tuple) else (example,)
-
-    def again(found: Units, kept: dict[str, Any]) -> _Found:
-        """What is found in the network without some of these units."""
-        trees = modules.arrays(model) if modules.is_nnx(model) else [params]
-        shapes = jax.eval_shape(lambda trees: trees, trees)
-        small = [cut(tree, found, kept) for tree in shapes]
-        if modules.is_nnx(model):
-            return _found(*modules.as_function(modules.of_widths(model, small)), example, residual)
-        return _found(function, small[0], example, residual)
-
-    found = _without_numbers_of_its_own(
-        _found(function, params, example, residual), again, may_refuse=not modules.is_nnx(model)
-    )
-    groups = tuple(group for group in found.groups if group.kind in kinds)
-    if not groups:
-        wanted = "units" if set(kinds) == set(KINDS) else " or ".join(kinds)
-        raise ValueError(
-            f"function has no {wanted} that can be removed: "
-            f"{' '.join(found.whole[:4]) or 'no parameter enters a product.'}"
-        )
-    return Units(groups, found.whole)
-
-
-class _Found(NamedTuple):
-    """The units of a program, and the numbers with which it computes."""
-
-    units: Units
-    numbers: set[float]
-
-
-def _found(
-    function: Callable[..., Any], params: PyTree, example: tuple[Any, ...], residual: bool
-) -> _Found:
-    trace = _Trace(params)
-    jaxpr = jax.make_jaxpr(function)(params, *example)
-    inputs = jaxpr.jaxpr.invars[len(trace.paths) :]
-    given = [_fresh(v.aval.shape, _OF_EXAMPLE, None) for v in inputs]
-    for output in trace.run(jaxpr.jaxpr, [*trace.params, *given], jaxpr.consts):
-        _keep_whole(output.axes, _OF_OUTPUT)
-    return _Found(trace.units(residual), trace.numbers)
-
-
-def _without_numbers_of_its_own(
-    found: _Found, again: Callable[[Units, dict[str, Any]], _Found], *, may_refuse: bool
-) -> Units:
-    """Leaves whole what the function counts by a number of its own, such as heads = 4.
-
-    A function of smaller arrays must have the smaller units and compute with the same numbers,
-    of which a width may be one, as in x / √width. One that refuses smaller arrays gives nobody
-    wrong outputs.
-
-    Args:
-      found: what is in the program.
-      again: the units, and which to keep of each group → what is in that of smaller arrays.
-      may_refuse: whether units stay removable of which the function refuses fewer.
-    """
-    units = found.units
-
-    def miscounted(groups: Sequence[Group]) -> dict[str, str]:
-        """For each group that stays whole what the function does with its size."""
-
-        def each() -> dict[str, str]:
-            return {k: v for g in groups for k, v in miscounted([g]).items()}
-
-        kept = {group.name: np.arange(group.size) < _fewer(group) for group in groups}
-        rest = {group.name: np.ones(group.size, bool) for group in units.groups}
-        try:
-            smaller = again(units, {**rest, **kept})
-        except Exception as error:
-            if len(groups) > 1:
-                return each()
-            if may_refuse:
-                return {}
-            refusal = str(error).partition("\n")[0].replace("{", "{{").replace("}", "}}")
-            return {groups[0].name: f"the module refuses fewer than {{}} ({refusal})"}
-        is_same = smaller.numbers == found.numbers
-        if not is_same and len(groups) > 1:
-            return each()
-        shrunk = [
-            g._replace(size=int(kept[g.name].sum())) if g.name in kept else g for g in units.groups
-        ]
-        counted, expected = _sizes(smaller.units.groups), _sizes(shrunk)
-        wrong = [g.name for g in groups if counted.get(_place(g), []) != expected[_place(g)]]
-        if not wrong and not is_same:
-            return {groups[0].name: "the function computes with their number, {}"}
-        return dict.fromkeys(wrong, _FROM_ELSEWHERE)
-
-    wrong = miscounted(units.groups) if units.groups else {}
-    sentences = [
-        f"The {g.kind} of {g.name} are left whole: {wrong[g.name].format(g.size)}."
-        for g in units.groups
-        if g.name in wrong
-    ]
-    groups = tuple(group for group in units.groups if group.name not in wrong)
-    return Units(groups, (*sentences, *units.whole))
-
-
-def _fewer(group: Group) -> int:
-    """Half of the units or the like, which a reshape by their old number lets through if it can."""
-    size, (first, *_) = group.size, group.members
-    step = size // math.gcd(size, int(np.sum(first.unit_of == 0)))
-    if step < size:
-        return size // 2 // step * step
-    return next((size // n for n in (2, 3) if size % n == 0 and size > n), size - 1)
-
-
-def _place(group: Group) -> frozenset[tuple[str, int]]:
-    return frozenset((member.path, member.axis) for member in group.members)
-
-
-def _sizes(groups: Sequence[Group]) -> dict[frozenset[tuple[str, int]], list[int]]:
-    """How many units each place has; a single one is not told from none."""
-    sizes: dict[frozenset[tuple[str, int]], list[int]] = {}
-    for group in groups:
-        sizes.setdefault(_place(group), []).extend([group.size] if group.size > 1 else [])
-    return {place: sorted(found) for place, found in sizes.items()}
+# Programs that are called once; loops and branches are not followed.
+_CALLS = {
+    *("jit", "pjit", "closed_call", "core_call", "core_closed_call", "remat", "remat2"),
+    *("checkpoint", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+}
+# One or more arrays, each handed on as it is.
+_PASSED_ON = {"optimization_barrier"}
 
 
 class _Removed(NamedTuple):
@@ -262,12 +92,14 @@ class _Use(NamedTuple):
 At: TypeAlias = Callable[[Axis], _Removed]
 
 
-def _keep_whole(axes: Sequence[Axis], reason: str) -> None:
+def keep_whole(axes: Sequence[Axis], reason: str) -> None:
+    """Notes why units along these axes cannot be removed."""
     for axis in axes:
         axis.keep_whole(reason)
 
 
-def _fresh(shape: Sequence[int], whole: str | None, origins: frozenset[int] | None) -> _Value:
+def made_anew(shape: Sequence[int], whole: str | None, origins: frozenset[int] | None) -> _Value:
+    """An array with axes of its own, which stay whole for the given reason, if any."""
     return _Value(tuple(Axis(size, whole=whole) for size in shape), origins=origins)
 
 
@@ -276,7 +108,7 @@ def _made(axes: Sequence[Axis], at: At, values: Sequence[_Value]) -> _Value:
     origins = _together(values)
     atoms = [atom for axis in axes for atom in axis.atoms() if atom.whole is None]
     if origins is None:
-        _keep_whole([atom for atom, count in Counter(atoms).items() if count > 1], _TWICE)
+        keep_whole([atom for atom, count in Counter(atoms).items() if count > 1], _TWICE)
     removed = tuple((atom, at(atom)) for atom in dict.fromkeys(atoms))
     return _Value(tuple(axes), removed, origins=origins)
 
@@ -294,7 +126,7 @@ def _zero_if(is_zero: bool, name: str) -> _Removed:
     return _Removed(0.0) if is_zero else _Removed(None, name)
 
 
-class _Trace:
+class Trace:
     """Follows a program; collects what its equations make of the axes of the parameters."""
 
     def __init__(self, params: PyTree) -> None:
@@ -330,7 +162,7 @@ class _Trace:
         inner = _called(equation)
         if inner is not None:
             return self.run(inner.jaxpr, values, inner.consts)
-        if name in _ELEMENTWISE:
+        if name in ELEMENTWISE_FUNCTIONS:
             return [self.elementwise(equation, values)]
         if name in _PASSED_ON:
             return values
@@ -361,13 +193,14 @@ class _Trace:
     def _not_followed(self, equation: Any, values: list[_Value]) -> list[_Value]:
         reason = f"it is not followed through {equation.primitive.name}"
         for value in values:
-            _keep_whole(value.axes, reason)
+            keep_whole(value.axes, reason)
         origins = _together(values)
-        return [_fresh(getattr(v.aval, "shape", ()), reason, origins) for v in equation.outvars]
+        return [made_anew(getattr(v.aval, "shape", ()), reason, origins) for v in equation.outvars]
 
     # Elementwise functions
 
     def elementwise(self, equation: Any, values: list[_Value]) -> _Value:
+        """The output of a function of one element of each operand."""
         name = equation.primitive.name
         shape = equation.outvars[0].aval.shape
         is_sum = name in ("add", "sub") and all(v.origins is None for v in values)
@@ -387,13 +220,13 @@ class _Trace:
             for value in values:
                 self.use(value, value.axes, ELEMENTWISE, scales=name in ("mul", "div"))
 
-        def evaluate(found: Sequence[_Removed]) -> _Removed:
-            number = _evaluate(equation, [x.number for x in found])
+        def result(found: Sequence[_Removed]) -> _Removed:
+            number = evaluate(equation, [x.number for x in found])
             known = next((x.made_by for x in found if x.made_by), name)
             return _Removed(number, "" if number == 0 else known)
 
-        made = _made(axes, lambda atom: evaluate([v.at(atom) for v in values]), values)
-        constant = evaluate([_Removed(v.constant) for v in values]).number
+        made = _made(axes, lambda atom: result([v.at(atom) for v in values]), values)
+        constant = result([_Removed(v.constant) for v in values]).number
         return made._replace(constant=constant)
 
     # Products
@@ -453,7 +286,7 @@ class _Trace:
             return self._not_followed(equation, [lhs, rhs])
         batch, features, *space = (lhs.axes[i] for i in numbers.lhs_spec)
         made, read, *window = (rhs.axes[i] for i in numbers.rhs_spec)
-        _keep_whole([*space, *window], _OF_SPACE)
+        keep_whole([*space, *window], _OF_SPACE)
         if groups == 1:
             self.contract(lhs, features, rhs, read)
             self.use(rhs, [made], OUTPUT, is_convolution=True)
@@ -461,7 +294,7 @@ class _Trace:
             group, inside = Axis(groups), Axis(made.size // groups)
             unify(features, product([group, read]))
             unify(made, product([group, inside]))
-            _keep_whole([read, inside], _INSIDE_GROUPS)
+            keep_whole([read, inside], _INSIDE_GROUPS)
             self.use(rhs, [group], ELEMENTWISE, scales=True)
         shape = equation.outvars[0].aval.shape
         axes = [Axis(size, whole=_OF_SPACE) for size in shape]
@@ -600,7 +433,7 @@ class _Trace:
         return _made(axes, at, [value, fill])
 
     def _rev(self, equation: Any, value: _Value) -> _Value:
-        _keep_whole([value.axes[i] for i in equation.params["dimensions"]], "it is reversed")
+        keep_whole([value.axes[i] for i in equation.params["dimensions"]], "it is reversed")
         return value
 
     def _iota(self, equation: Any, *_: _Value) -> _Value:
@@ -618,7 +451,7 @@ class _Trace:
     def _reduction(self, equation: Any, value: _Value, *_: _Value) -> _Value:
         name, along = equation.primitive.name, equation.params["axes"]
         gone = [value.axes[i] for i in along]
-        _keep_whole(gone, f"{name} goes over it, as means, normalisations and softmax do")
+        keep_whole(gone, f"{name} goes over it, as means, normalisations and softmax do")
         count = math.prod(axis.size for axis in gone)
 
         def at(atom: Axis) -> _Removed:
@@ -712,7 +545,7 @@ class _Trace:
                 if any(use.role == OUTPUT for use in members[atom][leaf, i])
             ]
             if any(atom.is_heads for atom in made):
-                _keep_whole([atom for atom in made if not atom.is_heads], _OF_HEAD)
+                keep_whole([atom for atom in made if not atom.is_heads], _OF_HEAD)
         for leaf, value in enumerate(self.params):
             taken = [np.zeros(axis.size, bool) for axis in value.axes]
             for i, atom in sorted(unsettled(leaf), key=lambda x: (not x[1].is_heads, -x[1].size)):
@@ -769,7 +602,7 @@ def _constant(array: Any) -> _Value:
         numbers = np.asarray(array)
         if numbers.size and numbers.dtype.kind != "c" and np.all(numbers == numbers.flat[0]):
             constant = float(numbers.flat[0])
-    return _fresh(shape, _OF_CONSTANT, frozenset())._replace(constant=constant)
+    return made_anew(shape, _OF_CONSTANT, frozenset())._replace(constant=constant)
 
 
 def _is_float(array: Any) -> bool:
@@ -784,117 +617,3 @@ def _called(equation: Any) -> core.ClosedJaxpr | None:
         equation.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in equation.params
     )
     return inside if isinstance(inside, core.ClosedJaxpr) else core.ClosedJaxpr(inside, ())
-
-
-def _evaluate(equation: Any, numbers: list[float | None]) -> float | None:
-    """An elementwise function of numbers, some of them unknown; NaN where it is undefined, as 0/0.
-
-    NaN stays NaN, even times 0.
-    """
-    name = equation.primitive.name
-    function = _ELEMENTWISE[name]
-    if name == "select_n":
-        return _selected(*numbers)
-    if any(number is not None and math.isnan(number) for number in numbers):
-        return math.nan
-    if (name == "mul" and 0 in numbers) or (name == "div" and numbers[0] == 0 != numbers[1]):
-        return 0.0
-    if function is None or None in numbers:
-        return None
-    if name == "integer_pow":
-        numbers = [*numbers, equation.params["y"]]
-    try:
-        with np.errstate(all="ignore"):
-            number = float(function(*numbers))
-    except (ValueError, ZeroDivisionError):
-        number = math.nan
-    except OverflowError:
-        number = math.inf
-    return None if math.isinf(number) else number
-
-
-def _selected(which: float | None, *cases: float | None) -> float | None:
-    if which is not None and not math.isnan(which):
-        return cases[int(which)]
-    return cases[0] if len(set(cases)) == 1 else None
-
-
-# Programs that are called once; loops and branches are not followed.
-_CALLS = {
-    *("jit", "pjit", "closed_call", "core_call", "core_closed_call", "remat", "remat2"),
-    *("checkpoint", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
-}
-# One or more arrays, each handed on as it is.
-_PASSED_ON = {"optimization_barrier"}
-
-# Functions of one element of each operand, to be evaluated where units are removed.
-_ELEMENTWISE: dict[str, Callable[..., Any] | None] = {
-    "abs": abs,
-    "acos": math.acos,
-    "acosh": math.acosh,
-    "add": lambda x, y: x + y,
-    "and": None,
-    "asin": math.asin,
-    "asinh": math.asinh,
-    "atan": math.atan,
-    "atan2": math.atan2,
-    "atanh": math.atanh,
-    "bitcast_convert_type": None,
-    "cbrt": np.cbrt,
-    "ceil": math.ceil,
-    "clamp": lambda low, x, high: min(max(x, low), high),
-    "convert_element_type": lambda x: x,
-    "copy": lambda x: x,
-    "copy_p": lambda x: x,
-    "cos": math.cos,
-    "cosh": math.cosh,
-    "digamma": None,
-    "div": lambda x, y: x / y,
-    "eq": lambda x, y: x == y,
-    "erf": math.erf,
-    "erf_inv": lambda x: 0.0 if x == 0 else math.nan,
-    "erfc": math.erfc,
-    "exp": math.exp,
-    "exp2": lambda x: 2.0**x,
-    "expm1": math.expm1,
-    "floor": math.floor,
-    "ge": lambda x, y: x >= y,
-    "gt": lambda x, y: x > y,
-    "integer_pow": lambda x, y: x**y,
-    "is_finite": math.isfinite,
-    "le": lambda x, y: x <= y,
-    "lgamma": math.lgamma,
-    "log": math.log,
-    "log1p": math.log1p,
-    "logistic": lambda x: 1 / (1 + math.exp(-x)),
-    "lt": lambda x, y: x < y,
-    "max": max,
-    "min": min,
-    "mul": lambda x, y: x * y,
-    "name": lambda x: x,
-    "ne": lambda x, y: x != y,
-    "neg": lambda x: -x,
-    "nextafter": None,
-    "not": None,
-    "or": None,
-    "pow": lambda x, y: x**y,
-    "reduce_precision": lambda x: x,
-    "rem": math.fmod,
-    "round": round,
-    "rsqrt": lambda x: x**-0.5,
-    "select_n": None,
-    "sharding_constraint": lambda x: x,
-    "shift_left": None,
-    "shift_right_arithmetic": None,
-    "shift_right_logical": None,
-    "sign": np.sign,
-    "sin": math.sin,
-    "sinh": math.sinh,
-    "sqrt": math.sqrt,
-    "square": lambda x: x * x,
-    "stop_gradient": lambda x: x,
-    "sub": lambda x, y: x - y,
-    "tan": math.tan,
-    "tanh": math.tanh,
-    "xor": None,
-}
