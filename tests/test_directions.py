@@ -1,5 +1,8 @@
 """Random directions: moments, masks, keys, dtypes."""
 
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +42,29 @@ def test_coordinates_have_mean_zero_and_unit_covariance(name):
 )
 def test_fourth_moments_are_those_of_the_textbook(name, moment):
     np.testing.assert_allclose((many(name, uneven_params(), 20_000) ** 4).mean(), moment, rtol=0.02)
+
+
+def test_normal_coordinates_have_the_distribution_of_the_normal():
+    drawn = draw("normal", params={"a": jnp.zeros((256, 256))})["a"]
+    u = np.sort(np.ravel(drawn).astype(np.float64))
+    expected = 0.5 * (1 + np.vectorize(math.erf)(u / np.sqrt(2)))
+    found = (np.arange(u.size) + 0.5) / u.size
+    assert abs(found - expected).max() < 1.63 / np.sqrt(u.size)  # Kolmogorov and Smirnov's 1%
+    assert 3.5 < u[-1] < 4.9
+
+
+@pytest.mark.parametrize("name", ["normal", "rademacher"])
+def test_weights_of_one_draw_and_of_draws_in_a_row_know_nothing_of_each_other(name):
+    """Neither do their squares, nor neighbours along either axis."""
+    rows = [draw(name, key, {"a": jnp.zeros((256, 256))})["a"] for key in range(4)]
+    u = np.stack([np.ravel(row).astype(np.float64) for row in rows])
+    bound = 5 / np.sqrt(u[0].size)
+    for values in (u, u**2 - 1) if name == "normal" else (u,):
+        spread = values.var()
+        for shift in (1, 32, 256, 1024):
+            assert abs((values[:, shift:] * values[:, :-shift]).mean()) < bound * spread
+        for first, second in itertools.combinations(values, 2):
+            assert abs((first * second).mean()) < bound * spread
 
 
 def test_rademacher_draws_signs():

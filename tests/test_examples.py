@@ -47,6 +47,7 @@ LONG = (
     "docs/guides/extending.md",
     "docs/guides/export.md",
     "docs/guides/your_own_problem.md",
+    "docs/guides/text_models.md",
 )
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import run as gpu_run
+import throughput
 from cells import ROWS, Budget, Cell, CutOffError, Rows, Work
 from device_tests import outcomes
 from long_training import (
@@ -29,6 +30,7 @@ from zosam_jax.data import from_arrays
 from zosam_jax.training.problem import Problem
 
 SCRIPT = Path(gpu_run.__file__)
+ROOT = SCRIPT.parents[2]
 NOWHERE = {"platform": "none"}
 
 
@@ -162,6 +164,49 @@ def test_a_process_that_dies_leaves_rows_and_one_that_is_cut_off_none(
     assert second["row"] == "b"
 
 
+def test_rows_of_throughput_are_of_what_they_say():
+    """Every one has its options, and nothing is computed to find out."""
+    for row in throughput.ROWS:
+        name, *how = row.split()
+        if name == "draw":
+            continue
+        config = throughput.NETWORKS[0].config("float32", **throughput.options_of(row))
+        assert config.optimizers == ("sgd",) if name in throughput.PARTS else ("sgd", name)
+        told = (config.distribution, config.batching, config.batch_fraction)
+        assert {str(value) for value in told if value is not None} == {
+            "0.5" if word == "half" else word for word in how
+        }
+
+
+def test_shares_are_of_sgds_images_a_second():
+    cost = {"time_ratio": 1.25, "time_ratio_quartiles": (1.0, 2.0), "milliseconds": 5.0}
+    cost |= dict.fromkeys(("flops", "compile_seconds", "compile_ratio", "temp_bytes"), 1)
+    cost |= dict.fromkeys(("forward_passes", "backward_passes", "memory_ratio"), 1)
+    memory = Namespace(argument_size_in_bytes=9, output_size_in_bytes=8, alias_size_in_bytes=7)
+    entry = Namespace(memory=memory)
+    of_zo_sam = throughput.figures({**cost, "optimizer": "zo_sam normal map"}, entry, 64)
+    assert of_zo_sam["share_of_sgd"] == 0.8
+    assert of_zo_sam["share_of_sgd_quartiles"] == [0.5, 1.0]
+    assert of_zo_sam["images_per_second"] == 12800
+    assert of_zo_sam["share_in_the_paper"] == 0.767
+    assert (of_zo_sam["argument_bytes"], of_zo_sam["output_bytes"]) == (9, 1)
+    of_half = throughput.figures({**cost, "optimizer": "sam half"}, entry, 64)
+    assert of_half["share_in_the_paper"] is None
+    # A direction that is drawn sees no images.
+    of_draw = throughput.figures({**cost, "optimizer": "draw normal"}, entry, 64)
+    assert "images_per_second" not in of_draw
+
+
+def test_a_wrong_folder_of_data_is_said_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py", "--output", str(tmp_path), "--data-dir", "nowhere"])
+    with pytest.raises(SystemExit):
+        gpu_run.main()
+    assert "part 3 trains on Fashion-MNIST, or pass --parts without 3: nowhere" in (
+        capsys.readouterr().err
+    )
+    assert not Rows(tmp_path).all()
+
+
 @pytest.mark.parametrize("tiny", [False, True])
 def test_names_say_which_row_is_meant(tiny):
     cells = gpu_run.all_cells(tiny)
@@ -171,6 +216,7 @@ def test_names_say_which_row_is_meant(tiny):
     # The order of the issue: tests, throughput, long training, products.
     assert [cell.part for cell in cells] == sorted(cell.part for cell in cells)
     assert {cell.part for cell in cells} == {1, 2, 3, 4}
+    assert all((ROOT / name).is_file() for cell in cells if cell.part == 1 for name in cell.rows)
 
 
 def test_the_process_that_plans_takes_no_device(tmp_path):
@@ -180,7 +226,7 @@ def test_the_process_that_plans_takes_no_device(tmp_path):
         "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": f"{SCRIPT.parents[2]}:{SCRIPT.parent}"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{SCRIPT.parent}"}
     told = subprocess.run(
         command, env=environment, cwd=SCRIPT.parent, capture_output=True, text=True, check=True
     )
@@ -240,15 +286,22 @@ def test_seeds_side_by_side_are_the_same_runs_and_go_on_from_a_checkpoint(tmp_pa
         for epoch in range(2):
             state = alone(state, order_of(problem, [run.seed], epoch), feed.arrays)
         ends.append(state)
-    state = stacked([run.state for run in runs])
+    state = stacked(problem, [run.state for run in runs])
     # Under a condition of its own each seed would update its masks at every step.
-    assert state.step.shape == state.opt_state.count.shape == ()
+    conditions = [
+        program.lower(of, order_of(problem, seeds, 0), feed.arrays)
+        .as_text()
+        .count("stablehlo.case")
+        for program, of, seeds in ((alone, runs[0].state, [0]), (together, state, [0, 1, 2]))
+    ]
+    assert conditions[0] == conditions[1] > 0
     state = together(state, order_of(problem, [0, 1, 2], 0), feed.arrays)
     saved(tmp_path / "folder" / "runs.npz", state, [{"seconds": 1.0}])
     state, history = restored(tmp_path / "folder" / "runs.npz", state)
     assert history == [{"seconds": 1.0}]
     state = together(state, order_of(problem, [0, 1, 2], 1), feed.arrays)
     assert int(state.opt_state.updates) > 0
+    assert alone._cache_size() == together._cache_size() == 1
     for number, end in enumerate(ends):
         own = unstacked(state, number, 3)
         assert int(own.step) == int(end.step) == 2 * steps
@@ -257,19 +310,49 @@ def test_seeds_side_by_side_are_the_same_runs_and_go_on_from_a_checkpoint(tmp_pa
     assert not np.array_equal(*(jax.tree.leaves(end.params)[0] for end in ends[:2]))
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_all_of_it_runs_small(tmp_path):
-    data = tmp_path / "data"
-    data.mkdir()
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of IDX files."""
+    folder = tmp_path_factory.mktemp("data")
     for prefix, count in (("train", 200), ("t10k", 120)):
         images, labels = images_and_labels(count)
-        write_idx(data / f"{prefix}-images-idx3-ubyte", images)
-        write_idx(data / f"{prefix}-labels-idx1-ubyte", labels)
+        write_idx(folder / f"{prefix}-images-idx3-ubyte", images)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels)
+    return folder
+
+
+@pytest.mark.slow
+def test_training_that_is_cut_off_goes_on_from_its_last_epoch(tmp_path, data):
+    cells = {cell.part: cell for cell in gpu_run.all_cells(tiny=True)}
+    training = cells[3]._replace(rows=["seed 1"])
+
+    def work(folder, times):
+        """Whose time is over when it has been asked for so often."""
+        clock = iter([0.0] * (1 + times))
+        budget = Budget(1, lambda: next(clock, 60.0))
+        return Work(training, Rows(tmp_path / folder), budget, data, tmp_path / folder, True)
+
+    with pytest.raises(CutOffError, match=r"cut off after epoch 1 of seeds \[1\]"):
+        training.run(work("stopped", 1))
+    assert not Rows(tmp_path / "stopped").all()
+    training.run(work("stopped", 1))
+    training.run(work("whole", 2))
+    (found,), (expected,) = (Rows(tmp_path / name).all() for name in ("stopped", "whole"))
+    clocks = ("seconds_of_an_epoch", "images_per_second")
+    assert {k: v for k, v in found.items() if k not in clocks} == {
+        k: v for k, v in expected.items() if k not in clocks
+    }
+    assert (found["seed"], found["epochs"], len(found["test_accuracies"])) == (1, 2, 2)
+    assert not list((tmp_path / "stopped" / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_all_of_it_runs_small(tmp_path, data):
     output = tmp_path / "output"
     command = [sys.executable, str(SCRIPT), "--tiny", "--minutes", "60", "--data-dir", str(data)]
     command += ["--output", str(output)]
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     told = [
         subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
         for _ in range(2)

@@ -257,6 +257,38 @@ class SamOn(Formulas):
         return self.at(self.perturb(p, {k: g[k] * k.startswith("b") for k in g}))
 
 
+class Bisam(Formulas):
+    """B by its definition, its gradient by central differences in float64."""
+
+    def step(self, p, count):
+        g = {k: np.zeros_like(v) for k, v in p.items()}
+        for k, v in p.items():
+            for i in np.ndindex(v.shape):
+                h = np.zeros_like(v)
+                h[i] = 1e-6
+                above, below = (self.bound({**p, k: v + s * h}) for s in (1, -1))
+                g[k][i] = (above - below) / 2e-6
+        return self.at(self.perturb(p, g))
+
+    def bound(self, p):
+        _, logp = self.problem.forward(p)  # logits up to a constant in each row
+        margins = logp - np.take_along_axis(logp, self.problem.y[:, None], 1)
+        phi = 1 - np.log1p((np.e - 1) * np.exp(-margins))
+        return np.log(np.exp(phi).sum(axis=1)).mean()
+
+
+def bisam(mask):
+    """With the bound as its `probe_fn`."""
+    tx = zosam_jax.bisam(RHO, mask=mask)
+
+    def bound(params, x, y):
+        return ascent.misclassification_bound(mlp_logits(params, x), y).mean()
+
+    return optax.GradientTransformationExtraArgs(
+        tx.init, functools.partial(tx.update, probe_fn=bound)
+    )
+
+
 def biases(params):
     return {layer: {"bias": True, "kernel": False} for layer in params}
 
@@ -345,6 +377,7 @@ METHODS = {
         functools.partial(zosam_jax.sam, RHO, fraction=0.5, extrapolation=1.3),
     ),
     "sam on biases": (SamOn, sam_on),
+    "bisam": (Bisam, bisam),
     "vasso": (Vasso, functools.partial(zosam_jax.vasso, RHO, theta=0.4)),
     "momentum_sam": (MomentumSam, functools.partial(zosam_jax.momentum_sam, RHO, decay=0.8)),
     "le_sam": (LeSam, functools.partial(zosam_jax.le_sam, RHO, rho_max=0.55)),

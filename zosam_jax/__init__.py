@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from zosam_jax import ascent, descent, directions, masks, optimizers, probes, radius, sparsity
+from zosam_jax.averages import averaged, averaged_params
 from zosam_jax.compiling import compiler_options
 from zosam_jax.gradient import (
     Diagnostics,
@@ -12,6 +13,7 @@ from zosam_jax.gradient import (
     value_and_grad,
 )
 from zosam_jax.optimizers import *  # noqa: F403  # each optimizer, by its own list
+from zosam_jax.phases import late_phase
 from zosam_jax.transform import diagnostics, perturbing, pop_aux, sharpness_aware, value
 
 if TYPE_CHECKING:
@@ -40,10 +42,13 @@ __all__ = [
     "SharpnessAwareGradient",
     "SharpnessAwareState",
     "ascent",
+    "averaged",
+    "averaged_params",
     "compiler_options",
     "descent",
     "diagnostics",
     "directions",
+    "late_phase",
     "masks",
     "perturbing",
     "pop_aux",

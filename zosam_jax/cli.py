@@ -102,7 +102,7 @@ def _parse(words: Sequence[str]) -> tuple[Any, Any]:
         meant = f"do you mean {near[0]}" if near else "`zosam --help` lists them"
         raise RefusedError(f"{name!r} is no command; {meant}.")
     module = _module(name)
-    start = _recipe(others) if name == "train" else None
+    start = _start(others) if name == "train" else None
     prog = f"zosam {name}"
     return module.run, options.parse(_options(module), others, prog=prog, default=start)
 
@@ -117,16 +117,19 @@ def _options(module: Any) -> Any:
     return typing.get_type_hints(module.run)["config"]
 
 
-def _recipe(words: Sequence[str]) -> Any:
-    """The configuration that --recipe names, if it is among the words."""
-    # Here, since other commands start faster without it.
+def _start(words: Sequence[str]) -> Any:
+    """The configuration that --recipe or --task names, if one is among the words."""
+    # Here, since other commands start faster without them.
     from zosam_jax import recipes  # noqa: PLC0415
+    from zosam_jax.training.config import start_of  # noqa: PLC0415
 
     try:
-        found = recipes.named_in(words)
+        recipe, task = recipes.named_in(words), recipes.following("--task", words)
+        if recipe is not None:
+            return recipe.config
+        return None if task is None else start_of(task)
     except ValueError as error:
         raise RefusedError(str(error)) from error
-    return None if found is None else found.config
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ def compiler_options() -> dict[str, str]:
         step = jax.jit(step, compiler_options=zosam_jax.compiler_options())
 
     With them XLA keeps optimization barriers, such as those of this library's residual networks,
-    whose steps then take three quarters of the time; results may differ in their last bits. `zosam
-    train` and `zosam_jax.fit` compile with them.
+    whose steps then take three quarters of the time; results may differ in their last bits.
+    `zosam train` and `zosam_jax.fit` compile with them.
 
     Returns:
       Options for the default backend: of a CPU that barriers are kept, else none.

@@ -74,6 +74,13 @@ def check_delta(argument: str, value: Any) -> None:
         )
 
 
+def check_decay(decay: Any) -> None:
+    """Raises unless `decay` is a number in [0, 1)."""
+    check_number("decay", decay, above=0.0, inclusive=True)
+    if not is_traced(decay) and decay >= 1:
+        raise ValueError(f"decay={decay!r} must be below 1: at 1 nothing new is remembered.")
+
+
 def check_count(argument: str, value: Any) -> None:
     """Raises unless `value` is an integer of at least 1; traced integers are let through."""
     if not is_number(value) or not jnp.issubdtype(jnp.result_type(value), jnp.integer):

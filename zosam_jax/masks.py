@@ -232,18 +232,24 @@ def get_masks(state: PyTree) -> PyTree:
     Raises:
       ValueError: if no sparse wrapper is in the state.
     """
+    found = find_masks(state)
+    if len(found) != 1:
+        raise ValueError(
+            f"the optimizer state holds {len(found)} sets of masks, expected one: wrap the "
+            "optimizer once, for example in zosam_jax.sparsity.fixed(tx, masks)."
+        )
+    return found[0]
+
+
+def find_masks(state: PyTree) -> list[PyTree]:
+    """As `get_masks`, of all sparse wrappers in the state."""
     # A parameter may be called "masks" as well; only a field of a state is meant.
     found = optax.tree.get_all_with_path(
         state,
         "masks",
         filtering=lambda path, _: isinstance(path[-1], optax.tree_utils.NamedTupleKey),
     )
-    if len(found) != 1:
-        raise ValueError(
-            f"the optimizer state holds {len(found)} sets of masks, expected one: wrap the "
-            "optimizer once, for example in zosam_jax.sparsity.fixed(tx, masks)."
-        )
-    return found[0][1]
+    return [masks for _, masks in found]
 
 
 def count_kept(params: PyTree, mask: Resolved) -> int | Int[Array, ""]:

@@ -94,6 +94,12 @@ class Objective:
             return self.value_and_aux(params)[0]
         return self._scalar(self._evaluate(self._probe, params), "probe_fn", params)
 
+    def probe_gradient(self, params: FloatTree) -> FloatTree:
+        """The gradient of `probe`, averaged over the device axis: a forward and a backward pass."""
+        if self._axis_name is not None:
+            params = _as_varying(params, self._axis_name)
+        return self.across_devices(jax.grad(self.probe)(params))
+
     def losses(self, params: FloatTree) -> Float[Array, " batch"]:
         """The losses of the examples, of shape [batch]: one forward pass.
 

@@ -47,6 +47,7 @@ __all__ = [
     "REGISTRY",
     "antithetic_sam",
     "asam",
+    "bisam",
     "esam",
     "forward_gradient",
     "friendly_sam",
@@ -281,6 +282,36 @@ def asam(
         ascent.backprop(),
         rho,
         radius=radius.asam(eta),
+        batch_fraction=batch_fraction,
+        mask=mask,
+        axis_name=axis_name,
+    )
+
+
+def bisam(
+    rho: Rho,
+    *,
+    fraction: float | None = None,
+    radius: radius.RadiusLike = "global",
+    batch_fraction: float | None = None,
+    mask: Mask = None,
+    axis_name: AxisName | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """BiSAM: SAM whose ascent climbs another function than the loss, a bound on errors.
+
+        g = ∇B(θ),   ε = ρ g / ‖g‖,   emits ∇L(θ+ε)
+
+    Two forward and two backward passes a step. B is what `update` is given as `probe_fn`: the mean
+    of `ascent.misclassification_bound` on the network's logits, or anything else; without one B is
+    L, which is SAM. For the arguments see `zosam_jax.optimizers`.
+
+    Reference: Xie et al., Improving SAM Requires Rethinking its Optimization Formulation, ICML
+      2024, https://arxiv.org/abs/2407.12993
+    """
+    return sharpness_aware(
+        ascent.backprop(_number(fraction), of_probe=True),
+        rho,
+        radius=radius,
         batch_fraction=batch_fraction,
         mask=mask,
         axis_name=axis_name,
@@ -904,6 +935,7 @@ RECORDS: dict[str, Record] = {
         random_weight_perturbation, _once, ("distribution",), _RANDOM
     ),
     "asam": Record(asam, _twice, (), dict.fromkeys(_ALONG_GRADIENT, _ALONG_GRADIENT["adaptive"])),
+    "bisam": Record(bisam, lambda o: _first_on_part(o, 1.0), ("fraction",), _ALONG_GRADIENT),
     "gsam": Record(gsam, _twice, (), _ALONG_GRADIENT),
     "look_sam": Record(
         look_sam,

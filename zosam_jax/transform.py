@@ -17,6 +17,7 @@ import optax
 from zosam_jax import masks, trees
 from zosam_jax import radius as radii
 from zosam_jax.ascent.base import Ascent
+from zosam_jax.averages import AveragedState
 from zosam_jax.binding import bind
 from zosam_jax.descent import Descent
 from zosam_jax.errors import check_one_of, is_traced
@@ -246,8 +247,13 @@ def comes_first(opt_state: PyTree) -> bool:
 
     Such a transformation ignores its incoming updates.
     """
-    while type(opt_state) is tuple and opt_state:  # that of optax.chain
-        opt_state = opt_state[0]
+    while True:
+        if isinstance(opt_state, AveragedState):
+            opt_state = opt_state.inner_state
+        elif type(opt_state) is tuple and opt_state:  # that of optax.chain
+            opt_state = opt_state[0]
+        else:
+            break
     return _is_state(opt_state)
 
 

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from cells import Cell, CutOffError, Work
 
-from zosam_jax.data import Dataset, Split
+from zosam_jax.compiling import compiler_options
+from zosam_jax.data import Dataset, Split, load
 from zosam_jax.training import build, devices, problem, step
 from zosam_jax.training.config import ProblemConfig, applicable
 from zosam_jax.training.feed import Batch
@@ -89,8 +90,8 @@ def config_of(work: Work, optimizer: str, noise: float, sparsity: float) -> Prob
 
 def problem_of(work: Work, config: ProblemConfig) -> Problem:
     devices.compute_exactly(config.precision)
-    devices.keep_compiled(work.output / "compiled")
-    dataset = problem.changed(padded(problem.load_whole(config)), config)
+    devices.keep_compiled(None)
+    dataset = problem.changed(padded(load("fashion-mnist", work.data_dir)), config)
     if work.tiny:
         dataset = dataset._replace(test=dataset.test.take(np.arange(100)))
     return Problem(config, dataset)
@@ -108,7 +109,7 @@ def padded(dataset: Dataset, side: int = 32) -> Dataset:
     return dataset._replace(train=split(dataset.train), test=split(dataset.test))
 
 
-def stacked(states: Sequence[RunState]) -> RunState:
+def stacked(prob: Problem, states: Sequence[RunState]) -> RunState:
     """The states of several seeds in one, all but `_COMMON` along a new first axis."""
 
     def leaves(path: Any, first: Any, *others: Any) -> Any:
@@ -117,7 +118,8 @@ def stacked(states: Sequence[RunState]) -> RunState:
     if len(states) == 1:
         return states[0]
     together: RunState = jax.tree_util.tree_map_with_path(leaves, *states)
-    return together
+    placed: RunState = devices.replicate(together, prob.mesh)
+    return placed
 
 
 def unstacked(state: RunState, number: int, count: int) -> RunState:
@@ -151,12 +153,16 @@ def epoch_program(run: Run, count: int, steps: int) -> Epoch:
             lambda path, _: None if _is_common(path) else 0, run.state
         )
         epoch = jax.vmap(epoch, in_axes=(axes, 0, None), out_axes=axes)
-    return jax.jit(epoch, donate_argnums=0)
+    # Where the state goes in as it came out it is compiled once.
+    everywhere = devices.replicated(run.problem.mesh)
+    return jax.jit(
+        epoch, donate_argnums=0, out_shardings=everywhere, compiler_options=compiler_options()
+    )
 
 
 def order_of(prob: Problem, seeds: Sequence[int], epoch: int) -> Batch:
     orders = [next(prob.feed.epoch(seed, epoch)) for seed in seeds]
-    return orders[0] if len(orders) == 1 else jnp.stack(orders)
+    return orders[0] if len(orders) == 1 else devices.replicate(jnp.stack(orders), prob.mesh)
 
 
 def _measure(work: Work) -> None:
@@ -169,7 +175,7 @@ def _measure(work: Work) -> None:
             programs = {}
             for count in (1, len(SEEDS)):
                 runs = [run_of(prob, optimizer, seed) for seed in SEEDS[:count]]
-                state = stacked([run.state for run in runs])
+                state = stacked(prob, [run.state for run in runs])
                 programs[count] = [epoch_program(runs[0], count, length), state]
                 seconds[count] = []
             for number in range((1 if work.tiny else _ROUNDS) + 1):  # round 0 compiles
@@ -217,7 +223,7 @@ def run_of(prob: Problem, optimizer: str, seed: int) -> Run:
 def _train_group(work: Work, program: Epoch, runs: Sequence[Run]) -> None:
     """Trains runs side by side to the end, from where their checkpoint stands."""
     prob, seeds = runs[0].problem, [run.seed for run in runs]
-    state, history = stacked([run.state for run in runs]), []
+    state, history = stacked(prob, [run.state for run in runs]), []
     name = f"{work.cell.name}, {' '.join(map(str, seeds))}".replace(" ", "_")
     file = work.output / "checkpoints" / f"{name}.npz"
     if file.exists():
@@ -232,7 +238,7 @@ def _train_group(work: Work, program: Epoch, runs: Sequence[Run]) -> None:
         own = [unstacked(state, number, len(seeds)) for number in range(len(seeds))]
         found = [_of_epoch(prob, one) for one in own]
         history.append({"seconds": seconds, "seeds": found})
-        state = step.begin_epoch(state, prob.mesh) if len(seeds) == 1 else _begin_epoch(state)
+        state = _begin_epoch(prob, state)
         saved(file, state, history)
     for number, run in enumerate(runs):
         run.state = unstacked(state, number, len(runs))
@@ -242,11 +248,11 @@ def _train_group(work: Work, program: Epoch, runs: Sequence[Run]) -> None:
     file.unlink()
 
 
-def _begin_epoch(state: RunState) -> RunState:
-    """As `step.begin_epoch`, of several seeds."""
+def _begin_epoch(prob: Problem, state: RunState) -> RunState:
+    """As `step.begin_epoch`, of one seed or several."""
     names = ("loss_sum", "correct", "seen", "diagnostics", "known", "bad_steps", "first_bad_step")
     zeros = {name: jax.tree.map(jnp.zeros_like, getattr(state, name)) for name in names}
-    return state._replace(**zeros)
+    return state._replace(**devices.replicate(zeros, prob.mesh))
 
 
 def _of_epoch(prob: Problem, state: RunState) -> dict[str, float]:

@@ -20,6 +20,9 @@ import sparse_products
 import throughput
 from cells import Budget, Cell, CutOffError, Rows, Work, sentence
 
+from zosam_jax.data import load
+
+_NUMBERS = [1, 2, 3, 4]
 CUT_OFF = 75  # the exit status of a cell that has come to the end of its time
 _LEAST_SECONDS = 60  # what a cell that goes on later is begun for
 _GRACE_SECONDS = 300
@@ -86,9 +89,8 @@ class Schedule:
         why = last_line(child.stderr) or "nothing was written"
         for row in work.missing:
             error = f"the process ended with status {child.returncode}: {why}"
-            self._rows.add(
-                {"part": work.cell.part, "cell": work.cell.name, "row": row, "error": error}
-            )
+            found = {"part": work.cell.part, "cell": work.cell.name, "row": row}
+            self._rows.add({**found, "tiny": work.tiny, "error": error})
 
 
 def last_line(text: str) -> str:
@@ -114,7 +116,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="the time that there is")
     parser.add_argument("--data-dir", type=Path, help="folder of Fashion-MNIST's four IDX files")
     parser.add_argument("--output", type=Path, required=True, help="folder of the rows")
-    parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3, 4], help="which parts")
+    parser.add_argument("--parts", type=int, nargs="+", choices=_NUMBERS, default=_NUMBERS)
     parser.add_argument("--tiny", action="store_true", help="small, to see that it works")
     parser.add_argument("--list", action="store_true", help="say what is there, and run nothing")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
@@ -133,8 +135,11 @@ def main() -> None:
                 f"{there} of {len(cell.rows)} rows"
             )
         return
-    if options.data_dir is None and 3 in options.parts:
-        parser.error("part 3 trains on Fashion-MNIST: pass --data-dir, or --parts without 3.")
+    if 3 in options.parts:  # before its cells leave rows that say so
+        try:
+            load("fashion-mnist", options.data_dir)
+        except (OSError, ValueError) as error:
+            parser.error(f"part 3 trains on Fashion-MNIST, or pass --parts without 3: {error}")
     Schedule(rows, budget, options).run(chosen)
 
 

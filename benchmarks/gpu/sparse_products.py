@@ -208,6 +208,7 @@ def _smaller(work: Work, name: str) -> dict[str, Any]:
 
 def _export(work: Work) -> None:
     """The file of `zosam export`, which names CUDA, loaded and run where this runs."""
+    devices.compute_exactly("float32")
     run = _networks(work, "resnet32", batch_size=32)["dense"]
     program = Program(run.problem, run.network)
     file = work.output / "resnet32.stablehlo"

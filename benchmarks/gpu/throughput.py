@@ -68,12 +68,18 @@ _ZO_SAM = tuple(
     for batching in ("unroll", "vmap", "map")
 )
 # Parts of ZO-SAM's step, by themselves; u is drawn, and θ + δu is made from it.
-_PARTS = ("forward_pass", "gradient", "draw normal", "draw rademacher", "draw and perturb normal")
+PARTS = ("forward_pass", "gradient", "draw normal", "draw rademacher", "draw and perturb normal")
+# What the second and third word of a row stand for.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "half": {"batch_fraction": 0.5},
+    **{name: {"distribution": name} for name in ("normal", "rademacher")},
+    **{name: {"batching": name} for name in ("unroll", "vmap", "map")},
+}
 ROWS = (
-    *("sgd", "sam", "optax.contrib.sam", "subbatch_sam"),
+    *("sgd", "sam", "optax.contrib.sam", "subbatch_sam", "sam half"),
     *("random_weight_perturbation normal", "random_weight_perturbation rademacher"),
     *(f"zo_sam {distribution} {batching}" for distribution, batching in _ZO_SAM),
-    *_PARTS,
+    *PARTS,
 )
 _TINY_ROWS = ("sgd", "sam", "zo_sam rademacher unroll", "draw normal", "draw and perturb normal")
 
@@ -111,13 +117,25 @@ def _run(work: Work, network: Network, precision: str) -> None:
     missing = work.missing
     for cost in step_costs(config, entries, {}):
         if cost.optimizer in missing:
-            figures = _figures(cost._asdict(), entries[cost.optimizer], network.batch_size)
-            figures["peak_bytes_of_process"] = at_most
-            work.add(cost.optimizer, precision=precision, **figures)
+            found = figures(cost._asdict(), entries[cost.optimizer], network.batch_size)
+            found["peak_bytes_of_process"] = at_most
+            work.add(cost.optimizer, precision=precision, **found)
     if traced := next((name for name in entries if name.startswith("zo_sam")), None):
         # For TensorBoard or Perfetto.
         with jax.profiler.trace(str(work.output / "traces" / work.cell.name.replace(" ", "_"))):
             entries[traced].advance(_TRACED_STEPS)
+
+
+def options_of(row: str) -> dict[str, Any]:
+    """Those of `zosam bench` that a row stands for."""
+    name, *how = row.split()
+    found = {option: value for word in how for option, value in _OPTIONS[word].items()}
+    return {"optimizers": () if name in PARTS else (name,), **found}
+
+
+def _of_paper(row: str) -> float | None:
+    name, *how = row.split()
+    return None if "half" in how else PAPER.get(name)
 
 
 def _entry(network: Network, precision: str, row: str) -> Entry:
@@ -125,9 +143,7 @@ def _entry(network: Network, precision: str, row: str) -> Entry:
     if name == "draw":
         problem = BenchProblem(network.config(precision))
         return Entry(problem, _drawing(problem, how[-1], perturbs="perturb" in how))
-    options = dict(zip(("distribution", "batching"), how, strict=False))
-    config = network.config(precision, optimizers=() if name in _PARTS else (name,), **options)
-    problem = BenchProblem(config)
+    problem = BenchProblem(network.config(precision, **options_of(row)))
     return Entry(problem, parts(problem, name))
 
 
@@ -147,7 +163,8 @@ def _drawing(problem: BenchProblem, distribution: str, *, perturbs: bool) -> Any
     return step, state._replace(opt_state=jax.tree.map(jnp.zeros_like, state.params)), None
 
 
-def _figures(cost: dict[str, Any], entry: Entry, batch_size: int) -> dict[str, Any]:
+def figures(cost: dict[str, Any], entry: Entry, batch_size: int) -> dict[str, Any]:
+    """What a row says of a `StepCost`."""
     low, high = cost["time_ratio_quartiles"]
     memory = entry.memory
     names = ("time_ratio", "time_ratio_quartiles", "milliseconds", "flops", "compile_seconds")
@@ -156,10 +173,10 @@ def _figures(cost: dict[str, Any], entry: Entry, batch_size: int) -> dict[str, A
         "images_per_second": 1e3 * batch_size / cost["milliseconds"],
         "share_of_sgd": 1 / cost["time_ratio"],
         "share_of_sgd_quartiles": [1 / high, 1 / low],
-        "share_in_the_paper": PAPER.get(cost["optimizer"].split()[0]),
+        "share_in_the_paper": _of_paper(cost["optimizer"]),
     }
     return {
-        **({} if cost["optimizer"] in _PARTS else of_a_step),
+        **({} if cost["optimizer"] in PARTS else of_a_step),
         **{name: cost[name] for name in names},
         "argument_bytes": int(memory.argument_size_in_bytes),
         "output_bytes": int(memory.output_size_in_bytes - memory.alias_size_in_bytes),

@@ -7,11 +7,12 @@ from typing import Any
 from sphinx.application import Sphinx
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-LINK = re.compile(r"\[([^\]]+)\]\((?:\.\./)?((?:results|evidence)[^)#]*)\)")
+LINK = re.compile(r"\[([^\]]+)\]\((?:\.\./)?((?:results|evidence|gpu)[^)#]*)\)")
 
 # Results that are pages of the site.
 PAGES = {
     "evidence/README.md": "evidence_study.md",
+    "gpu/README.md": "gpu_measurements.md",
     "results/evidence/clean/report.md": "evidence_clean.md",
     "results/evidence/noisy/report.md": "evidence_noisy.md",
     "results/family_study": "family_study.md",

@@ -59,4 +59,4 @@ def leave(folder, config):
     folder.append_metrics(EpochRecord(**record))
     summary = {name: 0 if kind is int else 0.0 for name, kind in get_type_hints(Summary).items()}
     names = {"sparse": config.sparse, "optimizer": config.optimizer, "steps": 4}
-    folder.write_json(run_folder.SUMMARY, summary | known | names)
+    folder.write_json(run_folder.SUMMARY, summary | known | names | {"measures": {}})

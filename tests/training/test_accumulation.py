@@ -70,3 +70,19 @@ def test_memory_is_that_of_a_part():
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary(8) < 0.5 * temporary(1)
+
+
+@pytest.mark.parametrize("make", [zosam_jax.sam, zosam_jax.zo_sam])
+def test_a_step_is_compiled_whose_batch_is_an_argument(make):
+    """The loss is traced once for all passes, and differentiated after that trace has ended."""
+    params, batch = mlp_params(), whole()
+    tx = make(0.05)
+
+    def value(params, batch):
+        return accumulated(loss, jnp.zeros(()), batch, 2)(params)[0]
+
+    def step(params, batch):
+        return tx.update(None, tx.init(params), params, value_fn=value, batch=batch)[0]
+
+    compiled = jax.jit(step).lower(params, batch).compile()
+    assert_close(compiled(params, batch), step(params, batch), rtol=1e-3, atol=1e-5)

@@ -48,6 +48,7 @@ def test_the_radius_warms_up_and_cools_down(steps, cooldown, expected):
 CONFIGURATIONS = [
     *(TrainConfig(optimizer=name) for name in ("sgd", "adamw", *REGISTRY, *ESTIMATORS)),
     TrainConfig(radius="global", precision="bfloat16"),
+    TrainConfig(optimizer="sam", late_phase=0.25, batch_fraction=0.5),
     TrainConfig(sparse="lth", schedule="step", optimizer="sam", base_optimizer="adamw"),
     TrainConfig(sparse="none", rho=0.3, optimizer="subbatch_sam", fraction=0.5),
     TrainConfig(model="deit-tiny", stream=True, image_size=64, sparse="mest"),
@@ -112,3 +113,26 @@ def test_normalization_layers_alone_are_perturbed():
     )
     assert not epsilon["dense"]["kernel"].any()
     np.testing.assert_allclose(jnp.linalg.norm(epsilon["norm"]["scale"]), 0.5 * 2, rtol=1e-5)
+
+
+def test_a_late_phase_begins_where_it_says_and_costs_what_it_perturbs():
+    options = TrainConfig(optimizer="sam", late_phase=0.25, rho_cooldown=0.1, warmup=0.0)
+    assert build.late_start(options, "sam", 40) == 30
+    assert build.late_start(options, "sgd", 40) == build.late_start(options, "mezo", 40) == 0
+    assert build.passes(options, "sam") == (1.25, 1.25)
+    half = TrainConfig(optimizer="sam", late_phase=0.25, batch_fraction=0.5)
+    assert build.passes(half, "sam") == (0.625, 0.625)
+    tx = build.sharpness_aware_part(options, "sam", 0.4, 0, 40)
+    state, lengths = tx.init(mlp_params()), []
+    for count in (30, 36, 38, 40):
+        state = state._replace(count=jnp.asarray(count))
+        _, after = tx.update(None, state, mlp_params(), value_fn=mlp_loss, **mlp_batch())
+        lengths.append(float(after.diagnostics.rho_used))
+    np.testing.assert_allclose(lengths, [0.4, 0.4, 0.2, 0.0], atol=1e-6)
+    assert build.resolved(options).rho_warmup == 0.0
+
+
+def test_the_learning_rate_may_fall_in_the_last_part_of_the_run_alone():
+    options = TrainConfig(learning_rate=0.4, warmup=0.1, cooldown=0.2, final_learning_rate=0.1)
+    rates = [float(build.schedule(options, 40)(t)) for t in (2, 4, 20, 32, 36, 40)]
+    np.testing.assert_allclose(rates, [0.2, 0.4, 0.4, 0.4, 0.25, 0.1], rtol=1e-5)

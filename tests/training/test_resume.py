@@ -24,6 +24,7 @@ CASES = {
         "batch_fraction": 0.5,
         "model": "resnet8",
     },
+    "a late phase": {"optimizer": "friendly_sam", "late_phase": 0.5},
     "augmentation, averages, validation": {
         "sparse": "rigl",
         "sparsity": 0.8,

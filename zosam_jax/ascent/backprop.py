@@ -8,7 +8,7 @@ from zosam_jax.objective import Objective
 from zosam_jax.trees import Array, FloatTree, Key
 
 
-def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
+def backprop(fraction: float = 1.0, *, losses: bool = False, of_probe: bool = False) -> Ascent:
     """g = ∇L(θ), one forward and one backward pass, on the whole batch or a part of it.
 
     On a part the passes cost that part of SAM's, and the direction is noisier, as with the small
@@ -20,6 +20,8 @@ def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
       losses: whether to keep the losses of the examples for a descent that asks for them; the
         pass is then that of their mean (`Objective.losses_and_grad`). On a part of the batch
         they are not kept.
+      of_probe: whether g is the gradient of `probe_fn`, where the caller passes one: an ascent of
+        another function than what the descent descends. Nothing else is then known of θ.
 
     Reference: Foret et al., Sharpness-Aware Minimization, https://arxiv.org/abs/2010.01412; on a
       part of the batch, Bahri et al., https://arxiv.org/abs/2110.08529
@@ -31,6 +33,8 @@ def backprop(fraction: float = 1.0, *, losses: bool = False) -> Ascent:
     ) -> AscentResult:
         del key
         part, each = objective.on_fraction(fraction), None
+        if of_probe and not objective.is_probed_itself:
+            return AscentResult(part.probe_gradient(params))
         if losses:
             each, found = part.losses_and_grad(params)
         else:

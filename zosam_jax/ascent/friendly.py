@@ -9,7 +9,7 @@ from zosam_jax import masks, trees
 from zosam_jax.ascent import memory
 from zosam_jax.ascent.backprop import backprop
 from zosam_jax.ascent.base import Ascent, AscentResult
-from zosam_jax.errors import check_number
+from zosam_jax.errors import check_decay, check_number
 from zosam_jax.objective import Objective
 from zosam_jax.trees import Array, PyTree
 
@@ -46,7 +46,7 @@ def friendly(sigma: float = 1.0, decay: float = 0.9) -> Ascent:
       https://arxiv.org/abs/2403.12350
     """
     check_number("sigma", sigma, above=0.0, inclusive=True)
-    memory.check_decay(decay)
+    check_decay(decay)
     gradient_at = backprop()
 
     def init(params: PyTree) -> FriendlyState:

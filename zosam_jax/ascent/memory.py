@@ -8,15 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import trees
-from zosam_jax.errors import check_number, is_traced
 from zosam_jax.trees import Array, Bool, FloatTree
-
-
-def check_decay(decay: float | Array) -> None:
-    """Raises unless `decay` is a number in [0, 1)."""
-    check_number("decay", decay, above=0.0, inclusive=True)
-    if not is_traced(decay) and decay >= 1:
-        raise ValueError(f"decay={decay!r} must be below 1: at 1 nothing new is remembered.")
 
 
 def blank(params: FloatTree) -> FloatTree:

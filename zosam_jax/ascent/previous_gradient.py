@@ -5,6 +5,7 @@ from typing import NamedTuple
 from zosam_jax import masks
 from zosam_jax.ascent import memory
 from zosam_jax.ascent.base import Ascent, AscentResult
+from zosam_jax.errors import check_decay
 from zosam_jax.masks import Resolved
 from zosam_jax.objective import Objective
 from zosam_jax.trees import Array, FloatTree, Key, PyTree
@@ -37,7 +38,7 @@ def previous_gradient(decay: float = 0.0) -> Ascent:
     Reference: Ji et al., A Single-Step, Sharpness-Aware Minimization is All You Need to Achieve
       Efficient and Accurate Sparse Training, NeurIPS 2024 (S2-SAM, decay 0).
     """
-    memory.check_decay(decay)
+    check_decay(decay)
 
     def direction(
         objective: Objective,

@@ -217,7 +217,9 @@ def _analysed(config: AnalyzeConfig, saved: SavedRun, steps: Steps) -> dict[str,
     run_folder.check_writable(saved.folder.path)
     checkpoint = saved.run.progress.total_steps
     analysis = _Analysis(config, saved, steps)
-    if "features" in (config.parts or ()) and (config.layers or _has_depths(saved.model)):
+    if config.layers and saved.config.task != "image":
+        raise ValueError(f"layers={config.layers}: feature maps are drawn of images, not of texts.")
+    if "features" in (config.parts or ()) and (config.layers or _has_depths(saved)):
         _draw_features(config, saved)
     header = {
         "checkpoint": checkpoint,
@@ -240,8 +242,10 @@ def _analysed(config: AnalyzeConfig, saved: SavedRun, steps: Steps) -> dict[str,
     return found
 
 
-def _has_depths(model: Any) -> bool:
-    return len(getattr(model, "blocks", ())) >= _DEPTHS
+def _has_depths(saved: SavedRun) -> bool:
+    """Whether it is of images, and has outputs of several blocks that look like some."""
+    blocks = getattr(saved.model, "blocks", ())
+    return saved.config.task == "image" and len(blocks) >= _DEPTHS
 
 
 def _draw_features(config: AnalyzeConfig, saved: SavedRun) -> None:

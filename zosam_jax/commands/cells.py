@@ -14,7 +14,7 @@ from zosam_jax import recipes
 from zosam_jax.errors import check_count, check_positive_fraction
 from zosam_jax.training import build
 from zosam_jax.training.applicable import has_rho
-from zosam_jax.training.config import TrainConfig, applicable, check_model, replacing
+from zosam_jax.training.config import TrainConfig, applicable, check_model, replacing, start_of
 from zosam_jax.training.saved_run import typed
 
 Options: TypeAlias = Mapping[str, Any]
@@ -97,7 +97,9 @@ def make_cell(own: Options, options: Options, grid: Mapping[str, Sequence[Any]] 
 
 
 def _start(options: Options) -> TrainConfig:
-    return _recipe(options["recipe"]) if "recipe" in options else TrainConfig()
+    if "recipe" in options:
+        return _recipe(options["recipe"])
+    return start_of(options.get("task", "image"))
 
 
 @functools.cache

@@ -23,9 +23,10 @@ from zosam_jax.errors import check_count, check_number
 from zosam_jax.training import devices, run_folder
 from zosam_jax.training.config import ProblemConfig, TrainConfig, is_own
 from zosam_jax.training.contents import Robustness
-from zosam_jax.training.problem import Network, Problem, load_whole
+from zosam_jax.training.problem import Network, Problem
 from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
 from zosam_jax.training.saved_run import SavedRun, Step, complete_runs, opener, read_config
+from zosam_jax.training.tasks import load_whole
 
 # (corruption, severity) → the test images under it.
 Copies: TypeAlias = Callable[[str, int], Split]
@@ -138,6 +139,8 @@ def _leaving_out(path: Path, left_out: dict[Path, str]) -> Iterator[None]:
 
 def _check(config: EvaluateConfig, path: Path, options: TrainConfig) -> None:
     """Raises for what the options and a run's own options rule out, before anything is loaded."""
+    if options.task != "image":
+        raise ValueError(f"{path} was trained on texts (task={options.task!r}): images are needed.")
     if options.stream:
         raise ValueError(
             f"{path} was trained with stream=True, and only images in memory can be corrupted."

@@ -19,14 +19,15 @@ T = TypeVar("T")
 # no group stand before them.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "data": (
-        *("dataset", "data_dir", "train_images", "validation_fraction", "crop_and_flip"),
+        *("task", "dataset", "data_dir", "train_images", "validation_fraction", "context"),
+        *("tokenizer", "crop_and_flip"),
         *("label_noise", "shrink", "image_size", "label_column", "mixup", "cutmix"),
         *("label_smoothing", "random_erasing", "stream", "workers", "randaugment"),
         "repeated_augmentation",
     ),
-    "model": ("model", "loss", "init", "precision", "patch", "drop_path"),
+    "model": ("model", "loss", "init", "precision", "patch", "drop_path", "dropout", "remat"),
     "optimizer": (
-        *("optimizer", "rho", "radius", "rho_warmup", "rho_cooldown", "perturb"),
+        *("optimizer", "rho", "radius", "rho_warmup", "rho_cooldown", "perturb", "late_phase"),
         *("base_optimizer", "momentum", "nesterov"),
         *("weight_decay", "clip_norm", "ema_decay", "batch_fraction", "fraction"),
         *("num_directions", "delta", "distribution", "difference", "batching", "interval"),
@@ -38,7 +39,13 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "schedule": (
         *("epochs", "batch_size", "learning_rate", "schedule", "warmup", "milestones"),
-        *("final_learning_rate", "initial_learning_rate", "accumulate", "evaluate_every"),
+        *(
+            "final_learning_rate",
+            "initial_learning_rate",
+            "accumulate",
+            "evaluate_every",
+            "cooldown",
+        ),
     ),
     "run": (
         *("output", "seed", "resume", "checkpoint_minutes", "keep_checkpoints", "keep_every"),

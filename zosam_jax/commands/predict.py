@@ -1,7 +1,8 @@
-"""`zosam predict`: labels images with the network of a finished run."""
+"""`zosam predict`: labels images or texts with a finished run's network, or goes on with a text."""
 
 import csv
 import dataclasses
+import functools
 import io
 import os
 import sys
@@ -18,7 +19,8 @@ from rich.text import Text
 
 from zosam_jax.commands.options import OpeningConfig
 from zosam_jax.commands.refusal import refusing
-from zosam_jax.errors import check_count
+from zosam_jax.data import texts
+from zosam_jax.errors import check_count, check_number
 from zosam_jax.training import predicting, run_folder
 from zosam_jax.training.saved_run import SavedRun, opener
 
@@ -27,13 +29,28 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictConfig(OpeningConfig):
-    """Label images with the network of a finished run; exit status 1 if some could not be read."""
+    """Label images or texts by a finished run, or go on with texts; exit status 1 if some could not
+    be read.
+    """
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder."""
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Images, and folders of images. They are scaled and cropped as the run's test images were."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Images, and folders of images. They are scaled and cropped as the run's test images were. Of
+    a run on texts, files of which each line is a text (of a pair, with a tab between)."""
+
+    text: tuple[str, ...] = ()
+    """Of a run on texts: what to classify, or to go on with."""
+
+    tokens: int = 100
+    """Language models: how many tokens to go on, at most."""
+
+    temperature: float = 0.0
+    """Language models: 0 takes the likeliest token each time, 1 draws as the network says."""
+
+    seed: int = 0
+    """Language models: seed of the draws."""
 
     json: bool = False
     """Print JSON: an object for each image, with all probabilities."""
@@ -52,12 +69,14 @@ class PredictConfig(OpeningConfig):
 
     def __post_init__(self) -> None:
         """Checks what the types cannot say."""
-        if not self.images:
-            raise ValueError("images=() must name at least one image or folder.")
+        if not self.images and not self.text:
+            raise ValueError("images=() must name at least one image or folder, or text= a text.")
         if self.json and self.csv:
             raise ValueError("json=True does not go with csv=True: choose one.")
-        for name in ("top", "batch_size"):
+        for name in ("top", "batch_size", "tokens"):
             check_count(name, getattr(self, name))
+        for name in ("temperature", "seed"):
+            check_number(name, getattr(self, name), above=0.0, inclusive=True)
 
 
 def run(config: PredictConfig, console: Console) -> None:
@@ -72,10 +91,18 @@ def run(config: PredictConfig, console: Console) -> None:
         loads=False,
         say=lambda text: errors.print(text, markup=False),
     )
-    with refusing():
-        files = list(_files(config.images))
-        with open_run(config.run, "best" if config.checkpoint == "best" else "last") as opened:
-            rows = predictions(opened, files, config.batch_size)
+    with (
+        refusing(),
+        open_run(config.run, "best" if config.checkpoint == "best" else "last") as opened,
+    ):
+        if opened.config.task == "image":
+            if config.text:
+                raise ValueError(f"text={config.text!r}: {config.run} was trained on images.")
+            rows = predictions(opened, list(_files(config.images)), config.batch_size)
+        elif opened.config.task == "lm":
+            rows = _continued(opened, _texts(config), config)
+        else:
+            rows = _classified(opened, _texts(config), config.batch_size)
     unread = [row for row in rows if "error" in row]
     for row in unread:
         errors.print(row["error"], style="red", markup=False, highlight=False)
@@ -83,6 +110,9 @@ def run(config: PredictConfig, console: Console) -> None:
         _write(console, run_folder.as_json(rows))
     elif config.csv:
         _write(console, _csv([row for row in rows if row not in unread]))
+    elif rows and "continuation" in rows[0]:
+        for row in rows:
+            console.print(Text(row["text"], style="bold") + Text(row["continuation"]))
     elif len(unread) < len(rows):
         console.print(_table([row for row in rows if row not in unread], config.top))
     if unread:
@@ -110,6 +140,29 @@ def predictions(opened: SavedRun, files: Sequence[Path], batch_size: int) -> lis
             for row, output in zip(readable, outputs, strict=True):
                 row.update(_described(output, opened))
     return rows
+
+
+def _texts(config: PredictConfig) -> list[str]:
+    """Those of the command line, then the lines of files that are not empty."""
+    lines = [line for file in config.images for line in texts.read(file).splitlines()]
+    return [*config.text, *filter(str.strip, lines)]
+
+
+def _classified(opened: SavedRun, lines: Sequence[str], batch_size: int) -> list[dict[str, Any]]:
+    """What the network says of texts, or of pairs with a tab between."""
+    pairs = [tuple(line.split("\t", 1)) if "\t" in line else line for line in lines]
+    outputs = opened.predict(pairs, batch_size=batch_size)
+    found = zip(lines, outputs, strict=True)
+    return [{"text": line, **_described(output, opened)} for line, output in found]
+
+
+def _continued(
+    opened: SavedRun, prompts: Sequence[str], config: PredictConfig
+) -> list[dict[str, Any]]:
+    generate = functools.partial(
+        opened.generate, tokens=config.tokens, temperature=config.temperature, seed=config.seed
+    )
+    return [{"text": prompt, "continuation": generate(prompt)} for prompt in prompts]
 
 
 def _described(output: Any, opened: SavedRun) -> dict[str, Any]:
@@ -159,15 +212,25 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator=os.linesep)
-    writer.writerow(["image", "class", *(_numbers(rows[0]) if rows else ())])
+    if rows and "continuation" in rows[0]:
+        writer.writerow(["text", "continuation"])
+        writer.writerows([row["text"], row["continuation"]] for row in rows)
+        return text.getvalue().rstrip()
+    name = _first_column(rows)
+    writer.writerow([name, "class", *(_numbers(rows[0]) if rows else ())])
     for row in rows:
-        writer.writerow([row["image"], row.get("class", ""), *_numbers(row).values()])
+        writer.writerow([row[name], row.get("class", ""), *_numbers(row).values()])
     return text.getvalue().rstrip()
+
+
+def _first_column(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "text" if rows and "text" in rows[0] else "image"
 
 
 def _table(rows: Sequence[Mapping[str, Any]], top: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("image", overflow="fold")
+    name = _first_column(rows)
+    table.add_column(name, overflow="fold")
     table.add_column("classes" if "class" in rows[0] else "outputs", overflow="fold")
     for row in rows:
         found = _numbers(row)
@@ -176,5 +239,5 @@ def _table(rows: Sequence[Mapping[str, Any]], top: int) -> Table:
             told = ",  ".join(f"{name} {found[name]:.1%}" for name in likely)
         else:
             told = "  ".join(f"{value:.4g}" for value in found.values())
-        table.add_row(Text(row["image"]), Text(told))
+        table.add_row(Text(row[name]), Text(told))
     return table

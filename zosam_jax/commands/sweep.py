@@ -4,7 +4,7 @@ import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -140,14 +140,21 @@ def tune(plan: Tables, runs: Runs) -> list[Cell] | None:
     if unfinished:
         return None
 
-    def accuracy(cell: Cell) -> float:
-        if cell in missing:
-            return math.nan
-        averaged = "" if cell.config.ema_decay is None else "ema_"
-        return float(apart.summary(cell)[f"{averaged}validation_accuracy"])
+    def told(name: str) -> Callable[[Cell], float]:
+        """cell → a number of its summary, the averaged weights' if any; NaN if it diverged."""
+
+        def number(cell: Cell) -> float:
+            averaged = "" if cell.config.ema_decay is None else "ema_"
+            found = {} if cell in missing else apart.summary(cell)
+            return float(found.get(averaged + name, math.nan))
+
+        return number
 
     choices = {
-        name: tuning.choose(name, grids[name], trials, accuracy) for name, trials in tried.items()
+        name: tuning.choose(
+            name, grids[name], trials, told("validation_accuracy"), told("validation_loss")
+        )
+        for name, trials in tried.items()
     }
     folder = RunFolder(runs.output, "sweep", may_hold_results=True)
     folder.write_json(run_folder.TUNING, [choice._asdict() for choice in choices.values()])

@@ -1,5 +1,6 @@
 """Tuning: every method tries as many candidates on held-out images, and keeps the best."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,9 @@ T = TypeVar("T")
 # Tuning has seeds of its own, so that nobody is tested from those that it was chosen from.
 _FIRST_SEED = 100
 
+# What candidates are judged by, one for each seed.
+_ACCURACIES, _LOSSES = "validation_accuracies", "validation_losses"
+
 
 class Trial(NamedTuple):
     """A candidate of a method."""
@@ -29,7 +33,8 @@ class Choice(NamedTuple):
     """What tuning came to for one method, as tuning.json has it."""
 
     method: str  # the name of its runs, without the seed
-    # the values of each and its `validation_accuracies`, fractions, one for each seed
+    # the values of each and its `validation_accuracies`, fractions, or where there are none its
+    # `validation_losses`, one for each seed
     candidates: Sequence[Mapping[str, Any]]
     chosen: Mapping[str, Any]  # option → the value with the best mean
     # the options whose best value is the first or the last of their grid: another one beyond it may
@@ -77,17 +82,23 @@ def choose(
     grid: Mapping[str, Sequence[Any]],
     tried: Sequence[Trial],
     accuracy: Callable[[Cell], float],
+    loss: Callable[[Cell], float] = lambda run: math.nan,
 ) -> Choice:
     """The best mean validation accuracy after the last epoch; of equals the first.
 
-    `accuracy` gives a run's, a fraction; NaN, which counts as 0, if it diverged.
+    Where no run has one, as of language models, the lowest mean loss. `accuracy` and `loss` give a
+    run's, NaN if it diverged, which counts as 0 and as infinite.
     """
-    accuracies = [[_or_zero(accuracy(run)) for run in trial.runs] for trial in tried]
-    best = max(range(len(tried)), key=lambda i: statistics.fmean(accuracies[i]))
+    name, worst, sign = _ACCURACIES, 0.0, 1.0
+    found = [[accuracy(run) for run in trial.runs] for trial in tried]
+    losses = [[loss(run) for run in trial.runs] for trial in tried]
+    if _all_unknown(found) and not _all_unknown(losses):
+        name, found, worst, sign = _LOSSES, losses, math.inf, -1.0
+    found = [[worst if math.isnan(value) else value for value in values] for values in found]
+    best = max(range(len(tried)), key=lambda i: sign * statistics.fmean(found[i]))
     chosen = tried[best].values
     candidates = [
-        {**trial.values, "validation_accuracies": found}
-        for trial, found in zip(tried, accuracies, strict=True)
+        {**trial.values, name: values} for trial, values in zip(tried, found, strict=True)
     ]
     ends = [
         o
@@ -97,8 +108,8 @@ def choose(
     return Choice(method, candidates, chosen, ends)
 
 
-def _or_zero(accuracy: float) -> float:
-    return 0.0 if math.isnan(accuracy) else accuracy
+def _all_unknown(values: Sequence[Sequence[float]]) -> bool:
+    return all(map(math.isnan, itertools.chain.from_iterable(values)))
 
 
 def tuned(cell: Cell, choices: Mapping[str, Choice]) -> Cell:
@@ -111,14 +122,16 @@ def tuned(cell: Cell, choices: Mapping[str, Choice]) -> Cell:
 def table(choices: Iterable[Choice]) -> Table:
     """What was chosen, for the terminal."""
     shown = Table("method", "chosen", box=box.SIMPLE_HEAD, title="tuned on held-out images")
-    shown.add_column("accuracy (%)", justify="right")
+    shown.add_column("accuracy (%), or loss", justify="right")
     for choice in choices:
-        means = [statistics.fmean(c["validation_accuracies"]) for c in choice.candidates]
+        name = _LOSSES if _LOSSES in choice.candidates[0] else _ACCURACIES
+        means = [statistics.fmean(c[name]) for c in choice.candidates]
+        best = f"{min(means):.4f}" if name == _LOSSES else f"{100 * max(means):.2f}"
         values = ", ".join(
             f"{name}={value:g}" + (" (end of its grid)" if name in choice.at_the_end else "")
             if isinstance(value, float)
             else f"{name}={value}"
             for name, value in choice.chosen.items()
         )
-        shown.add_row(choice.method, values, f"{100 * max(means):.2f}")
+        shown.add_row(choice.method, values, best)
     return shown

@@ -40,6 +40,28 @@ class Split:
         return Split(self.images[indices], self.labels[indices])
 
 
+class TextInfo(NamedTuple):
+    """What there is to know of inputs that are tokens; part of data.json in a run folder.
+
+    Attributes:
+      separator: the token behind each text.
+      start: that before a text which is classified, or whose gaps are filled in.
+      bytes_a_token: how many bytes of UTF-8 a token of the test split stands for.
+      shortened: the fraction of the training texts that were too long and have lost their end.
+      fingerprint: of all texts; two sets of one name with the same are the same.
+      tokenizer: what the tokenizer.json holds; None where tokens are bytes.
+      mask: the token that stands in gaps; None where there are none.
+    """
+
+    separator: int
+    start: int
+    bytes_a_token: float
+    shortened: float
+    fingerprint: str
+    tokenizer: str | None = None
+    mask: int | None = None
+
+
 class Dataset(NamedTuple):
     """A training and a test split, with the scale of their pixels.
 
@@ -51,6 +73,7 @@ class Dataset(NamedTuple):
       pixel_mean, pixel_sd: of the training images, for each channel, in pixel values (0 to 255);
         of inputs other than uint8, which are taken as they are, 0 and 1.
       class_names: what the classes are called; None if that is not known.
+      text: of inputs that are tokens, where they come from; None for others.
     """
 
     train: Split
@@ -60,6 +83,7 @@ class Dataset(NamedTuple):
     pixel_sd: tuple[float, ...]
     validation: Split | None = None
     class_names: tuple[str, ...] | None = None
+    text: TextInfo | None = None
 
 
 def from_arrays(

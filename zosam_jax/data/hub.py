@@ -5,7 +5,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,13 +185,15 @@ def _below(folders: tuple[Path, ...], path: Path) -> Path:
     raise ValueError(f"its path leads out of {' and '.join(map(str, folders))}.")
 
 
-def _from_hub(name: str) -> Splits:
+def _from_hub(name: str, subset: str | None = None) -> Splits:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(f"{name!r} is no name on the Hugging Face hub: write OWNER/NAME.")
     try:
         # Without the prefix, a folder OWNER/NAME below the working directory would be read.
         with _no_progress_bars():
-            splits: Splits = datasets.load_dataset(f"hf://datasets/{name}")
+            splits: Splits = datasets.load_dataset(
+                f"hf://datasets/{name}", *(() if subset is None else (subset,))
+            )
             return splits
     except ConnectionError as error:
         raise ConnectionError(
@@ -436,3 +438,54 @@ def _check_same_size(first: tuple[int, ...], other: tuple[int, ...], name: str) 
             f"images of {' and '.join(sizes)} (height×width×channels) do not fit into one array, "
             f"the second being {name}: pass image_size to bring all to one size."
         )
+
+
+def texts(
+    name: str, subset: str | None = None, *, columns: Sequence[str] = (), label: str | None = None
+) -> dict[str, list[tuple[str, str | None, Any]]]:
+    """The texts of a data set on the hub, by split: (text, the other one of a pair, label).
+
+    A split for testing whose labels are not known is left out.
+
+    Args:
+      name: OWNER/NAME.
+      subset: of it, such as one of GLUE's tasks; None for the only one.
+      columns: of the text, or of both; by default "text", or the only ones that hold texts.
+      label: the column of labels; None for "label", where there is one.
+
+    Raises:
+      ValueError, FileNotFoundError, ConnectionError: as `records`.
+    """
+    found = {}
+    for split, rows in _from_hub(name, subset).items():
+        features = rows.features
+        chosen = tuple(columns) or _text_columns(features, name)
+        label_column = label or ("label" if "label" in features else None)
+        if missing := {*chosen, label_column} - {None, *features}:
+            raise ValueError(
+                f"{name} has no column {', '.join(map(str, missing))}, only {', '.join(features)}."
+            )
+        labels: Sequence[Any] = rows[label_column] if label_column else [None] * len(rows)
+        names = getattr(features.get(label_column), "names", None)
+        if names is not None:
+            labels = [names[i] if i is not None and 0 <= i < len(names) else None for i in labels]
+        known = label_column is None or None not in set(labels)
+        word = _SPLIT_WORD.search(f"{split}.")
+        if word is None or not known or _SPLIT_WORDS[word[1]] in found:
+            continue
+        pair = [rows[column] for column in chosen]
+        seconds: Sequence[str | None] = pair[1] if len(pair) > 1 else [None] * len(rows)
+        found[_SPLIT_WORDS[word[1]]] = list(zip(pair[0], seconds, labels, strict=True))
+    return found
+
+
+def _text_columns(features: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    if "text" in features:
+        return ("text",)
+    columns = [c for c, feature in features.items() if getattr(feature, "dtype", "") == "string"]
+    if len(columns) not in (1, 2):
+        raise ValueError(
+            f"{source} has {_listed(columns, 'column of texts')} among its columns "
+            f"{', '.join(features)}; one is expected, or two."
+        )
+    return tuple(columns)

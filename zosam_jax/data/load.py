@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zosam_jax.data import files
+from zosam_jax.data import files, glue, texts
 from zosam_jax.data.cifar import cifar10, cifar100
 from zosam_jax.data.dataset import Dataset, Split, check_labels, from_arrays, from_splits
 from zosam_jax.data.idx import read_idx
+from zosam_jax.data.texts import Texts
+from zosam_jax.errors import check_one_of
 
 if TYPE_CHECKING:
     from zosam_jax.data.records import Records  # Its Pillow is an extra.
@@ -206,6 +208,52 @@ def load_records(
     return hub.records(source, label=label)
 
 
+_TEXT_FILES = (".txt", ".jsonl")
+_GLUE_PREFIX = "glue:"
+
+
+def load_texts(name: str, data_dir: Path | None = None, *, label: str | None = None) -> Texts:
+    """Loads texts into memory.
+
+    Args:
+      name: "python-topics" or "python-docstrings", which come with Python; FILE.txt or FILE.jsonl
+        (a JSON object with "text" a line, perhaps with "second" and "label"); "folder" (`data_dir`
+        itself, see `texts.of_folder`); "glue:TASK", from `data_dir`'s TSV files or from the hub; or
+        "hub:OWNER/NAME".
+      data_dir: the folder that files are in.
+      label: the column of labels; by default "label", where there is one.
+
+    Raises:
+      ValueError: for an unknown name, or a file that is empty, no UTF-8 or not in its format.
+      FileNotFoundError, ConnectionError, ModuleNotFoundError: as `load`.
+    """
+    if data_dir is not None:
+        files.check_name(data_dir)
+    if name in texts.EMBEDDED:
+        return texts.EMBEDDED[name]()
+    if name.endswith(_TEXT_FILES):
+        return texts.of_file((data_dir or Path()) / name, label)
+    if name == "folder":
+        return texts.of_folder(_folder(data_dir), label)
+    if name.startswith(_GLUE_PREFIX):
+        task = name.removeprefix(_GLUE_PREFIX)
+        check_one_of("dataset", task, tuple(glue.TASKS))
+        return glue.from_hub(task) if data_dir is None else glue.of_files(task, data_dir)
+    if name.startswith(_HUB_PREFIX):
+        from zosam_jax.data import hub  # noqa: PLC0415 (an extra)
+
+        found = hub.texts(name.removeprefix(_HUB_PREFIX), label=label)
+        return texts.with_test(name, found)
+    known = (*texts.EMBEDDED, "FILE.txt", "FILE.jsonl", "folder", "glue:TASK", "hub:OWNER/NAME")
+    raise ValueError(f"dataset={name!r} is no text; choose one of {', '.join(known)}.")
+
+
+def _folder(data_dir: Path | None) -> Path:
+    if data_dir is None:
+        raise ValueError("dataset='folder' is read from files: pass --data-dir DIR.")
+    return data_dir
+
+
 def _source(name: str, data_dir: Path | None, choices: tuple[str, ...]) -> str | Path:
     """The folder if there is one, else the name on the hub."""
     if not (name in ("imagenet", "folder") or name.startswith(_HUB_PREFIX)):
@@ -214,5 +262,5 @@ def _source(name: str, data_dir: Path | None, choices: tuple[str, ...]) -> str |
         files.check_name(data_dir)
         return data_dir
     if name == "folder":
-        raise ValueError("dataset='folder' is read from files: pass --data-dir DIR.")
+        return _folder(data_dir)
     return _IMAGENET if name == "imagenet" else name.removeprefix(_HUB_PREFIX)

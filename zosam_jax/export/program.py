@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from zosam_jax.data.packing import FILLER
 from zosam_jax.training.problem import Network, Problem
 from zosam_jax.trees import Array
 
@@ -110,12 +111,22 @@ def held_out_batches(problem: Problem, count: int | None) -> Iterator[HeldOut]:
     for batch in problem.feed.evaluation("test"):
         images, labels = map(np.asarray, problem.feed.plain(problem.feed.arrays, batch, "test"))
         filling = labels < 0 if labels.dtype.kind == "i" else np.isnan(labels)
-        there = np.flatnonzero(~filling.reshape(len(labels), -1).any(axis=1))
+        # Of the tokens of a row some may have no label.
+        there = np.flatnonzero(~filling.reshape(len(labels), -1).all(axis=1))
         there = there if count is None else there[: count - seen]
         if not len(there):
             return
         seen += len(there)
-        yield HeldOut(images[there], labels[there])
+        yield HeldOut(_whole(images[there], problem), labels[there])
+
+
+def _whole(images: npt.NDArray[Any], problem: Problem) -> npt.NDArray[Any]:
+    """Rows of text at their full length."""
+    if problem.feed.info.text is None:
+        return images
+    (longest,) = problem.feed.info.image_shape
+    missing = longest - images.shape[1]
+    return np.pad(images, ((0, 0), (0, missing)), constant_values=FILLER)
 
 
 def _name(path: tuple[Any, ...]) -> str:

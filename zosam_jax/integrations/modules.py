@@ -111,8 +111,10 @@ def _parameters(make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return {name: parameter for name, parameter in parameters.items() if name not in bound}
 
 
-def of_nnx(make: Make) -> Functions:
-    """Of a function that makes an NNX module from a seed."""
+def of_nnx(
+    make: Make, call: Callable[[Any, Array], Array] = lambda model, inputs: model(inputs)
+) -> Functions:
+    """Of a function that makes an NNX module from a seed; `call` is how it takes its inputs."""
     model = nnx.eval_shape(lambda: make(0))  # only its structure: no weight is computed here
     model.train()
     training_graph = nnx.graphdef(model)
@@ -129,9 +131,9 @@ def of_nnx(make: Make) -> Functions:
         params: PyTree, model_state: PyTree, inputs: Array, training: bool
     ) -> tuple[Array, PyTree]:
         if not training:
-            return module(params, model_state)(inputs), model_state
+            return call(module(params, model_state), inputs), model_state
         model = nnx.merge(training_graph, params, model_state, copy=True)
-        outputs = as_wide_as_its_arrays(model)(inputs)
+        outputs = call(as_wide_as_its_arrays(model), inputs)
         return outputs, nnx_integration.split(model)[2]
 
     return Functions(init, apply, module)

@@ -9,31 +9,18 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from zosam_jax.errors import check_count, check_number
-from zosam_jax.models.layers import UNIFORM_FAN_IN, layer_dtype, layer_norm, uniform_bias
-
-# The original cuts the normal distribution at ±2, that is, at a hundred standard deviations.
-_NORMAL_INIT = nnx.initializers.normal(0.02)
-
-_Linear = functools.partial(nnx.Linear, kernel_init=_NORMAL_INIT)
-
-
-class Attention(nnx.Module):
-    """softmax(q·kᵀ/√(dim/heads))·v in each head, and a linear layer over the heads together."""
-
-    def __init__(self, dim: int, heads: int, dtype: DTypeLike | None, rngs: nnx.Rngs) -> None:
-        """Queries, keys and values come from one kernel, (dim, 3·dim), as SViTE masks it."""
-        self.head_dim = dim // heads
-        self.qkv = _Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
-        self.proj = _Linear(dim, dim, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Tokens (N, tokens, dim) → the same shape."""
-        n, tokens, _ = x.shape
-        # As many heads as there are, which need not be the same in every block.
-        qkv = self.qkv(x).reshape(n, tokens, 3, -1, self.head_dim)
-        y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return self.proj(y.reshape(n, tokens, -1))
+from zosam_jax.models.layers import (
+    NORMAL_INIT,
+    UNIFORM_FAN_IN,
+    Attention,
+    check_rate,
+    check_sizes,
+    dropout_layer,
+    layer_dtype,
+    layer_norm,
+    linear,
+    uniform_bias,
+)
 
 
 class Block(nnx.Module):
@@ -49,12 +36,9 @@ class Block(nnx.Module):
         self.norm1 = layer_norm(dim, dtype, rngs)
         self.attention = Attention(dim, heads, dtype, rngs)
         self.norm2 = layer_norm(dim, dtype, rngs)
-        self.fc1 = _Linear(dim, 4 * dim, dtype=dtype, rngs=rngs)
-        self.fc2 = _Linear(4 * dim, dim, dtype=dtype, rngs=rngs)
-        # Without random state where nothing is random.
-        self.drop_path = nnx.Dropout(
-            drop_rate, broadcast_dims=(1, 2), rngs=rngs if drop_rate > 0 else None
-        )
+        self.fc1 = linear(dim, 4 * dim, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(4 * dim, dim, dtype=dtype, rngs=rngs)
+        self.drop_path = dropout_layer(drop_rate, rngs, broadcast_dims=(1, 2))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Tokens (N, tokens, dim) → the same shape."""
@@ -97,12 +81,12 @@ class DeiT(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.class_token = nnx.Param(_NORMAL_INIT(rngs.params(), (dim,)))
-        self.positions = nnx.Param(_NORMAL_INIT(rngs.params(), (tokens, dim)))
+        self.class_token = nnx.Param(NORMAL_INIT(rngs.params(), (dim,)))
+        self.positions = nnx.Param(NORMAL_INIT(rngs.params(), (tokens, dim)))
         rates = np.linspace(0, drop_path_rate, depth)
         self.blocks = nnx.List([Block(dim, heads, float(p), dtype, rngs) for p in rates])
         self.norm = layer_norm(dim, None, rngs)
-        self.head = _Linear(dim, num_classes, rngs=rngs)
+        self.head = linear(dim, num_classes, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images (N, height, width, channels) → logits (N, num_classes) in float32.
@@ -154,14 +138,9 @@ def deit(
     Reference: Touvron et al., Training data-efficient image transformers,
     https://arxiv.org/abs/2012.12877
     """
-    for name, value in {"dim": dim, "depth": depth, "heads": heads, "patch": patch}.items():
-        check_count(name, value)
+    check_sizes(dim=dim, depth=depth, heads=heads, patch=patch)
     _check_patches(image_shape, patch)
-    if dim % heads:
-        raise ValueError(f"heads={heads} must divide dim={dim}.")
-    check_number("drop_path_rate", drop_path_rate, above=0.0, inclusive=True)
-    if drop_path_rate >= 1:
-        raise ValueError(f"drop_path_rate={drop_path_rate!r} must be below 1.")
+    check_rate("drop_path_rate", drop_path_rate)
     return DeiT(
         num_classes,
         dim=dim,

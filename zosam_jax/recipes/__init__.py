@@ -54,9 +54,15 @@ def get(name: str) -> Recipe:
 
 def named_in(arguments: Sequence[str]) -> Recipe | None:
     """The recipe that a command line names with --recipe, if it does."""
-    for option, following in itertools.pairwise([*arguments, ""]):
-        if option == "--recipe":
-            return get(following)
-        if option.startswith("--recipe="):
-            return get(option.removeprefix("--recipe="))
+    name = following("--recipe", arguments)
+    return None if name is None else get(name)
+
+
+def following(option: str, arguments: Sequence[str]) -> str | None:
+    """What a command line gives as an option; None if it does not."""
+    for word, value in itertools.pairwise([*arguments, ""]):
+        if word == option:
+            return value
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
     return None

@@ -19,6 +19,8 @@ from zosam_jax.report.tables import (
     measured,
     number,
     percent,
+    precise,
+    signed_change,
     spread,
     whole,
     with_gains,
@@ -28,6 +30,13 @@ from zosam_jax.training import build
 _CONTROL = "random_weight_perturbation"
 # Without a target of the reader's own: this share of what the base reaches.
 _SHARE_OF_BASE = 0.99
+# What the loss of a language model comes to, and how scores agree.
+_MEASURES = {
+    "test_perplexity": "perplexity",
+    "test_bits_a_byte": "bits a byte",
+    "test_pearson": "Pearson's r",
+    "test_spearman": "Spearman's ρ",
+}
 _FURTHER_ACCURACIES = {
     "validation_accuracy": "Accuracy on the held-out training images after the last epoch",
     "ema_test_accuracy": "Accuracy of the averaged weights on the test images",
@@ -57,18 +66,33 @@ def accuracy(study: Study, styles: Mapping[str, Style]) -> Section | None:
 
 
 def loss(study: Study) -> Section | None:
-    """The loss on the test images, where targets are no labels."""
+    """The loss on the test examples where there is no accuracy, and what it comes to."""
     if not any(math.isnan(run.fact("test_accuracy")) for run in study.runs):
         return None
-    caption = f"Mean loss on the test examples after the last epoch. {SPREAD}"
-    table = by_optimizer(study, [measured(study, "test loss", "test_loss")], caption)
-    return Section(
-        "Test loss", "Of runs whose targets are no labels, and so have none right.", [table]
+
+    def change(row: Row, optimizer: str) -> TableCell:
+        found = gain(study.pairs(optimizer, "test_loss", [row]))
+        # A loss is better if it is smaller.
+        lower = found._replace(mean=-found.mean)
+        return TableCell(signed_change(found), bold=found.num > 0 and lower.stands_out)
+
+    known = {name: title for name, title in _MEASURES.items() if study.knows(name)}
+    columns = [
+        *_tuned_options(study),
+        measured(study, "test loss", "test_loss", precise),
+        Column(f"change from {study.base}", change),
+        *(measured(study, title, name, precise) for name, title in known.items()),
+    ]
+    caption = (
+        f"Mean loss on the test examples after the last epoch. {SPREAD} Change: paired by seed, ± "
+        "its standard error; bold if its 95% interval (Student's t over seeds) lies below 0."
     )
+    table = by_optimizer(study, columns, caption)
+    return Section("Test loss", "Of runs that are judged by their loss alone.", [table])
 
 
-def _tuned(study: Study) -> list[Table]:
-    """What tuning chose for each optimizer, and what came of it, where anything was tuned."""
+def _tuned_options(study: Study) -> list[Column]:
+    """What tuning chose for each optimizer, where anything was tuned."""
     tuned = [option for run in study.runs for option in run.tuned]
     if not tuned:
         return []
@@ -84,12 +108,21 @@ def _tuned(study: Study) -> list[Table]:
 
         return entry
 
+    return [Column(symbol(o), value_of(o)) for o in dict.fromkeys(["rho", *tuned])]
+
+
+def _tuned(study: Study) -> list[Table]:
+    """What tuning chose for each optimizer, and what came of it, where anything was tuned."""
+    options = _tuned_options(study)
+    if not options:
+        return []
+
     def gain_of(row: Row, optimizer: str) -> TableCell:
         found = gain(study.pairs(optimizer, "test_accuracy", [row]))
         return TableCell(gained(found) or NOTHING, bold=found.stands_out)
 
     columns = [
-        *(Column(symbol(o), value_of(o)) for o in dict.fromkeys(["rho", *tuned])),
+        *options,
         measured(study, "accuracy (%)", "test_accuracy", percent),
         Column(f"gain over {study.base}", gain_of),
     ]

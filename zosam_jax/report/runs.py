@@ -206,7 +206,8 @@ def _from_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
     # The options say these themselves; the sparsity reached may differ from the one asked for.
     asked = ("optimizer", "rho", "seed", "sparse", "sparsity")
     return {
-        **{name: value for name, value in summary.items() if name not in asked},
+        **{name: value for name, value in summary.items() if name not in (*asked, "measures")},
+        **{f"test_{name}": value for name, value in summary.get("measures", {}).items()},
         "final_sparsity": summary.get("sparsity"),
     }
 

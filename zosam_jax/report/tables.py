@@ -65,6 +65,20 @@ def number(value: float, beside: float | None = None) -> str:
     return signed(f"{value / 10.0**size:.2f} × 10{power}")
 
 
+def precise(value: float, beside: float = 0.0) -> str:
+    """A number with four decimals."""
+    del beside
+    return signed(f"{value:.4f}")
+
+
+def signed_change(estimate: Estimate) -> str:
+    """A difference with its sign ± its standard error, four decimals; nothing of no pair."""
+    if estimate.num == 0:
+        return NOTHING
+    error = "" if math.isnan(estimate.error) else f" ± {precise(estimate.error)}"
+    return signed(f"{estimate.mean:+.4f}{error}")
+
+
 def signed(text: str) -> str:
     """With the sign that is as wide as a plus."""
     return text.replace("-", "−")

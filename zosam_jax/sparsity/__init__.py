@@ -2,6 +2,7 @@
 
 from zosam_jax.masks import apply_masks, get_masks, sparsity_of
 from zosam_jax.sparsity import budgets, distributions, patterns, schedules, scores, slimming
+from zosam_jax.sparsity.admm import admm_penalty
 from zosam_jax.sparsity.block_sparse import (
     BlockLayout,
     BlockSparse,
@@ -68,6 +69,7 @@ __all__ = [
     "SparseState",
     "StraightThroughState",
     "Units",
+    "admm_penalty",
     "apply_masks",
     "block_layout",
     "block_sparse",

@@ -32,7 +32,7 @@ from zosam_jax.trees import Array, Float, Int
 _TILE, _LEAST = 64, 16
 _LARGEST_BLOCK = 128
 _DTYPES = ("float32", "bfloat16", "float16")
-_PARAMETERS = triton.CompilerParams(num_warps=4, num_stages=3)
+_PARAMETERS = triton.CompilerParams(num_warps=4, num_stages=2)
 
 
 def fits(layout: BlockLayout, dtype: str) -> bool:
@@ -69,27 +69,27 @@ def product(
 
 
 def _product(x: Array, weights: Array, rows: Array, *, height: int, interpret: bool) -> Array:
-    (columns, kept), (n, m) = rows.shape, weights.shape
-    width, last = m // columns, n // height - 1
+    columns, (n, m) = len(rows), weights.shape
+    width = m // columns
     x, batch, tile = _padded(x)
+    counts = jnp.sum(rows < n // height, axis=1, dtype=jnp.int32)  # the last ones may be missing
 
-    def kernel(rows: Any, x: Any, weights: Any, y: Any) -> None:
+    def kernel(rows: Any, counts: Any, x: Any, weights: Any, y: Any) -> None:
         column = pl.program_id(1)
 
         def add(k: Array, total: Array) -> Array:
-            row = rows[column, k]
-            at = pl.ds(jnp.minimum(row, last) * height, height)
-            block = _dot(x[:, at], weights[at, :])
-            return total + jnp.where(row <= last, block, 0.0)
+            at = pl.ds(rows[column, k] * height, height)
+            return total + _dot(x[:, at], weights[at, :])
 
-        total = jax.lax.fori_loop(0, kept, add, jnp.zeros((tile, width), jnp.float32))
-        y[...] = total.astype(y.dtype)
+        zero = jnp.zeros((tile, width), jnp.float32)
+        y[...] = jax.lax.fori_loop(0, counts[column], add, zero).astype(y.dtype)
 
     y: Array = pl.pallas_call(
         kernel,
         out_shape=jax.ShapeDtypeStruct((len(x), m), x.dtype),
         grid=(len(x) // tile, columns),
         in_specs=[
+            pl.BlockSpec(memory_space=pl.ANY),
             pl.BlockSpec(memory_space=pl.ANY),
             pl.BlockSpec((tile, n), lambda i, j: (i, 0)),
             pl.BlockSpec((n, width), lambda i, j: (0, j)),
@@ -98,7 +98,7 @@ def _product(x: Array, weights: Array, rows: Array, *, height: int, interpret: b
         interpret=interpret,
         compiler_params=_PARAMETERS,
         name="block_sparse_product",
-    )(rows, x, weights)
+    )(rows, counts, x, weights)
     return y[:batch]
 
 

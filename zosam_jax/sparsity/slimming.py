@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from zosam_jax.errors import check_number
 from zosam_jax.masks import apply_masks
-from zosam_jax.sparsity import layers, pruning, structured
+from zosam_jax.sparsity import compaction, layers, pruning, structured
 from zosam_jax.sparsity.groups import HEADS, INPUT, NEURONS, Units, check_is_units
 from zosam_jax.sparsity.layers import Where, is_scale
 from zosam_jax.trees import Array, Bool, Float, PyTree
@@ -164,7 +164,7 @@ class Train(Protocol):
         Args:
           loss: the loss to train by.
           params: the parameters to start from, a Slim in the search.
-          masks: fixed masks, or None in the search.
+          masks: fixed masks, or None in the search and for arrays that are smaller instead.
 
         Returns:
           The trained parameters.
@@ -195,12 +195,13 @@ def early_bert(
     neurons: float = 0.4,
     penalty: float = 1e-4,
     has_aux: bool = False,
+    compact: bool = False,
 ) -> EarlyTicket:
     """EarlyBERT: searches with coefficients, draws heads and neurons, trains the initial weights.
 
     The original searches for a fifth of an epoch (AdamW, 2e-5 on GLUE), then trains two epochs
-    (4e-5) with what is not drawn removed from the arrays; here it is zero under masks
-    (`zosam_jax.sparsity.compact` removes it).
+    (4e-5) with what is not drawn removed from the arrays, as with `compact`; else it is zero under
+    masks.
 
     Args:
       train: (loss, params, masks) → trained params; called twice, first for the search.
@@ -209,6 +210,9 @@ def early_bert(
       units: heads and neurons.
       heads, neurons: see `draw`.
       penalty: λ, see `coefficient_loss`.
+      compact: whether training gets the smaller arrays and no masks. `loss` then has to take
+        widths from the parameters' shapes. A Flax NNX module of these widths is
+        sparsity.compact(model, ticket.masks, units).
 
     Returns:
       An EarlyTicket.
@@ -219,7 +223,11 @@ def early_bert(
     searching = coefficient_loss(loss, units, penalty=penalty, has_aux=has_aux)
     found = train(searching, with_coefficients(params, units), None)
     masks = draw(found, units, heads=heads, neurons=neurons)
-    return EarlyTicket(masks, found.coefficients, train(loss, apply_masks(params, masks), masks))
+    if compact:
+        trained = train(loss, compaction.compact(params, masks, units), None)
+    else:
+        trained = train(loss, apply_masks(params, masks), masks)
+    return EarlyTicket(masks, found.coefficients, trained)
 
 
 def _check_parts(units: Units, heads: float, neurons: float) -> None:

@@ -41,8 +41,12 @@ def accumulated(
         lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch
     )
 
-    def over_parts(first: Any, evaluate: Callable[[PyTree, PyTree], Any]) -> tuple[Any, PyTree]:
+    # All that is traced is an argument: what a derivative is made of is traced later, elsewhere.
+    def over_parts(
+        evaluate: Callable[[PyTree, PyTree], Any], model_state: PyTree, split: PyTree
+    ) -> tuple[Any, PyTree]:
         """Sums what `evaluate` gives for each part; the model state goes from one to the next."""
+        first = jax.eval_shape(evaluate, model_state, jax.tree.map(lambda x: x[0], split))[0]
         sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
 
         def step(carry: tuple[Any, PyTree], part: PyTree) -> tuple[tuple[Any, PyTree], None]:
@@ -53,31 +57,30 @@ def accumulated(
         totals, _ = jax.lax.scan(step, (sums, model_state), split)
         return totals
 
-    def shapes(evaluate: Callable[[PyTree, PyTree], Any]) -> Any:
-        return jax.eval_shape(lambda: evaluate(model_state, jax.tree.map(lambda x: x[0], split))[0])
-
     @jax.custom_vjp
-    def total(params: PyTree) -> tuple[Array, tuple[PyTree, PyTree]]:
+    def total(
+        params: PyTree, model_state: PyTree, split: PyTree
+    ) -> tuple[Array, tuple[PyTree, PyTree]]:
         def evaluate(model_state: PyTree, part: PyTree) -> Any:
             value, (model_state, metrics) = loss(params, model_state, part)
             return (value, metrics), model_state
 
-        (value, metrics), last = over_parts(shapes(evaluate), evaluate)
+        (value, metrics), last = over_parts(evaluate, model_state, split)
         return value / parts, (last, metrics)
 
-    def forward(params: PyTree) -> Any:
+    def forward(params: PyTree, model_state: PyTree, split: PyTree) -> Any:
         def evaluate(model_state: PyTree, part: PyTree) -> Any:
             (value, (model_state, metrics)), gradient = jax.value_and_grad(
                 lambda p: loss(p, model_state, part), has_aux=True
             )(params)
             return (value, metrics, gradient), model_state
 
-        (value, metrics, gradient), last = over_parts(shapes(evaluate), evaluate)
+        (value, metrics, gradient), last = over_parts(evaluate, model_state, split)
         return (value / parts, (last, metrics)), jax.tree.map(lambda g: g / parts, gradient)
 
-    def backward(gradient: PyTree, cotangents: Any) -> tuple[PyTree]:
+    def backward(gradient: PyTree, cotangents: Any) -> tuple[PyTree, None, None]:
         slope, _ = cotangents  # auxiliary outputs are not differentiated
-        return (jax.tree.map(lambda g: (slope * g).astype(g.dtype), gradient),)
+        return jax.tree.map(lambda g: (slope * g).astype(g.dtype), gradient), None, None
 
     total.defvjp(forward, backward)
-    return total
+    return lambda params: total(params, model_state, split)

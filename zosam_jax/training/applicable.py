@@ -113,6 +113,17 @@ def _needs_search(values: Values, optimizer: str | None) -> str | None:
     return None if values["sparse"] in SEARCHED else f"sparse={values['sparse']!r}"
 
 
+def _needs_texts(values: Values, optimizer: str | None) -> str | None:
+    del optimizer
+    return "task='image'" if values.get("task", "lm") == "image" else None
+
+
+def _needs_labels(values: Values, optimizer: str | None) -> str | None:
+    del optimizer
+    task = values.get("task", "image")
+    return None if task in ("image", "classify") else f"task={task!r}"
+
+
 def _needs_warmup(values: Values, optimizer: str | None) -> str | None:
     del optimizer
     return None if values.get("warmup", 1.0) else "warmup=0"
@@ -132,7 +143,7 @@ def _own_options() -> Iterator[Requirement]:
 RULES = (
     *_own_options(),
     Requirement(
-        ("rho", "rho_warmup", "rho_cooldown", "perturb"),
+        ("rho", "rho_warmup", "rho_cooldown", "perturb", "late_phase"),
         "optimizers that perturb the weights",
         _unless(has_rho),
     ),
@@ -141,17 +152,30 @@ RULES = (
     Requirement(
         ("base_optimizer",), "optimizers other than sgd and adamw", _needs_another_optimizer
     ),
-    Requirement(("final_learning_rate",), "schedule='cosine'", _needs("schedule", "cosine")),
+    Requirement(
+        ("final_learning_rate", "cooldown"), "schedule='cosine'", _needs("schedule", "cosine")
+    ),
     Requirement(("milestones",), "schedule='step'", _needs("schedule", "step")),
     Requirement(("initial_learning_rate",), "a warmup", _needs_warmup),
     Requirement(
         (
             *("learning_rate", "schedule", "final_learning_rate", "initial_learning_rate"),
-            *("warmup", "weight_decay", "clip_norm", "milestones", "base_optimizer"),
+            *("cooldown", "warmup", "weight_decay", "clip_norm", "milestones", "base_optimizer"),
         ),
         "optimizers by name",
         _unless(lambda optimizer: optimizer != OWN_OPTIMIZER),
     ),
+    Requirement(
+        (
+            *("image_size", "stream", "workers", "shrink", "crop_and_flip", "randaugment"),
+            *("repeated_augmentation", "random_erasing", "mixup", "cutmix", "label_smoothing"),
+            "loss",
+        ),
+        "task='image'",
+        _needs("task", "image"),
+    ),
+    Requirement(("context", "tokenizer"), "tasks of texts", _needs_texts),
+    Requirement(("label_noise", "label_column"), "labels", _needs_labels),
     Requirement(("mest_soft_bound",), "sparse='mest'", _needs("sparse", "mest")),
     Requirement(("lottery_levels", "rewind_epochs"), "sparse='lth'", _needs("sparse", "lth")),
     Requirement(("sparse_layers", "sparsity_distribution"), "a sparse network", _needs_masks),

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from zosam_jax import masks as mask_trees
-from zosam_jax import sparsity, transform
+from zosam_jax import phases, sparsity, transform
 from zosam_jax.data import dataset as datasets
 from zosam_jax.integrations import plain
 from zosam_jax.objective import part_of
@@ -41,9 +41,11 @@ from zosam_jax.training.config import (
     maskable,
 )
 from zosam_jax.training.feed import Described, Resident
+from zosam_jax.training.losses import CROSS_ENTROPY
 from zosam_jax.training.passes import count, marked_outputs
-from zosam_jax.training.problem import STREAMED_SIZE, Network, Problem
+from zosam_jax.training.problem import Network, Problem
 from zosam_jax.training.progress import EpochRecord
+from zosam_jax.training.tasks import STREAMED_SIZE
 from zosam_jax.trees import Array, PyTree
 
 # By which SNIP and Taylor's scores, these in so many batches, judge weights.
@@ -72,32 +74,46 @@ class RunOptimizer(NamedTuple):
     """What trains one network.
 
     Attributes:
-      tx: the whole optimizer.
+      tx: the whole optimizer; late in the run, if it has a late phase.
       sam_tx: the sharpness-aware transformation in it; None for plain optimizers.
       cost: the MACs of passes under masks.
+      at: number of a step, counted from 0 → the optimizer that takes it.
     """
 
     tx: optax.GradientTransformationExtraArgs
     sam_tx: optax.GradientTransformationExtraArgs | None
     cost: "Cost"
+    at: Callable[[int], optax.GradientTransformation]
 
 
 def build(
     problem: Problem, network: Network, optimizer: str, rho: float, seed: int
 ) -> RunOptimizer:
     """The optimizer of a run, from its initial network."""
-    config = problem.config
-    sam_tx = sharpness_aware_part(config, optimizer, rho, seed, problem.steps)
-    own = problem.parts.tx
-    tx = under_masks(
-        problem,
-        transformation(config, optimizer, sam_tx, problem.steps)
-        if own is None
-        else optax.with_extra_args_support(own),
-        masks_before_training(problem, network, seed),
-        seed=seed,
+    config, steps = problem.config, problem.steps
+    masks, own = masks_before_training(problem, network, seed), problem.parts.tx
+
+    def whole(sam_tx: optax.GradientTransformation | None) -> Any:
+        chain = transformation(config, optimizer, sam_tx, steps) if own is None else own
+        return under_masks(problem, optax.with_extra_args_support(chain), masks, seed=seed)
+
+    sam_tx = sharpness_aware_part(config, optimizer, rho, seed, steps)
+    tx, start = whole(sam_tx), late_start(config, optimizer, steps)
+    at = (
+        phases.late_phase(
+            whole(sharpness_aware_part(config, optimizer, 0.0, seed, steps)), tx, start
+        )
+        if start
+        else lambda step: tx
     )
-    return RunOptimizer(tx, sam_tx, Cost(problem, optimizer, network))
+    return RunOptimizer(tx, sam_tx, Cost(problem, optimizer, network), at)
+
+
+def late_start(config: ProblemConfig, optimizer: str, steps: int) -> int:
+    """The step at which the late phase begins; 0 where there is none."""
+    if config.late_phase is None or not has_rho(optimizer):
+        return 0
+    return steps - round(config.late_phase * steps)
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
@@ -159,7 +175,7 @@ def _defaults_of_optimizer(config: TrainConfig) -> dict[str, Any]:
     if "fraction" in found:
         found["fraction"] = SUBBATCH if name == "subbatch_sam" else 1.0
     if has_rho(name):
-        found |= {"rho": default_rho(name, config.radius), "rho_warmup": RHO_WARMUP}
+        found |= {"rho": default_rho(name, config.radius), "rho_warmup": default_rho_warmup(config)}
         found["rho_cooldown"] = RHO_COOLDOWN.get(name, 0.0)
     if has_radius(name):
         found["radius"] = record.radius
@@ -190,6 +206,10 @@ def check(config: ProblemConfig, names: Collection[str]) -> None:
         raise ValueError(
             f"accumulate={config.accumulate} does not go with forward_gradient, which keeps no "
             "activations that it could spare."
+        )
+    if "bisam" in names and config.loss != CROSS_ENTROPY:
+        raise ValueError(
+            f"loss={config.loss!r} does not go with bisam, whose ascent takes outputs for logits."
         )
     estimators = [name for name, record in records.items() if not record.has_rho]
     if estimators and config.sparse in _GROWN_BY_GRADIENT and not config.is_dense:
@@ -250,7 +270,23 @@ def sharpness_aware_part(
     if record.radius is not None:  # ASAM's is its own
         options["radius"] = radius_rule(optimizer, config.radius)
     tx = record.make(_rho_over_time(config, optimizer, rho, steps), **options)
+    if optimizer == "bisam":
+        tx = _climbing_the_bound(tx)
     return tx if config.perturb == "all" else transform.perturbing(tx, mask_trees.normalization)
+
+
+def _climbing_the_bound(
+    tx: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """A transformation whose `probe_fn` is the extra argument `bound_fn`, for others nothing."""
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, *, bound_fn: Any, **extra_args: Any
+    ) -> tuple[PyTree, PyTree]:
+        updates, state = tx.update(updates, state, params, probe_fn=bound_fn, **extra_args)
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def _rho_over_time(
@@ -258,17 +294,22 @@ def _rho_over_time(
 ) -> float | optax.Schedule:
     """ρ rises linearly, stays, and falls along a cosine; a number where it does neither."""
     warmup, cooldown = config.rho_warmup, config.rho_cooldown
-    rising = round((RHO_WARMUP if warmup is None else warmup) * steps)
+    start = late_start(config, optimizer, steps)
+    rising = round((default_rho_warmup(config) if warmup is None else warmup) * steps)
     falling = round((RHO_COOLDOWN.get(optimizer, 0.0) if cooldown is None else cooldown) * steps)
-    falling = min(falling, steps - rising)
+    falling = min(falling, max(0, steps - start - rising))
     # A radius that is zero for good costs nothing, which no schedule could say.
     if not rho or not (rising or falling):
         return rho
-    begin = optax.linear_schedule(0.0, rho, rising) if rising else optax.constant_schedule(rho)
-    if not falling:
-        return begin
-    end = optax.cosine_decay_schedule(rho, falling)
-    return optax.join_schedules([begin, end], [steps - falling])
+    rise = optax.linear_schedule(0.0, rho, rising) if rising else optax.constant_schedule(rho)
+    fall = optax.cosine_decay_schedule(rho, falling) if falling else optax.constant_schedule(rho)
+    after = optax.join_schedules([rise, fall], [steps - start - falling])
+    return (lambda count: after(count - start)) if start else after
+
+
+def default_rho_warmup(config: ProblemConfig) -> float:
+    """The fraction of the steps in which ρ rises: of a late phase none, networks being settled."""
+    return RHO_WARMUP if config.late_phase is None else 0.0
 
 
 def transformation(
@@ -301,6 +342,11 @@ def schedule(config: ProblemConfig, steps: int) -> optax.Schedule:
     peak, end = config.learning_rate, config.final_learning_rate
     if config.schedule == "cosine":
         falling = optax.cosine_decay_schedule(peak, max(1, steps - warmup), alpha=end / peak)
+        if config.cooldown is not None:
+            length = max(1, round(config.cooldown * steps))
+            falling = optax.cosine_decay_schedule(peak, length, alpha=end / peak)
+            staying = optax.constant_schedule(peak)
+            falling = optax.join_schedules([staying, falling], [max(0, steps - length - warmup)])
     else:
         drops: dict[int, float] = {}
         milestones = MILESTONES if config.milestones is None else config.milestones
@@ -319,7 +365,11 @@ def passes(config: ProblemConfig, optimizer: str) -> Passes:
     if is_plain(optimizer):
         return Passes(1, 1)
     # Training losses have auxiliary output, the new statistics of BatchNorm.
-    return RECORDS[optimizer].count_passes(has_aux=True, **options_of(config, optimizer))
+    perturbed = RECORDS[optimizer].count_passes(has_aux=True, **options_of(config, optimizer))
+    if config.late_phase is None or not has_rho(optimizer):
+        return perturbed
+    share, plain = config.late_phase, config.batch_fraction or 1.0
+    return Passes(*(share * count + (1 - share) * plain for count in perturbed))
 
 
 def passes_of(tx: optax.GradientTransformation, params: PyTree) -> Passes:

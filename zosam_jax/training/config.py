@@ -56,8 +56,36 @@ ModelName = Literal[
     "deit-micro",
     "deit-tiny",
     "deit-small",
+    "gpt2",
+    "gpt2-micro",
+    "bert-base",
+    "bert-micro",
 ]
+Task = Literal["image", "lm", "mlm", "classify"]
 
+# What a task's options are, if not told otherwise, where that is not what images have.
+_OF_TEXTS: dict[str, Any] = {
+    "sparse": "none",
+    "base_optimizer": "adamw",
+    "learning_rate": 1e-3,
+    "weight_decay": 0.1,
+    "clip_norm": 1.0,
+    "warmup": 0.1,
+    "batch_size": 16,
+}
+_STARTS: dict[str, dict[str, Any]] = {
+    "image": {},
+    "lm": {**_OF_TEXTS, "dataset": "python-topics", "model": "gpt2-micro", "epochs": 5},
+    "mlm": {**_OF_TEXTS, "dataset": "python-topics", "model": "bert-micro", "epochs": 10},
+    "classify": {**_OF_TEXTS, "dataset": "python-docstrings", "model": "bert-micro", "epochs": 10},
+}
+# How the names begin of models that a task has, if it is one of texts.
+_DECODERS, _ENCODERS = ("gpt2",), ("bert",)
+_MODELS_OF = {"lm": _DECODERS, "mlm": _ENCODERS, "classify": (*_ENCODERS, *_DECODERS)}
+_TEXT_MODELS = (*_ENCODERS, *_DECODERS)
+
+
+_SHORTEST = 8  # row of text that makes sense
 
 # The models' kernels; not DeiT's position embedding and class token.
 KERNELS = "kernel"
@@ -74,6 +102,12 @@ def is_own(name: str) -> bool:
     return ":" in name and not name.startswith("hub:")
 
 
+def _named(beginnings: tuple[str, ...]) -> str:
+    """The names of ours that begin so."""
+    *names, last = [name for name in get_args(ModelName) if name.startswith(beginnings)]
+    return f"{', '.join(names)} and {last}"
+
+
 def check_model(name: str) -> None:
     """Raises ValueError unless a model is a name of ours or an import path."""
     if not is_own(name):
@@ -84,17 +118,32 @@ def check_model(name: str) -> None:
 class DataConfig:
     """What is trained on."""
 
+    task: Task = "image"
+    """What is learned: to classify images; from texts to predict the next token (lm) or masked
+    ones (mlm), or to classify texts. Its options have defaults of their own, which
+    `zosam train --task lm --help` shows."""
+
     dataset: str = "digits"
     """Data set: digits (comes with scikit-learn), fashion-mnist, cifar10, cifar100, imagenet,
     hub:OWNER/NAME (any image classification set on the Hugging Face hub), folder (parquet files,
     or train/CLASS/*.jpg and val/CLASS/*.jpg, in --data-dir), FILE.npz (x_train, y_train, x_test,
-    y_test), or PACKAGE.MODULE:FUNCTION, which returns one."""
+    y_test), or PACKAGE.MODULE:FUNCTION, which returns one. Texts: python-topics and
+    python-docstrings (come with Python), FILE.txt, FILE.jsonl, folder, glue:TASK or
+    hub:OWNER/NAME."""
 
     data_dir: Path | None = None
     """Folder of the data set's files. Default: download from the hub, where it has the set."""
 
     label_column: str | None = None
     """Column of the labels, where a hub: or folder set has several."""
+
+    context: int = 128
+    """Texts: tokens in a row. Text to be predicted is packed into rows of so many, text to be
+    classified is cut to it."""
+
+    tokenizer: Path | None = None
+    """Texts: a tokenizer.json file, such as those beside models on the Hugging Face hub. Default:
+    each byte is a token."""
 
     stream: bool = False
     """Read images from the disk as they are needed, instead of keeping all on the device."""
@@ -148,6 +197,8 @@ class DataConfig:
             check_fraction(name, getattr(self, name))
         if self.image_size is not None:
             check_count("image_size", self.image_size)
+        if self.context < _SHORTEST:
+            raise ValueError(f"context={self.context!r} must be at least {_SHORTEST} tokens.")
         self._check_placement()
 
     def _check_placement(self) -> None:
@@ -169,7 +220,8 @@ class ModelConfig:
 
     model: str = "resnet8"
     """Network: lenet-300-100, resnet8, resnet32, resnet50, resnet50-cifar, wrn-28-10, deit-micro,
-    deit-tiny, deit-small, or PACKAGE.MODULE:FACTORY, which makes one of Flax or Equinox."""
+    deit-tiny, deit-small; of texts gpt2, gpt2-micro, bert-base, bert-micro; or
+    PACKAGE.MODULE:FACTORY, which makes one of Flax or Equinox."""
 
     loss: str = "cross_entropy"
     """What is minimised: cross_entropy, squared_error, or PACKAGE.MODULE:FUNCTION, which returns
@@ -185,6 +237,12 @@ class ModelConfig:
     drop_path: float = 0.0
     """deit: probability that the last block is skipped for an image; earlier blocks less."""
 
+    dropout: float = 0.0
+    """gpt2, bert: rate of dropout in the blocks and before them."""
+
+    remat: bool = False
+    """gpt2, bert: compute what happens in a block once more for its gradient, in less memory."""
+
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters, losses and statistics stay float32."""
 
@@ -194,11 +252,14 @@ class ModelConfig:
         if self.patch is not None:
             check_count("patch", self.patch)
         check_fraction("drop_path", self.drop_path)
-        for name in ("patch", "drop_path"):
-            if getattr(self, name) and not self.model.startswith("deit"):
+        check_fraction("dropout", self.dropout)
+        of_deit, of_texts = ("deit",), _TEXT_MODELS
+        takes = {"patch": of_deit, "drop_path": of_deit, "dropout": of_texts, "remat": of_texts}
+        for name, models in takes.items():
+            if getattr(self, name) and not self.model.startswith(models):
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} goes with deit-micro, deit-tiny and "
-                    f"deit-small, not with model={self.model!r}."
+                    f"{name}={getattr(self, name)!r} goes with {_named(models)}, not with "
+                    f"model={self.model!r}."
                 )
 
 
@@ -328,6 +389,10 @@ class OptimizationConfig:
     final_learning_rate: float = 0.0
     """cosine: where it ends."""
 
+    cooldown: float | None = None
+    """cosine: fraction of the steps, the last ones, in which the learning rate falls; before them
+    it stays at its peak. Default: all after the warmup."""
+
     warmup: float = 0.05
     """Fraction of the steps in which the learning rate rises linearly."""
 
@@ -358,9 +423,13 @@ class OptimizationConfig:
         check_number("learning_rate", self.learning_rate, above=0.0, inclusive=False)
         for name in ("weight_decay", "initial_learning_rate", "final_learning_rate"):
             check_number(name, getattr(self, name), above=0.0, inclusive=True)
-        for name in ("momentum", "warmup", "ema_decay"):
+        for name in ("momentum", "warmup", "ema_decay", "cooldown"):
             if getattr(self, name) is not None:
                 check_fraction(name, getattr(self, name))
+        if self.warmup + (self.cooldown or 0.0) > 1:
+            raise ValueError(
+                f"cooldown={self.cooldown!r} and warmup={self.warmup!r} must not exceed 1 together."
+            )
         if self.clip_norm is not None:
             check_number("clip_norm", self.clip_norm, above=0.0, inclusive=False)
         if self.schedule == "step":
@@ -396,9 +465,13 @@ class AscentConfig:
     calibrated rho adapts itself), or the relative change of all weights (adaptive). Default:
     layerwise, for subbatch_sam adaptive_layerwise; asam has its own."""
 
+    late_phase: float | None = None
+    """Fraction of the steps, the last ones, in which the weights are perturbed; those before take
+    the plain gradient, at SGD's price. Default: all."""
+
     rho_warmup: float | None = None
     """Fraction of the steps in which rho rises linearly from 0; many networks diverge without.
-    Default: 0.2."""
+    Default: 0.2, with --late-phase 0."""
 
     rho_cooldown: float | None = None
     """Fraction of the steps, the last ones, in which rho falls to 0 along a cosine. Default: 0,
@@ -469,6 +542,7 @@ class AscentConfig:
             "extrapolation": functools.partial(check_number, above=0.0, inclusive=True),
             "rho_max": functools.partial(check_number, above=0.0, inclusive=False),
             "reach": functools.partial(check_number, above=0.0, inclusive=False),
+            "late_phase": check_positive_fraction,
             "rho_warmup": check_fraction,
             "rho_cooldown": check_fraction,
         }
@@ -497,6 +571,7 @@ class ProblemConfig(DataConfig, ModelConfig, SparseConfig, OptimizationConfig, A
         """As for the parts."""
         for part in ProblemConfig.__bases__:
             part.__post_init__(self)  # type: ignore[attr-defined]
+        self._check_task()
         check_applicable(self)
         if not 0 <= self.rewind_epochs < self.epochs:
             raise ValueError(
@@ -506,6 +581,22 @@ class ProblemConfig(DataConfig, ModelConfig, SparseConfig, OptimizationConfig, A
         if self.search_epochs is not None and self.search_epochs > self.epochs:
             raise ValueError(
                 f"search_epochs={self.search_epochs} must be at most epochs={self.epochs}."
+            )
+
+    def _check_task(self) -> None:
+        of_task = _MODELS_OF.get(self.task)
+        fits = self.model.startswith(of_task or _TEXT_MODELS) == (of_task is not None)
+        if not is_own(self.model) and not fits:
+            names = _named(of_task) if of_task else "the networks of images"
+            raise ValueError(
+                f"model={self.model!r} does not go with task={self.task!r}: choose one of {names}."
+            )
+        if self.task != "image" and self.sparse in ("synflow", "grasp") and not self.is_dense:
+            reason = "puts ones in the place of pixels, and tokens are none"
+            if self.sparse == "grasp":
+                reason = "scores weights by images of each class"
+            raise ValueError(
+                f"sparse={self.sparse!r} does not go with task={self.task!r}: it {reason}."
             )
 
 
@@ -593,6 +684,16 @@ CIRCUMSTANCES = (
     "num_processes",
     "process_id",
 )
+
+
+def start_of(task: str) -> TrainConfig:
+    """The options of a task where none are given.
+
+    Raises:
+      ValueError: for an unknown one.
+    """
+    check_one_of("task", task, tuple(_STARTS))
+    return TrainConfig(**{"task": task, **_STARTS[task]})
 
 
 def applicable(options: Mapping[str, Any], start: TrainConfig | None = None) -> dict[str, Any]:

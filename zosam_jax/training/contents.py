@@ -55,6 +55,8 @@ class Summary(TypedDict):
     examples: NotRequired[int]
     parameters: NotRequired[int]
     dense_parameters: NotRequired[int]
+    measures: NotRequired[dict[str, float]]
+    validation_loss: NotRequired[float]
 
 
 class QualityOverBatches(TypedDict):

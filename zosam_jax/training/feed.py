@@ -17,7 +17,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from zosam_jax.data import augmentation
-from zosam_jax.data.dataset import Dataset, Images, Labels, Split, as_split
+from zosam_jax.data.dataset import Dataset, Images, Labels, Split, TextInfo, as_split
 from zosam_jax.data.stream import Stream
 from zosam_jax.training import devices
 from zosam_jax.trees import Array, PyTree
@@ -55,6 +55,7 @@ class DataInfo(NamedTuple):
       pixel_mean, pixel_sd: by channel, in pixel values (0 to 255).
       class_names: what the classes are called; None if that is not known.
       train_images: how many an epoch goes through.
+      text: of inputs that are tokens, where they come from; None for others.
     """
 
     num_classes: int
@@ -66,6 +67,7 @@ class DataInfo(NamedTuple):
     pixel_sd: tuple[float, ...]
     class_names: tuple[str, ...] | None
     train_images: int
+    text: TextInfo | None = None
 
 
 class Feed(Protocol):
@@ -84,8 +86,8 @@ class Feed(Protocol):
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """What each step from `start` on gets, on the devices; fixed by seed and epoch."""
 
-    def batch_shapes(self) -> Batch:
-        """What `epoch` gives, as jax.ShapeDtypeStructs with their sharding."""
+    def batch_shapes(self) -> tuple[Batch, ...]:
+        """What `epoch` gives, of each shape one, as jax.ShapeDtypeStructs with their sharding."""
 
     def examples(self, arrays: PyTree, batch: Batch, step: Array, key: Array) -> Example:
         """The images and labels of step number `step` (from 0), augmented; within jit."""
@@ -107,28 +109,26 @@ class Resident:
     """A data set small enough to be kept on every device; a `Feed`."""
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, mesh: Mesh, *, crop_and_flip: bool
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        mesh: Mesh,
+        *,
+        crop_and_flip: bool = False,
+        evaluation_batch: int = _EVALUATION_BATCH,
     ) -> None:
         """Puts all splits on the devices of the mesh."""
-        self.dataset = dataset
-        self.info = _info(
-            dataset.train.images,
-            dataset.train.labels,
-            dataset.num_classes,
-            (dataset.pixel_mean, dataset.pixel_sd),
-            dataset.class_names,
-        )
+        self.dataset, self.info = dataset, described(dataset)
         images = len(self.info.image_shape) == 3 and self.info.dtype == "uint8"
         if crop_and_flip and not images:
             raise ValueError(
                 "crop_and_flip=True is for uint8 images of shape (height, width, channels), not "
                 f"for inputs of dtype {self.info.dtype} and shape {self.info.image_shape}."
             )
-        held_out = () if dataset.validation is None else ("validation",)
-        self.splits: tuple[str, ...] = (*held_out, "test")
+        self.splits: tuple[str, ...] = evaluated_on(dataset)
         self._batch_size, self._crop_and_flip = batch_size, crop_and_flip
         self._mesh, self._steps = mesh, self.info.train_images // batch_size
-        self._evaluation_batch = _multiple_of(mesh.size, _EVALUATION_BATCH)
+        self._evaluation_batch = multiple_of(mesh.size, evaluation_batch)
         arrays = {name: self._split(name) for name in ("train", *self.splits)}
         self.arrays = devices.replicate(
             {name: (split.images, split.labels) for name, split in arrays.items()}, mesh
@@ -145,14 +145,14 @@ class Resident:
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """As in `Feed`: the indices of all images of the epoch, (steps, batch size)."""
         order = self.order(seed, epoch)[: self._steps * self._batch_size].astype(np.int32)
-        parts = _own_part(order.reshape(self._steps, self._batch_size))
+        parts = own_part(order.reshape(self._steps, self._batch_size))
         return itertools.repeat(devices.distribute(parts, self._mesh, axis=1), self._steps - start)
 
-    def batch_shapes(self) -> Batch:
+    def batch_shapes(self) -> tuple[Batch, ...]:
         """As in `Feed`."""
         sharding = devices.by_batch(self._mesh, axis=1)
         shape = (self._steps, self._batch_size)
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+        return (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding),)
 
     def examples(self, arrays: PyTree, batch: Batch, step: Array, key: Array) -> Example:
         """As in `Feed`."""
@@ -168,7 +168,7 @@ class Resident:
         for start in range(0, size, self._evaluation_batch):
             indices = np.arange(start, start + self._evaluation_batch, dtype=np.int32)
             indices = np.where(indices < size, indices, -1)
-            yield devices.distribute(_own_part(indices), self._mesh)
+            yield devices.distribute(own_part(indices), self._mesh)
 
     def plain(self, arrays: PyTree, batch: Batch, split: str) -> Example:
         """As in `Feed`."""
@@ -193,7 +193,7 @@ class Streamed:
     def __init__(self, stream: Stream, image_size: int, batch_size: int, mesh: Mesh) -> None:
         """Reads nothing yet."""
         self._stream, self._batch_size, self._mesh = stream, batch_size, mesh
-        self._evaluation_batch = _multiple_of(mesh.size, batch_size)
+        self._evaluation_batch = multiple_of(mesh.size, batch_size)
         self.info = DataInfo(
             num_classes=stream.num_classes,
             image_shape=(image_size, image_size, 3),
@@ -218,14 +218,12 @@ class Streamed:
             )
         )
 
-    def batch_shapes(self) -> Batch:
+    def batch_shapes(self) -> tuple[Batch, ...]:
         """As in `Feed`."""
         shape = (self._batch_size, *self.info.image_shape)
         sharding = devices.by_batch(self._mesh)
-        return (
-            jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding),
-            jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=sharding),
-        )
+        images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)
+        return ((images, jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=sharding)),)
 
     def examples(self, arrays: PyTree, batch: Batch, step: Array, key: Array) -> Example:
         """As in `Feed`; cropping has been done by those who decode."""
@@ -334,14 +332,15 @@ class Batches:
                 )
             yield devices.distribute((split.images, split.labels), self._mesh)
 
-    def batch_shapes(self) -> Batch:
+    def batch_shapes(self) -> tuple[Batch, ...]:
         """As in `Feed`."""
         sharding, info = devices.by_batch(self._mesh), self.info
         kinds = ((info.image_shape, info.dtype), (info.label_shape, info.label_dtype))
-        return tuple(
+        batch = tuple(
             jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=sharding)
             for shape, dtype in kinds
         )
+        return (batch,)
 
     def examples(self, arrays: PyTree, batch: Batch, step: Array, key: Array) -> Example:
         """As in `Feed`."""
@@ -398,6 +397,19 @@ class Described:
         """As in `Feed`: nothing does."""
 
 
+def evaluated_on(dataset: Dataset) -> tuple[str, ...]:
+    """The names of the splits that are not for training."""
+    return ("test",) if dataset.validation is None else ("validation", "test")
+
+
+def described(dataset: Dataset) -> DataInfo:
+    """What there is to know of a data set in memory."""
+    scale = (dataset.pixel_mean, dataset.pixel_sd)
+    train = dataset.train
+    info = _info(train.images, train.labels, dataset.num_classes, scale, dataset.class_names)
+    return info._replace(text=dataset.text)
+
+
 def _info(
     inputs: Any,
     targets: Any,
@@ -425,28 +437,33 @@ def filled(labels: Array, known: Array) -> Array:
 
 
 def are_known(labels: Array) -> Array:
-    """Which of a batch's labels or other targets are not what `filled` fills in; (N,)."""
-    floating = jnp.issubdtype(labels.dtype, jnp.floating)
-    known = ~jnp.isnan(labels) if floating else labels >= 0
-    return jnp.all(known, axis=tuple(range(1, labels.ndim)))
+    """Which of a batch's labels or other targets are not what `filled` fills in; (N,).
+
+    Of several labels of an example some may be -1: they count for nothing.
+    """
+    further = tuple(range(1, labels.ndim))
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        return jnp.all(~jnp.isnan(labels), axis=further)
+    return jnp.any(labels >= 0, axis=further)
 
 
 def batches_of(split: Split, mesh: Mesh, at_least: int = _EVALUATION_BATCH) -> Iterator[Example]:
     """Images of no feed in batches of one size, on the devices, filled up with no labels."""
-    size = _multiple_of(mesh.size, at_least)
+    size = multiple_of(mesh.size, at_least)
     for start in range(0, len(split), size):
-        indices = _own_part(np.arange(start, start + size))
+        indices = own_part(np.arange(start, start + size))
         taken = split.take(np.minimum(indices, len(split) - 1))
         labels = np.asarray(filled(jnp.asarray(taken.labels), jnp.asarray(indices < len(split))))
         yield Example(*devices.distribute((taken.images, labels), mesh))
 
 
-def _own_part(batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def own_part(batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """What this process has of a batch, which is the last axis."""
     index, count = devices.part_of_batch()
     size = batch.shape[-1] // count
     return batch[..., index * size : (index + 1) * size]
 
 
-def _multiple_of(step: int, at_least: int) -> int:
+def multiple_of(step: int, at_least: int) -> int:
+    """The smallest multiple of `step` that is not below `at_least`."""
     return -(-at_least // step) * step

@@ -19,7 +19,7 @@ from zosam_jax.training import build, devices, lock, pictures, run_folder, saved
 from zosam_jax.training.applicable import OWN_OPTIMIZER
 from zosam_jax.training.callbacks import Callback, Callbacks, ProgressLogger
 from zosam_jax.training.checkpoints import Checkpoints
-from zosam_jax.training.config import ProblemConfig, TrainConfig, is_own
+from zosam_jax.training.config import ProblemConfig, TrainConfig, is_own, replacing, start_of
 from zosam_jax.training.problem import Parts, Problem
 from zosam_jax.training.progress import EpochRecord
 from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
@@ -137,7 +137,8 @@ def fit(
     if found is not None and found.batch_size is not None:
         _check_batches(found.batch_size, given)
         given["batch_size"] = found.batch_size
-    config = TrainConfig(**saved_run.typed(given))
+    start = start_of(options["task"]) if "task" in options else TrainConfig()
+    config = replacing(start, saved_run.typed(given))
     with Fitting(config, console or Console(), parts, found) as fitting:
         return fitting.run(callbacks)
 
@@ -183,6 +184,7 @@ class Fitting:
             if not self.is_complete:
                 self._problem = checked_problem(config, [config.optimizer], parts, data)
                 opened.callback(self._problem.feed.close)
+                _check_same_texts(self.folder, self._problem)
             self._opened = opened.pop_all()
 
     def run(self, callbacks: Sequence[Callback] = ()) -> FitResult:
@@ -211,6 +213,16 @@ def _own_folder(config: TrainConfig, opened: contextlib.ExitStack, console: Cons
         say = functools.partial(console.print, markup=False)
         opened.enter_context(lock.held(folder.path, say))
     return folder
+
+
+def _check_same_texts(folder: RunFolder, problem: Problem) -> None:
+    """Raises ValueError if a run began on other texts of the same name."""
+    now, before = problem.feed.info.text, saved_run.texts_of(folder.path)
+    if now is not None and before is not None and now.fingerprint != before.fingerprint:
+        raise ValueError(
+            f"dataset={problem.config.dataset!r} holds other texts than when the run in "
+            f"{folder.path} began, or this Python has others: choose another --output."
+        )
 
 
 def _same_on_all(make: Callable[[], RunFolder]) -> RunFolder:
@@ -250,8 +262,8 @@ def checked_problem(
 
 
 def _weights(path: Path) -> dict[str, Any]:
-    """The arrays of a run's newest checkpoint, or of a safetensors file, by name."""
-    if not path.is_dir():
+    """The arrays of a run's newest checkpoint, or of safetensors files, by name."""
+    if not path.is_dir() or pretrained.is_checkpoint(path):
         return pretrained.read(path)
     saved_run.read_config(path)  # says what is wrong if it is no run
     with Checkpoints(path, keep=1, seconds=0.0) as checkpoints:
@@ -274,7 +286,10 @@ def train(
     batch, which a transformation that was given whole may halve again, and all steps together see
     `examples`, some more than once. `training_cost` and `inference_cost`
     are MACs relative to training the dense network with SGD and to its forward pass
-    (`zosam_jax.training.build.Cost`); masks.txt says what is kept, layer by layer.
+    (`zosam_jax.training.build.Cost`); masks.txt says what is kept, layer by layer. `measures` are
+    of the test split after the last epoch: of a language model perplexity, exp of the mean loss of
+    a token, and bits_a_byte; of classes of texts accuracy, f1 and matthews; of scores of texts
+    pearson and spearman.
 
     Raises:
       NonFiniteLossError, InterruptedRunError: as `Run.train`.
@@ -323,6 +338,8 @@ def train(
     reached = f"test loss {summary['test_loss']:.4g}"
     if not math.isnan(summary["test_accuracy"]):
         reached = f"test accuracy {summary['test_accuracy']:.2%}"
+    for name, value in summary["measures"].items():
+        reached += "" if name == "accuracy" else f", {name.replace('_', ' ')} {value:.4g}"
     console.print(
         f"{reached}, sparsity {summary['sparsity']:.2%}, "
         f"training cost {summary['training_cost']:.1%} of dense SGD's MACs; "
@@ -389,6 +406,7 @@ def _summary(
         "best_test_accuracy": max(r.test_accuracy for r in evaluated),
         "chosen_test_accuracy": chosen.test_accuracy if held_out else math.nan,
         "validation_accuracy": last.validation_accuracy,
+        "validation_loss": last.validation_loss,
         "test_loss": last.test_loss,
         "ema_test_accuracy": last.ema_test_accuracy,
         "ema_validation_accuracy": last.ema_validation_accuracy,
@@ -410,6 +428,7 @@ def _summary(
         "devices": run.problem.mesh.size,
         "parameters": trees.size(run.network.params),
         "dense_parameters": trees.size(run.whole),
+        "measures": run.problem.measures(run.network, last.test_loss),
     }
 
 

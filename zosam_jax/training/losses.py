@@ -61,6 +61,14 @@ def function(name: str, given: Callable[..., Any] | None = None) -> Losses:
     return losses
 
 
+def of_known(outputs: Array, targets: Array) -> Array:
+    """The cross-entropy of each example, a mean over those of its labels that are not below 0."""
+    known = targets >= 0
+    each = optax.softmax_cross_entropy_with_integer_labels(outputs, jnp.maximum(targets, 0))
+    total: Array = jnp.sum(jnp.where(known, each, 0.0), axis=-1)
+    return total / jnp.maximum(known.sum(axis=-1), 1)
+
+
 def _cross_entropy(outputs: Array, targets: Array) -> Array:
     """To labels, or to distributions over the classes."""
     if jnp.issubdtype(targets.dtype, jnp.integer):

@@ -7,7 +7,6 @@ these are arrays of examples × classes, their sizes say on which part of the ba
 and how often vmap made it.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,13 +17,6 @@ from jax.interpreters import ad, batching, mlir, partial_eval
 from zosam_jax import probes
 from zosam_jax.optimizers import Passes
 from zosam_jax.trees import Array
-
-
-def marked(model: Any) -> Any:
-    """The model, its outputs marked for `count`; it computes what it did."""
-    kind: type = type(model)
-    model.__class__ = _marked_class(kind)
-    return model
 
 
 def marked_outputs(outputs: Array) -> Array:
@@ -76,14 +68,6 @@ def _times(passes: Passes, count: float) -> Passes:
 
 def _plus(some: Passes, others: Passes) -> Passes:
     return Passes(some.forward + others.forward, some.backward + others.backward)
-
-
-@functools.cache
-def _marked_class(kind: type) -> type:
-    def call(self: Any, *args: Any, **kwargs: Any) -> Array:
-        return marked_outputs(kind.__call__(self, *args, **kwargs))
-
-    return type(kind)(kind.__name__, (kind,), {"__call__": call})
 
 
 _output = core.Primitive("network_output")

@@ -1,16 +1,18 @@
-"""Images from anywhere as a trained network's data set has them."""
+"""Images and texts from anywhere as a trained network's data set has them."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
+from zosam_jax.data import TextInfo, files, packing, tokenization
 from zosam_jax.data import dataset as datasets
-from zosam_jax.data import files
+from zosam_jax.data.texts import Row
 from zosam_jax.training.config import DataConfig
 from zosam_jax.training.feed import DataInfo
-from zosam_jax.trees import Shaped
+from zosam_jax.trees import Int, Shaped
 
 if TYPE_CHECKING:
     import PIL.Image  # Pillow is an extra.
@@ -22,13 +24,16 @@ def inputs(images: Any, info: DataInfo, config: DataConfig) -> Shaped[np.ndarray
     """Images, or other inputs, of the shape and dtype that the run was trained on.
 
     Args:
-      images: an array of one or more, or image files and PIL images.
+      images: an array of one or more, or image files and PIL images; of a run on texts a text, a
+        pair of texts, or several, or an array of tokens.
       info: what the run knows of its data.
       config: how it read them.
 
     Raises:
       ValueError: for what does not fit, naming the image.
     """
+    if info.text is not None:
+        return _rows(images, info.text, info, config)
     several = [images] if _is_image(images) else images
     if isinstance(several, Sequence) and len(several) and all(map(_is_image, several)):
         _check_pixels(info)
@@ -39,6 +44,32 @@ def inputs(images: Any, info: DataInfo, config: DataConfig) -> Shaped[np.ndarray
     if array.dtype.kind in "iub" and info.dtype == "int32":
         array = datasets.as_int32("images", array)
     return _fitted(array, info, config)
+
+
+def _rows(
+    texts: Any, about: TextInfo, info: DataInfo, config: DataConfig
+) -> Int[np.ndarray, "n t"]:
+    """Texts as rows of tokens; an array as it is, if it fits."""
+    if isinstance(texts, np.ndarray | jax.Array):
+        return _fitted(np.asarray(texts), info, config)
+    if config.task != "classify":
+        raise ValueError(
+            f"the run was trained with task={config.task!r}: what it says of a text is found by "
+            "generate (lm), or from arrays of tokens."
+        )
+    several = [texts] if isinstance(texts, str | tuple) else list(texts)
+    pairs = [(one,) if isinstance(one, str) else one for one in several]
+    if not pairs or not all(_is_row(pair) for pair in pairs):
+        raise ValueError(f"images={texts!r:.80} must be a text, a pair of texts, or several.")
+    rows = [Row(*pair) for pair in pairs]
+    known = tokenization.tokenizer(about.tokenizer)
+    return np.stack([packing.of_row(row, known, *info.image_shape) for row in rows])
+
+
+def _is_row(value: Any) -> bool:
+    """A text or a pair of them, as a tuple."""
+    is_tuple = isinstance(value, tuple) and len(value) in (1, 2)
+    return is_tuple and all(isinstance(text, str) for text in value)
 
 
 def _is_image(value: Any) -> bool:

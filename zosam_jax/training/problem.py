@@ -9,26 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
-from zosam_jax import models
-from zosam_jax.data import Dataset, Split, augmentation, load, load_records
+from zosam_jax.data import Dataset, Split, augmentation
 from zosam_jax.data import dataset as datasets
 from zosam_jax.data.files import one_line
 from zosam_jax.data.stream import Stream
 from zosam_jax.integrations import modules
 from zosam_jax.models import pretrained
 from zosam_jax.sparsity import Units
-from zosam_jax.training import devices, losses, structure
+from zosam_jax.training import devices, losses, structure, tasks
 from zosam_jax.training.accumulation import accumulated
-from zosam_jax.training.config import DataConfig, ProblemConfig, is_own
+from zosam_jax.training.config import ProblemConfig, is_own
 from zosam_jax.training.feed import (
     Batch,
     DataInfo,
     Example,
     Feed,
-    Resident,
-    Streamed,
     are_known,
     batches_of,
 )
@@ -40,9 +36,6 @@ _VALIDATION_SEED = 0
 
 # The loss of images' labels, and what these are.
 _USUAL = (losses.CROSS_ENTROPY, "int32", ())
-
-# Pixels a side of streamed images, if not told otherwise.
-STREAMED_SIZE = 224
 
 
 class Network(NamedTuple):
@@ -105,6 +98,7 @@ class Problem:
       config: the options.
       parts: what they name by where it comes from.
       mesh: the devices that share each batch.
+      task: what it trains on, images or texts.
       feed: where batches come from.
       num_classes: of the labels.
       started_from: in words, the weights that it starts from; empty without.
@@ -129,7 +123,8 @@ class Problem:
         """
         self.config, self.parts = config, parts or Parts()
         self.mesh = devices.make_mesh(config.mesh, config.batch_size)
-        self.feed = _feed(config, load_dataset(config) if dataset is None else dataset, self.mesh)
+        self.task = tasks.of(config)
+        self.feed = self._feed(dataset)
         info = self.feed.info
         if config.batch_size > info.train_images:
             raise ValueError(
@@ -138,8 +133,7 @@ class Problem:
             )
         self.steps_per_epoch = info.train_images // config.batch_size
         self.steps = self.steps_per_epoch * config.epochs
-        own_loss = _given("loss", config.loss, self.parts.loss) if is_own(config.loss) else None
-        self._losses = losses.function(config.loss, own_loss)
+        self._losses = self._loss(info)
         self._functions = self._network()
         _check_augmentation(config, info)
         self._start, self.started_from = self._weights()
@@ -148,6 +142,22 @@ class Problem:
         if is_own(config.model) or not usual:
             outputs = self._check_outputs()
             self.num_classes = info.num_classes or outputs
+
+    def _feed(self, dataset: Any) -> Feed:
+        """Of the data set that the options name, or of one that is given."""
+        if dataset is None:
+            dataset = self.task.data()
+            dataset = changed(dataset, self.config) if isinstance(dataset, Dataset) else dataset
+        if isinstance(dataset, Dataset | Stream):
+            return self.task.feed(dataset, self.mesh)
+        feed: Feed = dataset(self.mesh)
+        return feed
+
+    def _loss(self, info: DataInfo) -> losses.Losses:
+        name = self.config.loss
+        if is_own(name):
+            return losses.function(name, _given("loss", name, self.parts.loss))
+        return self.task.loss(info)
 
     def _network(self) -> modules.Functions:
         """The model's functions; no weight is computed."""
@@ -160,23 +170,22 @@ class Problem:
                 image_shape=info.image_shape,
                 **known,
             )
-        if not info.num_classes:
-            raise ValueError(
-                f"model={config.model!r} has an output for each class: pass num_classes=."
-            )
-        if len(info.image_shape) != 3:
-            raise ValueError(
-                f"model={config.model!r} takes images of shape (height, width, channels), not "
-                f"inputs of shape {info.image_shape}: pass a network of your own."
-            )
-        return modules.of_nnx(self._model)
+        return self.task.network(info)
 
     def _weights(self) -> tuple[Mapping[str, Array] | None, str]:
         """What the option init names of the network's arrays, and that in words."""
         if self.parts.weights is None:
             return None, ""
         shapes = jax.eval_shape(lambda: self._functions.init(0))
-        return pretrained.fitted(self.parts.weights, shapes, str(self.config.init))
+        try:
+            return pretrained.fitted(self.parts.weights, shapes, str(self.config.init))
+        except ValueError as error:
+            if self.feed.info.text is None:
+                raise
+            raise ValueError(
+                f"{error} With texts the vocabulary must be that of the tokenizer.json that comes "
+                "with the weights (tokenizer=), and context no more than they have positions for."
+            ) from error
 
     def _check_outputs(self) -> int:
         """How many outputs there are, the last axis; nothing is computed.
@@ -318,12 +327,18 @@ class Problem:
 
         return loss
 
-    def losses_of_examples(self, model_state: PyTree) -> Callable[[PyTree, Examples], Array]:
-        """(params, examples) → the cross-entropy of each example, in one forward pass."""
+    def losses_of_examples(
+        self, model_state: PyTree, of_outputs: losses.Losses | None = None
+    ) -> Callable[[PyTree, Examples], Array]:
+        """(params, examples) → the cross-entropy of each example, in one forward pass.
+
+        Or another function of outputs and targets.
+        """
+        of_outputs = of_outputs or self._losses
 
         def losses(params: PyTree, examples: Examples) -> Array:
             outputs, _ = self._functions.apply(params, model_state, examples.images, True)
-            return self._losses(outputs, examples.targets)
+            return of_outputs(outputs, examples.targets)
 
         return losses
 
@@ -332,7 +347,7 @@ class Problem:
     ) -> tuple[Array, tuple[PyTree, Metrics]]:
         outputs, after = self._functions.apply(params, model_state, part.images, True)
         loss = self._losses(outputs, part.targets).mean()
-        return loss, (after, losses.metrics(outputs, part.labels))
+        return loss, (after, self.task.metrics(outputs, part.labels))
 
     def score_loss(
         self, model_state: PyTree, *, training: bool, temperature: float = 1.0
@@ -362,6 +377,34 @@ class Problem:
         sums = (self._sums(arrays, network, b, split) for b in self.feed.evaluation(split))
         return _means(sums)
 
+    def measures(self, network: Network, loss: float) -> dict[str, float]:
+        """More numbers on the test split than its accuracy and mean loss, by name.
+
+        Args:
+          network: the network.
+          loss: its mean loss there.
+        """
+        outputs = labels = None
+        if self.task.needs_outputs:
+            arrays = self.feed.arrays
+            batches = self.feed.evaluation("test")
+            found = [self._outputs(arrays, network, b, "test") for b in batches]
+            outputs, labels, known = (
+                np.concatenate([np.asarray(part) for part in parts])
+                for parts in zip(*found, strict=True)
+            )
+            outputs, labels = outputs[known], labels[known]
+        return self.task.measures(loss, outputs, labels, self.feed.info)
+
+    @functools.partial(jax.jit, static_argnums=(0, 4))
+    def _outputs(
+        self, arrays: PyTree, network: Network, batch: Batch, split: str
+    ) -> tuple[Array, Array, Array]:
+        """A batch's outputs and labels, and which of them are none that fill it up."""
+        examples = self.feed.plain(arrays, batch, split)
+        outputs = self.apply(network.params, network.model_state, self.pixels(examples.images))
+        return outputs, examples.labels, are_known(examples.labels)
+
     def accuracy_on(self, network: Network, split: Split) -> float:
         """The fraction of any other images that the network labels correctly.
 
@@ -380,7 +423,7 @@ class Problem:
         """What is right, the sum of the losses, and of how many examples."""
         known = are_known(batch.labels)
         outputs = self.apply(network.params, network.model_state, self.pixels(batch.images))
-        found = losses.metrics(outputs, batch.labels)
+        found = self.task.metrics(outputs, batch.labels)
         each = jnp.where(known, self._losses(outputs, batch.labels), 0.0)
         return found, each.sum(), known.sum()
 
@@ -394,35 +437,6 @@ class Problem:
         mean = jnp.asarray(self.feed.info.pixel_mean, jnp.float32)
         sd = jnp.asarray(self.feed.info.pixel_sd, jnp.float32)
         return (images.astype(jnp.float32) - mean) / sd
-
-    def _model(self, seed: int) -> Any:
-        config = self.config
-        options: dict[str, Any] = {}
-        if config.model.startswith("deit"):
-            options["drop_path_rate"] = config.drop_path
-            if config.patch is not None:
-                options["patch"] = config.patch
-        return models.create(
-            config.model,
-            self.feed.info.num_classes,
-            rngs=nnx.Rngs(seed),
-            image_shape=self.feed.info.image_shape,
-            dtype=jnp.dtype(config.precision),
-            **options,
-        )
-
-
-def load_dataset(config: ProblemConfig) -> Dataset | Stream:
-    """The data set that the options describe: cut to size, its labels as noisy as asked for."""
-    if config.stream:
-        return Stream(
-            *load_records(config.dataset, config.data_dir, label=config.label_column),
-            image_size=config.image_size or STREAMED_SIZE,
-            randaugment=config.randaugment,
-            repeats=config.repeated_augmentation,
-            workers=config.workers,
-        )
-    return changed(load_whole(config), config)
 
 
 def changed(dataset: Dataset, config: ProblemConfig) -> Dataset:
@@ -442,26 +456,10 @@ def changed(dataset: Dataset, config: ProblemConfig) -> Dataset:
         dataset = datasets.shrink(dataset, config.shrink)
     if config.label_noise:
         dataset = datasets.with_label_noise(dataset, config.label_noise, _LABEL_NOISE_SEED)
-    if config.validation_fraction:
+    # Texts may come with a split of their own for it.
+    if config.validation_fraction and not (dataset.text and dataset.validation):
         dataset = datasets.with_validation(dataset, config.validation_fraction, _VALIDATION_SEED)
     return dataset
-
-
-def load_whole(config: DataConfig) -> Dataset:
-    """The data set in memory, before anything is taken from it or done to it."""
-    return load(
-        config.dataset, config.data_dir, image_size=config.image_size, label=config.label_column
-    )
-
-
-def _feed(config: ProblemConfig, dataset: Any, mesh: jax.sharding.Mesh) -> Feed:
-    if isinstance(dataset, Stream):
-        image_size = config.image_size or STREAMED_SIZE
-        return Streamed(dataset, image_size, config.batch_size, mesh)
-    if isinstance(dataset, Dataset):
-        return Resident(dataset, config.batch_size, mesh, crop_and_flip=config.crop_and_flip)
-    feed: Feed = dataset(mesh)
-    return feed
 
 
 def _check_augmentation(config: ProblemConfig, info: DataInfo) -> None:

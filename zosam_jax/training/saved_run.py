@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from zosam_jax.data import TextInfo, tokenization
 from zosam_jax.errors import check_count
 from zosam_jax.training import build, contents, devices, predicting, run_folder, sources
 from zosam_jax.training.applicable import OWN_OPTIMIZER
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import ProblemConfig, TrainConfig, is_own
 from zosam_jax.training.feed import DataInfo, Described
+from zosam_jax.training.generating import Generator
 from zosam_jax.training.problem import Network, Parts, Problem
 from zosam_jax.training.progress import EpochRecord, Progress
 from zosam_jax.training.run_folder import (
@@ -121,7 +123,8 @@ class SavedRun:
         Args:
           images: what the data set's images were: an array (n, height, width, channels) of uint8;
             or paths of image files or PIL images, or one of them, which are scaled and cropped to
-            the size that the run had. Of a problem of one's own, inputs (n, …) like its own.
+            the size that the run had. Of a problem of one's own, inputs (n, …) like its own. Of
+            texts that are classified, texts or pairs of them.
           batch_size: images a pass.
 
         Returns:
@@ -140,6 +143,35 @@ class SavedRun:
             whole = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), batch.dtype)])
             outputs.append(np.asarray(self._outputs(self.run.network, whole))[: len(batch)])
         return np.concatenate(outputs)
+
+    def generate(
+        self, prompt: str, *, tokens: int = 100, temperature: float = 0.0, seed: int = 0
+    ) -> str:
+        """What a language model says behind a text; see `generating.Generator.tokens`.
+
+        Args:
+          prompt: the text that it goes on with.
+          tokens: how many, at most; it may end the text before.
+          temperature: 0 takes the likeliest token each time; 1 draws as the network says.
+          seed: of the draws.
+
+        Raises:
+          ValueError: if the run is of another task.
+        """
+        if self.config.task != "lm" or self.data.text is None:
+            raise ValueError(
+                f"{self.folder.path} was trained with task={self.config.task!r}: only networks of "
+                "task='lm' go on with a text."
+            )
+        return self._generator.text(
+            self.run.network, prompt, tokens, temperature=temperature, seed=seed
+        )
+
+    @functools.cached_property
+    def _generator(self) -> Generator:
+        assert self.data.text is not None
+        known = tokenization.tokenizer(self.data.text.tokenizer, f"{self.folder.path}'s tokenizer")
+        return Generator(self.run.problem, known)
 
     @functools.cached_property
     def _outputs(self) -> Callable[[Network, Any], Array]:
@@ -221,6 +253,17 @@ def open_run(
 
 def _described(path: Path) -> Data | None:
     """What data.json says of the data; None for a run of a time before there were such files."""
+    info = _info(path)
+    return None if info is None else Data("", lambda mesh: Described(info))
+
+
+def texts_of(path: Path) -> TextInfo | None:
+    """What a run folder's data.json says of its texts; None where there are none."""
+    info = _info(path)
+    return info and info.text
+
+
+def _info(path: Path) -> DataInfo | None:
     try:
         values = run_folder.read_json(path / run_folder.DATA, DataInfo)
     except FileNotFoundError:
@@ -228,7 +271,9 @@ def _described(path: Path) -> Data | None:
     fields: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in values.items()
     }
-    return Data("", lambda mesh: Described(DataInfo(**fields)))
+    if fields.get("text") is not None:
+        fields["text"] = TextInfo(**fields["text"])
+    return DataInfo(**fields)
 
 
 def _problem(

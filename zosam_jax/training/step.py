@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zosam_jax import keys, sparsity, transform
+from zosam_jax import averages, keys, sparsity, transform
 from zosam_jax.analysis.estimator import PerturbationQuality, perturbation_quality
+from zosam_jax.ascent import misclassification_bound
 from zosam_jax.compiling import compiler_options
 from zosam_jax.gradient import Diagnostics
 from zosam_jax.integrations.plain import apply_loss
@@ -115,8 +116,8 @@ def _own_copy(array: Array) -> Array:
 def compile_step(
     problem: Problem, tx: optax.GradientTransformation, state: RunState
 ) -> Callable[[RunState, Batch], RunState]:
-    """(state, batch) → state, compiled; the given state is donated."""
-    arrays, shapes = problem.feed.arrays, problem.feed.batch_shapes()
+    """(state, batch) → state, compiled for each shape of batches; the given state is donated."""
+    arrays = problem.feed.arrays
     everywhere = devices.replicated(problem.mesh)
     program = jax.jit(
         lambda state, batch, arrays: train_step(problem, tx, state, batch, arrays),
@@ -124,8 +125,17 @@ def compile_step(
         out_shardings=everywhere,
         compiler_options=compiler_options(),
     )
-    compiled = program.lower(state, shapes, arrays).compile()
-    return lambda state, batch: compiled(state, batch, arrays)
+    compiled = {
+        _shape(batch): program.lower(state, batch, arrays).compile()
+        for batch in problem.feed.batch_shapes()
+    }
+    return lambda state, batch: compiled[_shape(batch)](state, batch, arrays)
+
+
+def _shape(batch: Batch) -> tuple[int, ...]:
+    """That of its first array, by which batches differ."""
+    first: Array = jax.tree.leaves(batch)[0]
+    return first.shape
 
 
 def train_step(
@@ -144,6 +154,7 @@ def train_step(
         state.opt_state,
         has_aux=True,
         losses_fn=losses_fn(problem, state),
+        bound_fn=bound_fn(problem, state),
         examples=problem.examples(arrays, batch, state.step, keys.from_data(state.key)),
     )
     good = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(params))
@@ -155,7 +166,9 @@ def train_step(
         )
     average = state.average
     if average is not None and config.ema_decay is not None:
-        average = _moved_towards(Network(params, model_state), average, 1.0 - config.ema_decay)
+        average = averages.moved_towards(
+            average, Network(params, model_state), 1.0 - config.ema_decay
+        )
     first = (state.first_bad_step == 0) & ~good
 
     told = _diagnostics(opt_state)
@@ -198,6 +211,13 @@ def losses_fn(problem: Problem, state: RunState) -> Callable[[PyTree, Examples],
     return search.losses(problem, problem.losses_of_examples(state.model_state), state.params)
 
 
+def bound_fn(problem: Problem, state: RunState) -> Callable[[PyTree, Examples], Array]:
+    """(params, examples) → the bound on the network's errors that BiSAM climbs."""
+    of_network = problem.losses_of_examples(state.model_state, misclassification_bound)
+    bounds = search.losses(problem, of_network, state.params)
+    return lambda params, examples: bounds(params, examples).mean()
+
+
 def perturbation(
     problem: Problem,
     sam_tx: optax.GradientTransformationExtraArgs,
@@ -223,6 +243,7 @@ def perturbation(
         state.params,
         value_fn=value_fn(problem, state),
         losses_fn=losses_fn(problem, state),
+        bound_fn=bound_fn(problem, state),
         examples=examples,
         mask=build.masks_of(state.opt_state),
         emit="perturbation",
@@ -252,18 +273,6 @@ def _diagnostics(opt_state: PyTree) -> Diagnostics:
 
 def _keep_if(good: Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
-
-
-def _moved_towards(network: Network, average: Network, share: float) -> Network:
-    """average + share · (network − average); what is not a real number is the network's."""
-
-    def moved(new: Array, old: Array) -> Array:
-        if not jnp.issubdtype(new.dtype, jnp.floating):
-            return new
-        return old + share * (new - old)
-
-    moved_network: Network = jax.tree.map(moved, network, average)
-    return moved_network
 
 
 def to_saved(tree: PyTree) -> PyTree:

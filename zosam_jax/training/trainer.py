@@ -49,7 +49,9 @@ class Run:
         self.problem = problem
         self.optimizer, self.rho, self.seed = optimizer, rho, seed
         network = problem.init(seed)
-        self.tx, self.sam_tx, self.cost = build.build(problem, network, optimizer, rho, seed)
+        self.tx, self.sam_tx, self.cost, self._at = build.build(
+            problem, network, optimizer, rho, seed
+        )
         self.progress = Progress()
         self.records: list[EpochRecord] = []
         self.whole = jax.tree.map(
@@ -72,7 +74,23 @@ class Run:
     @functools.cached_property
     def step(self) -> Callable[[RunState, Batch], RunState]:
         """(state, batch) → state, compiled; the given state is donated."""
-        return step.compile_step(self.problem, self.tx, self.state)
+        compiled = {
+            tx: step.compile_step(self.problem, tx, self.state)
+            for tx in {self._at(self._number), self.tx}
+        }
+
+        def by_number(state: RunState, batch: Batch) -> RunState:
+            tx = self._at(self._number)
+            if tx not in compiled:  # resumed in its late phase, a lottery ticket begins anew
+                compiled[tx] = step.compile_step(self.problem, tx, state)
+            return compiled[tx](state, batch)
+
+        return by_number
+
+    @property
+    def _number(self) -> int:
+        """Of the next step on the schedule."""
+        return self.progress.epoch * self.problem.steps_per_epoch + self.progress.step
 
     def train(
         self, callback: Callback | None = None, checkpoints: Checkpoints | None = None

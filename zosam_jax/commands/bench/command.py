@@ -98,10 +98,11 @@ class BenchConfig(ModelConfig, SparseConfig, AscentConfig):
         if min(self.image_shape) < 1:
             raise ValueError(f"image_shape={self.image_shape!r} must be three integers above 0.")
         check_number("rho", self.rho, above=0.0, inclusive=False)
-        if self.rho_warmup is not None:
-            raise ValueError(
-                f"rho_warmup={self.rho_warmup!r} is for train: bench measures constant radii."
-            )
+        for name in ("rho_warmup", "rho_cooldown", "late_phase"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is for train: bench measures constant radii."
+                )
         if self.sparse not in ("none", "random") and self.is_dense:
             raise ValueError(f"sparse={self.sparse!r} needs a sparsity above 0.")
         if self.searches:
@@ -124,7 +125,7 @@ class BenchConfig(ModelConfig, SparseConfig, AscentConfig):
             "mesh": "data=1",
         }
         if any(map(has_rho, self.optimizers)):
-            constant["rho_warmup"] = 0.0
+            constant |= {"rho_warmup": 0.0, "rho_cooldown": 0.0}
         return ProblemConfig(**{**options_of_problem(self), **constant})
 
 

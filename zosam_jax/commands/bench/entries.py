@@ -15,13 +15,14 @@ from optax import contrib
 from zosam_jax import keys
 from zosam_jax.compiling import compiler_options
 from zosam_jax.data import Dataset, dataset
+from zosam_jax.integrations.modules import Functions
 from zosam_jax.optimizers import Passes
 from zosam_jax.training import build, passes, step
 from zosam_jax.training.feed import Batch
 from zosam_jax.training.problem import Examples, Problem
 from zosam_jax.training.step import RunState
 from zosam_jax.training.trainer import Run
-from zosam_jax.trees import PyTree
+from zosam_jax.trees import Array, PyTree
 
 if TYPE_CHECKING:
     from zosam_jax.commands.bench.command import BenchConfig
@@ -42,8 +43,14 @@ class BenchProblem(Problem):
         """Draws the images and puts them on the device."""
         super().__init__(config.problem, random_images(config))
 
-    def _model(self, seed: int) -> Any:
-        return passes.marked(super()._model(seed))
+    def _network(self) -> Functions:
+        functions = super()._network()
+
+        def apply(*arguments: Any) -> tuple[Array, PyTree]:
+            outputs, model_state = functions.apply(*arguments)
+            return passes.marked_outputs(outputs), model_state
+
+        return functions._replace(apply=apply)
 
     @property
     def batch(self) -> Batch:
@@ -102,9 +109,11 @@ def random_images(config: "BenchConfig") -> Dataset:
     random = np.random.default_rng(_SEED)
     count = _BATCHES * config.batch_size
     labels = random.integers(config.num_classes, size=count).astype(np.int32)
-    patterns = random.integers(256, size=(config.num_classes, *config.image_shape))
-    noise = random.integers(256, size=(count, *config.image_shape))
-    split = dataset.Split(((patterns[labels] + noise) // 2).astype(np.uint8), labels)
+    patterns, noise = (
+        random.integers(128, size=(n, *config.image_shape), dtype=np.uint8)
+        for n in (config.num_classes, count)
+    )
+    split = dataset.Split(patterns[labels] + noise, labels)
     return dataset.from_splits(split, split, config.num_classes)
 
 

@@ -594,10 +594,11 @@ def _cut(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
 
 
 def _constant(array: Any) -> _Value:
-    """An array that the program holds; numbers of no axes fit everywhere."""
+    """An array that the program holds, or its shape; numbers of no axes fit everywhere."""
     shape = np.shape(array)
     constant = None
-    if not jnp.issubdtype(getattr(array, "dtype", float), jax.dtypes.extended):
+    is_known = not isinstance(array, jax.ShapeDtypeStruct)  # counters of dropout may be unknown
+    if is_known and not jnp.issubdtype(getattr(array, "dtype", float), jax.dtypes.extended):
         numbers = np.asarray(array)
         if numbers.size and numbers.dtype.kind != "c" and np.all(numbers == numbers.flat[0]):
             constant = float(numbers.flat[0])
