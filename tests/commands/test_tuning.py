@@ -1,5 +1,6 @@
 """Tuning: candidates, the choice among them, and what the runs do with it."""
 
+import io
 import json
 import math
 import re
@@ -108,6 +109,22 @@ def test_the_best_mean_is_chosen(means, chosen, ends):
     choice = tuning.choose("m", {"rho": [1, 2, 3]}, numbered, lambda run: found[run[0]][run[1]])
     assert choice.chosen == {"rho": chosen}
     assert list(choice.at_the_end) == ends
+
+
+def test_without_accuracies_the_lowest_loss_is_chosen():
+    """A run that diverged has none, which counts as an infinite one."""
+    losses = {1: (2.0, 2.0), 2: (1.5, 1.7), 3: (0.1, math.nan)}
+    tried = [tuning.Trial({"rho": rho}, [(rho, 0), (rho, 1)]) for rho in losses]
+    choice = tuning.choose(
+        *("lm", {"rho": [1, 2, 3]}, tried),
+        accuracy=lambda run: math.nan,
+        loss=lambda run: losses[run[0]][run[1]],
+    )
+    assert choice.chosen == {"rho": 2}
+    assert choice.candidates[1] == {"rho": 2, "validation_losses": [1.5, 1.7]}
+    shown = Console(width=100, record=True, file=io.StringIO())
+    shown.print(tuning.table([choice]))
+    assert "1.6000" in shown.export_text()
 
 
 def test_the_runs_use_what_was_chosen_and_all_images(tmp_path, trained):
