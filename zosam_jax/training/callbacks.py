@@ -96,7 +96,7 @@ class ProgressLogger(Callback):
             MofNCompleteColumn(),
             TextColumn(
                 "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}  "
-                "{task.fields[speed]:,.0f} images/s"
+                "{task.fields[speed]:,.0f} examples/s"
             ),
             TimeRemainingColumn(),
             console=console,
@@ -170,12 +170,12 @@ class ProgressLogger(Callback):
             self._say(
                 f"epoch {record.epoch}/{self._problem.config.epochs}  loss {record.train_loss:.4f}"
                 f"{test}  "
-                f"{record.images_per_second:,.0f} images/s"
+                f"{record.images_per_second:,.0f} examples/s"
             )
         if not math.isnan(self._speed_before):
             self._say(
-                f"{record.images_per_second:,.0f} images/s, where it was {self._speed_before:,.0f} "
-                "before"
+                f"{record.images_per_second:,.0f} examples/s, where it was "
+                f"{self._speed_before:,.0f} before"
             )
             self._speed_before = math.nan
         self._bar.update(

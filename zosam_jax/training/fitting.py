@@ -332,7 +332,7 @@ def train(
     console.print(
         f"{reached}, sparsity {summary['sparsity']:.2%}, "
         f"training cost {summary['training_cost']:.1%} of dense SGD's MACs; "
-        f"{summary['steps']} steps in {summary['seconds']:.1f} s; results in {folder.path}",
+        f"{run.progress.total_steps} steps in {summary['seconds']:.1f} s; results in {folder.path}",
         markup=False,
     )
     model = problem.model(run.network)
@@ -407,7 +407,7 @@ def _summary(
         "bad_steps": sum(r.bad_steps for r in records),
         "steps": last.step,
         "step_examples": build.step_examples(config),
-        "examples": build.step_examples(config) * last.step,
+        "examples": build.step_examples(config) * run.progress.total_steps,
         "seconds": last.seconds,
         "images_per_second": sorted(r.images_per_second for r in records)[len(records) // 2],
         "data_wait": sorted(r.data_wait for r in records)[len(records) // 2],
