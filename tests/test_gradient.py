@@ -125,6 +125,22 @@ def test_rho_follows_its_schedule(factory):
         assert_close(updates, expected)
 
 
+def test_the_perturbation_of_a_part_is_that_of_the_examples_which_the_step_sees():
+    def telling(params, x, y, rows):
+        return mlp_loss(params, x, y), rows
+
+    options = {"ascent": ascent.backprop(), "rho": RHO, "has_aux": True}
+    half = zosam_jax.value_and_grad(telling, batch_fraction=0.5, **options)
+    whole = zosam_jax.value_and_grad(telling, **options)
+    params, batch = mlp_params(), mlp_batch() | {"rows": jnp.arange(8)}
+    state = half.init(params, key=5)
+    ((_, rows), _), _ = half(params, state, **batch)
+    part = {name: x[rows] for name, x in batch.items()}
+    epsilon = half.perturbation(params, state, **batch)
+    assert_close(epsilon, whole.perturbation(params, state, **part))
+    assert len(set(rows.tolist())) == 4
+
+
 # What an ascent observes, and what microbatches average.
 
 

@@ -273,7 +273,7 @@ class SharpnessAwareGradient:
         problem = self._drawn(problem, key)
         if self._microbatches > 1:
             problem, key = _part(problem, jnp.asarray(0), self._microbatches), _of_part(key, 0)
-        epsilon, _, ascent, _ = self._perturb(problem, state, key)
+        epsilon, ascent, _ = self._perturb(problem, state, key)
         if epsilon is None:
             return problem.fill(jax.tree.map(jnp.zeros_like, problem.params))
         point = problem.at(epsilon, ascent)
@@ -316,14 +316,14 @@ class SharpnessAwareGradient:
         self, problem: "StepProblem", state: SharpnessAwareState, key: Key[Array, ""]
     ) -> "_StepOutcome":
         """The step on one batch."""
-        epsilon, length, ascent, rho = self._perturb(problem, state, key)
+        epsilon, ascent, rho = self._perturb(problem, state, key)
         result = self._descent.gradient(problem.at(epsilon, ascent), state.descent)
         radius_state = self._radius.observe(
             state.radius, problem.objective, problem.params, epsilon
         )
         # Under other radii ε points elsewhere than the direction that was measured.
         is_along = self._radius.rule is radii.global_
-        diagnostics = _diagnostics(rho, epsilon, length, ascent, result, is_along=is_along)
+        diagnostics = _diagnostics(rho, epsilon, ascent, result, is_along=is_along)
         if ascent.clean is not None:
             result = result._replace(aux=ascent.clean.aux)
         if result.state is None:
@@ -332,19 +332,19 @@ class SharpnessAwareGradient:
 
     def _perturb(
         self, problem: "StepProblem", state: SharpnessAwareState, key: Key[Array, ""]
-    ) -> tuple[FloatTree | None, Float[Array, ""], AscentResult, Float[Array, ""]]:
-        """ε, ‖ε‖, what the ascent found, and ρ; ε is None for a radius that is zero for good."""
+    ) -> tuple[FloatTree | None, AscentResult, Float[Array, ""]]:
+        """ε, what the ascent found, and ρ; ε is None for a radius that is zero for good."""
         if isinstance(self._rho, int | float) and self._rho == 0:
-            return None, jnp.zeros(()), AscentResult(None), jnp.zeros(())
+            return None, AscentResult(None), jnp.zeros(())
         rho = jnp.asarray(self._rho(state.count) if callable(self._rho) else self._rho)
         rho = rho * self._radius.factor(state.radius)
         ascent = self._ascent.direction(
             problem.objective, problem.params, state.ascent, key=key, mask=problem.mask
         )
-        epsilon, length = radii.perturbation_and_length(
+        epsilon = radii.perturbation(
             self._radius.rule, ascent.direction, problem.params, rho, problem.mask
         )
-        return epsilon, length, ascent, rho
+        return epsilon, ascent, rho
 
 
 class StepProblem(NamedTuple):
@@ -400,15 +400,15 @@ def _on_floating(function: Callable[..., Array], tree: PyTree, *others: PyTree) 
 def _diagnostics(
     rho: Float[Array, ""],
     epsilon: FloatTree | None,
-    length: Float[Array, ""],
     ascent: AscentResult,
     result: DescentResult,
     *,
     is_along: bool,
 ) -> Diagnostics:
-    unknown = jnp.asarray(jnp.nan, jnp.float32)
+    unknown, length = jnp.asarray(jnp.nan, jnp.float32), jnp.zeros(())
     slope = gain = unknown
     if epsilon is not None:
+        length = trees.norm(epsilon)
         if ascent.clean is not None:
             slope = trees.ratio(trees.inner(ascent.clean.gradient, epsilon), length)
         elif ascent.slope is not None and is_along:

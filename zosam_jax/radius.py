@@ -101,15 +101,11 @@ def filterwise(
     """
 
     def leaf(g: Array, theta: Array) -> Array:
-        axes = _filters(g)
+        axes = tuple(range(g.ndim - 1)) if g.ndim > 1 else None
         factor = trees.ratio(rho * _norms(theta, axes), _norms(g, axes))
         return g * factor.astype(g.dtype)
 
     return jax.tree.map(leaf, direction, masks.restrict(params, mask))
-
-
-def _filters(leaf: Float[Array, "..."]) -> tuple[int, ...] | None:
-    return tuple(range(leaf.ndim - 1)) if leaf.ndim > 1 else None
 
 
 def _norms(leaf: Float[Array, "..."], axes: tuple[int, ...] | None) -> Float[Array, "..."]:
@@ -145,11 +141,6 @@ def adaptive_layerwise(
     weights of a channel are new, at zero, the gradient at θ+ε would be that of a channel without
     variance, which BatchNorm multiplies by 1/√(its ε), 316 for 1e-5.
     """
-    return layerwise(_by_size(direction, params, mask), params, rho, mask)
-
-
-def _by_size(direction: FloatTree, params: FloatTree, mask: masks.Resolved) -> FloatTree:
-    """T g with the T of `adaptive_layerwise`."""
 
     def scaled(g: Array, theta: Array, kept: Array | None) -> Array:
         count = jnp.size(theta) if kept is None else jnp.maximum(jnp.sum(kept), 1)
@@ -159,8 +150,7 @@ def _by_size(direction: FloatTree, params: FloatTree, mask: masks.Resolved) -> F
 
     present = masks.restrict(params, mask)
     kept = jax.tree.map(lambda g: None, direction) if mask is None else mask
-    scaled_direction: FloatTree = jax.tree.map(scaled, direction, present, kept)
-    return scaled_direction
+    return layerwise(jax.tree.map(scaled, direction, present, kept), params, rho, mask)
 
 
 def asam(eta: float = 0.01) -> Rule:
@@ -352,48 +342,9 @@ def perturbation(
     infinity, gives ε = 0 on every leaf: the descent then takes the plain gradient. ε is float32 or
     wider, whatever the parameters are.
     """
-    return perturbation_and_length(rule, direction, params, rho, mask)[0]
-
-
-def perturbation_and_length(
-    rule: Rule,
-    direction: FloatTree,
-    params: FloatTree,
-    rho: Float[Array, ""],
-    mask: masks.Resolved = None,
-) -> tuple[FloatTree, Float[Array, ""]]:
-    """`perturbation`'s ε, and ‖ε‖₂."""
     direction = masks.restrict(direction, mask)
     direction = jax.tree.map(lambda g: g.astype(trees.wide_dtype(g)), direction)
-    params = masks.restrict(params, mask)
-    epsilon = rule(direction, params, rho, mask)
+    epsilon = rule(direction, masks.restrict(params, mask), rho, mask)
     # Last, so that the rule's own norms and this one are the same expressions, computed once.
     usable = jnp.isfinite(trees.norm(direction)) & jnp.isfinite(rho) & (rho >= 0)
-    epsilon = jax.tree.map(lambda e: jnp.where(usable, e, 0), epsilon)
-    length = _length(rule, direction, params, rho, mask)
-    if length is None:
-        return epsilon, trees.norm(epsilon)
-    return epsilon, jnp.where(usable, length, 0)
-
-
-def _length(
-    rule: Rule, direction: FloatTree, params: FloatTree, rho: Float[Array, ""], mask: masks.Resolved
-) -> Float[Array, ""] | None:
-    """‖ε‖₂ from norms that a rule takes anyway; None if they do not tell it.
-
-    A sum over ε itself would be a fifth of the time that a step of ZO-SAM takes to compile.
-    """
-    if rule is global_:
-        length = trees.norm(direction)
-        return trees.ratio(rho, length) * length
-    if rule is adaptive_layerwise:
-        direction = _by_size(direction, params, mask)
-    elif rule not in (layerwise, filterwise):
-        return None
-
-    def moved(g: Array, theta: Array) -> Array:
-        axes = _filters(g) if rule is filterwise else None
-        length = _norms(g, axes)
-        return trees.ratio(rho * _norms(theta, axes), length) * length
-
-    return trees.norm(jax.tree.map(moved, direction, params))
+    return jax.tree.map(lambda e: jnp.where(usable, e, 0), epsilon)

@@ -144,7 +144,8 @@ def test_normalization_layers_alone_are_perturbed():
 
 def test_a_late_phase_begins_where_it_says():
     options = TrainConfig(optimizer="sam", late_phase=0.25, rho_cooldown=0.1, warmup=0.0)
-    assert build.late_start(options, 40) == 30
+    assert build.late_start(options, "sam", 40) == 30
+    assert build.late_start(options, "sgd", 40) == build.late_start(options, "mezo", 40) == 0
     tx = build.sharpness_aware_part(options, "sam", 0.4, 0, 40)
     state, lengths = tx.init(mlp_params()), []
     for count in (30, 36, 38, 40):

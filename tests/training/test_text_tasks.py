@@ -316,6 +316,19 @@ def test_files_that_are_too_short_are_named(folder, tmp_path, capsys):
     assert f"split of {short} has" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_run_does_not_go_on_with_other_texts(folder, tmp_path):
+    config = config_of("lm", folder, tmp_path / "run", epochs=1, data_dir=tmp_path)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.txt").write_text(f"{VERSE}\n" * 20)
+    run_once(config)
+    (config.output / "summary.json").unlink()
+    with fitting.Fitting(config, QUIET):
+        pass
+    (tmp_path / "test.txt").write_text(f"{VERSE}!\n" * 20)
+    with pytest.raises(ValueError, match="holds other texts than when the run in"):
+        fitting.Fitting(config, QUIET)
+
+
 @pytest.fixture
 def letters(tmp_path):
     """A tokenizer of the verse's letters."""

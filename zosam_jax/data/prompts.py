@@ -49,7 +49,7 @@ def prompted(
       texts: cut at their end where they and the template are longer than a row.
       template: with {text} once, and {mask} once for an encoder.
       words: one for each class, of one token each, no two the same.
-      tokenizer: from texts to tokens; see `zosam_jax.data.tokenization`.
+      tokenizer: from texts to tokens, such as `zosam_jax.data.tokenization.Bytes()`.
       length: the tokens of a row.
 
     Raises:

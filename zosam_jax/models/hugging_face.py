@@ -208,8 +208,8 @@ def save_pretrained(model: nnx.Module, folder: str | Path) -> None:
             f"model has lost heads or neurons, as in {cut[0]}; transformers has no place for such "
             "a network: `zosam_jax.export` writes its arrays under names of its own."
         )
-    arrays = pretrained.named(_trained(model))
-    prefix = "" if model is base and kind == "bert" else pretrained.TEXT[kind].prefixes[0]
+    is_bare = model is base and kind == "bert"
+    arrays = pretrained.theirs(pretrained.named(_trained(model)), kind, is_bare=is_bare)
     config = {
         "model_type": kind,
         "architectures": [form.named[type(model)]],
@@ -223,9 +223,7 @@ def save_pretrained(model: nnx.Module, folder: str | Path) -> None:
         config["label2id"] = {f"LABEL_{i}": i for i in range(classes)}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pretrained.write(
-        folder / "model.safetensors", pretrained.theirs(arrays, pretrained.TEXT[kind], prefix)
-    )
+    pretrained.write(folder / "model.safetensors", arrays)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 

@@ -53,8 +53,8 @@ class _Naming(NamedTuple):
 
 _WHOLE = (r"^(encoder|bert)\.", "")
 
-#: By the model_type in transformers' config.json.
-TEXT = {
+# Of text, by the model_type in transformers' config.json.
+_TEXT = {
     "gpt2": _Naming(
         "transformers",
         (
@@ -102,7 +102,7 @@ TEXT = {
 }
 
 _NAMINGS = (
-    *TEXT.values(),
+    *_TEXT.values(),
     _Naming(
         "timm",
         (
@@ -333,14 +333,16 @@ def _translated(arrays: Arrays, wanted: Arrays, naming: _Naming | None) -> _Tran
     return _Translated(found, taken)
 
 
-def theirs(arrays: Arrays, naming: _Naming, prefix: str) -> dict[str, npt.NDArray[Any]]:
-    """A network's arrays by another library's names, the reverse of `fitted`, for networks of text.
+def theirs(arrays: Arrays, kind: str, *, is_bare: bool) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a network of text by the names of transformers, the reverse of `fitted`.
 
     Args:
       arrays: by this library's names.
-      naming: one of TEXT.
-      prefix: what stands before all names but those of layers on top of the network.
+      kind: "gpt2" or "bert".
+      is_bare: whether names have no prefix, as those of an encoder without a head.
     """
+    naming = _TEXT[kind]
+    prefix = "" if is_bare else naming.prefixes[0]
     found: dict[str, npt.NDArray[Any]] = {}
     for name, array in arrays.items():
         on_top = _ANEW.match(name) is not None and "pooler" not in name

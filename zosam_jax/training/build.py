@@ -98,7 +98,7 @@ def build(
         return under_masks(problem, optax.with_extra_args_support(chain), masks, seed=seed)
 
     sam_tx = sharpness_aware_part(config, optimizer, rho, seed, steps)
-    tx, start = whole(sam_tx), late_start(config, steps)
+    tx, start = whole(sam_tx), late_start(config, optimizer, steps)
     at = (
         phases.late_phase(
             whole(sharpness_aware_part(config, optimizer, 0.0, seed, steps)), tx, start
@@ -110,9 +110,11 @@ def build(
     return RunOptimizer(tx, sam_tx, Cost(problem, optimizer, network, first), at)
 
 
-def late_start(config: ProblemConfig, steps: int) -> int:
+def late_start(config: ProblemConfig, optimizer: str, steps: int) -> int:
     """The step at which the late phase begins; 0 where there is none."""
-    return 0 if config.late_phase is None else steps - round(config.late_phase * steps)
+    if config.late_phase is None or not has_rho(optimizer):
+        return 0
+    return steps - round(config.late_phase * steps)
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
@@ -292,7 +294,8 @@ def _rho_over_time(
     config: ProblemConfig, optimizer: str, rho: float, steps: int
 ) -> float | optax.Schedule:
     """ρ rises linearly, stays, and falls along a cosine; a number where it does neither."""
-    warmup, cooldown, start = config.rho_warmup, config.rho_cooldown, late_start(config, steps)
+    warmup, cooldown = config.rho_warmup, config.rho_cooldown
+    start = late_start(config, optimizer, steps)
     rising = round((default_rho_warmup(config) if warmup is None else warmup) * steps)
     falling = round((RHO_COOLDOWN.get(optimizer, 0.0) if cooldown is None else cooldown) * steps)
     falling = min(falling, max(0, steps - start - rising))
@@ -412,7 +415,7 @@ def check_budget(problem: Problem) -> None:
     that the model does not have, or for a late phase without a step; computes nothing.
     """
     config = problem.config
-    if late_start(config, problem.steps) == problem.steps:
+    if config.late_phase is not None and not round(config.late_phase * problem.steps):
         raise ValueError(
             f"late_phase={config.late_phase} is not one of this run's {problem.steps} steps: "
             f"make it at least {1 / problem.steps:.2g}."

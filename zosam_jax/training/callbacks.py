@@ -87,6 +87,7 @@ class ProgressLogger(Callback):
         """Nothing is shown or written before it is entered."""
         self._problem, self._folder, self._console = problem, folder, console
         self._tensorboard = tensorboard
+        self._unit = "images" if problem.config.task == "image" else "rows"
         self._events: Any = None
         self._has_warned = False
         self._speed_before = math.nan  # of the last epoch before units were removed
@@ -95,15 +96,15 @@ class ProgressLogger(Callback):
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(
-                "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}  "
-                "{task.fields[speed]:,.0f} examples/s"
+                "loss {task.fields[loss]:.4f}  {task.fields[accuracy]}"
+                f"{{task.fields[speed]:,.0f}} {self._unit}/s"
             ),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task(
-            "", total=problem.steps, epoch=1, loss=math.nan, accuracy=0.0, speed=0.0
+            "", total=problem.steps, epoch=1, loss=math.nan, accuracy="", speed=0.0
         )
         self._last_reading = (0, time.perf_counter())
 
@@ -132,13 +133,13 @@ class ProgressLogger(Callback):
         now, batch_size = time.perf_counter(), self._problem.config.batch_size
         progress, state = run.progress, run.state
         loss = float(state.loss_sum) / max(1, progress.step - int(state.bad_steps))
-        accuracy = int(state.correct) / max(1, int(state.seen))
+        seen = int(state.seen)
         self._bar.update(
             self._task,
             completed=progress.epoch * self._problem.steps_per_epoch + progress.step,
             epoch=progress.epoch + 1,
             loss=loss,
-            accuracy=accuracy,
+            accuracy=_accuracy(int(state.correct) / seen if seen else math.nan),
             speed=(progress.total_steps - last_step) * batch_size / (now - last_time),
         )
         self._last_reading = (progress.total_steps, now)
@@ -170,11 +171,11 @@ class ProgressLogger(Callback):
             self._say(
                 f"epoch {record.epoch}/{self._problem.config.epochs}  loss {record.train_loss:.4f}"
                 f"{test}  "
-                f"{record.images_per_second:,.0f} examples/s"
+                f"{record.images_per_second:,.0f} {self._unit}/s"
             )
         if not math.isnan(self._speed_before):
             self._say(
-                f"{record.images_per_second:,.0f} examples/s, where it was "
+                f"{record.images_per_second:,.0f} {self._unit}/s, where it was "
                 f"{self._speed_before:,.0f} before"
             )
             self._speed_before = math.nan
@@ -183,7 +184,7 @@ class ProgressLogger(Callback):
             completed=record.step,
             epoch=record.epoch,
             loss=record.train_loss,
-            accuracy=record.train_accuracy,
+            accuracy=_accuracy(record.train_accuracy),
             speed=record.images_per_second,
         )
 
@@ -219,6 +220,11 @@ class ProgressLogger(Callback):
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
+
+
+def _accuracy(value: float) -> str:
+    """What the bar says of it, before what follows; nothing where there is none."""
+    return "" if math.isnan(value) else f"accuracy {value:.2%}  "
 
 
 def explosion(records: Sequence[EpochRecord], weights_norm: float) -> str | None:

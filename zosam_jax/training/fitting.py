@@ -184,6 +184,7 @@ class Fitting:
             if not self.is_complete:
                 self._problem = checked_problem(config, [config.optimizer], parts, data)
                 opened.callback(self._problem.feed.close)
+                _check_same_texts(self.folder, self._problem)
             self._opened = opened.pop_all()
 
     def run(self, callbacks: Sequence[Callback] = ()) -> FitResult:
@@ -212,6 +213,16 @@ def _own_folder(config: TrainConfig, opened: contextlib.ExitStack, console: Cons
         say = functools.partial(console.print, markup=False)
         opened.enter_context(lock.held(folder.path, say))
     return folder
+
+
+def _check_same_texts(folder: RunFolder, problem: Problem) -> None:
+    """Raises ValueError if a run began on other texts of the same name."""
+    now, before = problem.feed.info.text, saved_run.texts_of(folder.path)
+    if now is not None and before is not None and now.fingerprint != before.fingerprint:
+        raise ValueError(
+            f"dataset={problem.config.dataset!r} holds other texts than when the run in "
+            f"{folder.path} began, or this Python has others: choose another --output."
+        )
 
 
 def _same_on_all(make: Callable[[], RunFolder]) -> RunFolder:

@@ -253,6 +253,17 @@ def open_run(
 
 def _described(path: Path) -> Data | None:
     """What data.json says of the data; None for a run of a time before there were such files."""
+    info = _info(path)
+    return None if info is None else Data("", lambda mesh: Described(info))
+
+
+def texts_of(path: Path) -> TextInfo | None:
+    """What a run folder's data.json says of its texts; None where there are none."""
+    info = _info(path)
+    return info and info.text
+
+
+def _info(path: Path) -> DataInfo | None:
     try:
         values = run_folder.read_json(path / run_folder.DATA, DataInfo)
     except FileNotFoundError:
@@ -262,7 +273,7 @@ def _described(path: Path) -> Data | None:
     }
     if fields.get("text") is not None:
         fields["text"] = TextInfo(**fields["text"])
-    return Data("", lambda mesh: Described(DataInfo(**fields)))
+    return DataInfo(**fields)
 
 
 def _problem(
