@@ -160,3 +160,16 @@ def test_the_learning_rate_may_fall_in_the_last_part_of_the_run_alone():
     options = TrainConfig(learning_rate=0.4, warmup=0.1, cooldown=0.2, final_learning_rate=0.1)
     rates = [float(build.schedule(options, 40)(t)) for t in (2, 4, 20, 32, 36, 40)]
     np.testing.assert_allclose(rates, [0.2, 0.4, 0.4, 0.4, 0.25, 0.1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        ("sam", "layerwise"),
+        ("asam", "own radius"),
+        ("le_sam", "own radius"),
+        ("bisam", "layerwise"),
+    ],
+)
+def test_a_radius_of_its_own_is_called_so(optimizer, expected):
+    assert build.radius_rule(optimizer, None) == expected

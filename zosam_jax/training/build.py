@@ -227,7 +227,9 @@ def step_examples(config: ProblemConfig) -> int:
 
 
 def radius_rule(optimizer: str, radius: str | None) -> str:
-    """The rule of a radius: the one given, or what suits the optimizer."""
+    """The rule of a radius: the one given, or what suits the optimizer; or that it has its own."""
+    if has_rho(optimizer) and not has_radius(optimizer):
+        return "own radius"
     record = RECORDS.get(optimizer)
     return radius or (record and record.radius) or "layerwise"
 

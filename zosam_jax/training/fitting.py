@@ -16,7 +16,7 @@ from zosam_jax import sparsity, trees
 from zosam_jax.errors import REFUSALS
 from zosam_jax.models import pretrained
 from zosam_jax.training import build, devices, lock, pictures, run_folder, saved_run, sources
-from zosam_jax.training.applicable import OWN_OPTIMIZER
+from zosam_jax.training.applicable import OWN_OPTIMIZER, has_rho
 from zosam_jax.training.callbacks import Callback, Callbacks, ProgressLogger
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import ProblemConfig, TrainConfig, is_own, replacing, start_of
@@ -300,7 +300,7 @@ def train(
         f"{config.model} on {config.dataset}, {_budget(config, problem)}, {config.optimizer}"
         + (
             f" (rho={rho:g}, {build.radius_rule(config.optimizer, config.radius)})"
-            if run.sam_tx
+            if has_rho(config.optimizer)
             else ""
         )
         + (
