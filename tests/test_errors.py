@@ -70,7 +70,7 @@ AT_CONSTRUCTION = [
     (lambda: zosam_jax.s2_sam(0.1, decay=1), ValueError, "decay=1 must be below 1"),
     (lambda: zosam_jax.friendly_sam(0.1, sigma=-1), ValueError, "sigma=-1 .*at least 0"),
     (lambda: zosam_jax.friendly_sam(0.1, decay=1), ValueError, "decay=1 must be below 1"),
-    (lambda: zosam_jax.sam(0.1, extrapolation=-1), ValueError, "alpha=-1 .*at least 0"),
+    (lambda: zosam_jax.sam(0.1, extrapolation=-1), ValueError, "extrapolation=-1 .*at least"),
     (lambda: zosam_jax.xsam(0.1, interval=0), ValueError, "interval=0 must be at least 1"),
     (lambda: zosam_jax.xsam(0.1, reach=0), ValueError, "reach=0 .*greater than 0"),
     (lambda: zosam_jax.vasso(0.1, theta=0), ValueError, "theta=0 .*greater than 0"),

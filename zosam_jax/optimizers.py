@@ -182,7 +182,10 @@ def subbatch_sam(
 
 
 def _along_arc(extrapolation: float | None) -> descent.Descent | None:
-    return None if extrapolation is None else descent.extrapolated(extrapolation)
+    if extrapolation is None:
+        return None
+    check_number("extrapolation", extrapolation, above=0.0, inclusive=True)
+    return descent.extrapolated(extrapolation)
 
 
 def xsam(

@@ -94,6 +94,33 @@ def test_what_defaults_resolve_to(options, expected):
     assert {name: getattr(resolved, name) for name in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "rho", "expected"),
+    [
+        ({}, 0.1, [2, 2]),
+        ({}, 0.0, [1, 1]),
+        ({"late_phase": 0.5}, 0.1, [1, 2]),
+        ({"late_phase": 0.25, "batch_fraction": 0.5}, 0.1, [0.5, 0.75]),
+        ({"batch_fraction": 0.001}, 0.1, [2 / 64, 2 / 64]),  # one example of 64
+        ({"fraction": 0.001}, 0.1, [1 + 1 / 64, 1 + 1 / 64]),
+    ],
+)
+def test_a_cost_is_that_of_the_steps_that_were_taken(options, rho, expected):
+    given = TrainConfig(
+        model="lenet-300-100", optimizer="sam", sparse="none", epochs=2, train_images=256, **options
+    )
+    problem = sources.problem(given, Parts(), None)
+    _, _, cost, _ = build.build(problem, problem.init(0), "sam", rho, 0)
+    halves = [cost.training(None, range(4)) / 4, cost.training(None, range(4, 8)) / 4]
+    np.testing.assert_allclose(halves, expected)
+
+
+def test_a_late_phase_without_a_step_is_refused():
+    options = TrainConfig(optimizer="sam", late_phase=0.01, epochs=1, train_images=256)
+    with pytest.raises(ValueError, match=r"late_phase=0.01 is not one of this run's 4 steps"):
+        sources.problem(options, Parts(), None)
+
+
 def test_weights_to_perturb_that_the_network_does_not_have_are_refused():
     options = TrainConfig(model="lenet-300-100", perturb="normalization", optimizer="sam")
     with pytest.raises(ValueError, match="finds no scale or shift of a normalization layer"):
@@ -115,13 +142,10 @@ def test_normalization_layers_alone_are_perturbed():
     np.testing.assert_allclose(jnp.linalg.norm(epsilon["norm"]["scale"]), 0.5 * 2, rtol=1e-5)
 
 
-def test_a_late_phase_begins_where_it_says_and_costs_what_it_perturbs():
+def test_a_late_phase_begins_where_it_says():
     options = TrainConfig(optimizer="sam", late_phase=0.25, rho_cooldown=0.1, warmup=0.0)
     assert build.late_start(options, "sam", 40) == 30
     assert build.late_start(options, "sgd", 40) == build.late_start(options, "mezo", 40) == 0
-    assert build.passes(options, "sam") == (1.25, 1.25)
-    half = TrainConfig(optimizer="sam", late_phase=0.25, batch_fraction=0.5)
-    assert build.passes(half, "sam") == (0.625, 0.625)
     tx = build.sharpness_aware_part(options, "sam", 0.4, 0, 40)
     state, lengths = tx.init(mlp_params()), []
     for count in (30, 36, 38, 40):
@@ -136,3 +160,16 @@ def test_the_learning_rate_may_fall_in_the_last_part_of_the_run_alone():
     options = TrainConfig(learning_rate=0.4, warmup=0.1, cooldown=0.2, final_learning_rate=0.1)
     rates = [float(build.schedule(options, 40)(t)) for t in (2, 4, 20, 32, 36, 40)]
     np.testing.assert_allclose(rates, [0.2, 0.4, 0.4, 0.4, 0.25, 0.1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        ("sam", "layerwise"),
+        ("asam", "own radius"),
+        ("le_sam", "own radius"),
+        ("bisam", "layerwise"),
+    ],
+)
+def test_a_radius_of_its_own_is_called_so(optimizer, expected):
+    assert build.radius_rule(optimizer, None) == expected

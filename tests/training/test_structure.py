@@ -103,6 +103,20 @@ def test_half_of_the_neurons_go_and_the_rest_is_told(gradual):
     assert "where it was" in text
 
 
+@pytest.mark.parametrize("sparse", ["magnitude", "gmp"])
+@pytest.mark.parametrize("budget", ["weights", "macs"])
+def test_a_budget_may_be_of_weights_or_multiply_adds(sparse, budget, tmp_path):
+    given = {**NEURONS, "sparse": sparse, "sparsity_budget": budget, "epochs": 4}
+    given = options(**given, sparsity_distribution="global")
+    model = zosam_jax.fit(given.pop("model"), "digits", output=None, console=QUIET, **given).model
+    kernels = [model.hidden1.kernel, model.hidden2.kernel, model.head.kernel]
+    left, whole = sum(kernel.size for kernel in kernels), 64 * 300 + 300 * 100 + 100 * 10
+    if budget == "weights":  # of all that a unit is part of, its bias among it
+        left += sum(kernel.shape[1] for kernel in kernels[:2])
+        whole += 400
+    assert 0.49 < left / whole <= 0.5
+
+
 def test_removing_units_changes_no_output(gradual):
     _, path, _ = gradual
     with zosam_jax.open_run(path) as after:
@@ -139,6 +153,11 @@ def test_checkpoints_of_either_size_are_opened_in_turn(gradual):
     [
         ({"structure": "heads"}, "structure='heads', model='lenet-300-100'"),
         ({"structure": "neurons,heads"}, "no heads to be removed, but neurons"),
+        (
+            {"structure": "neurons", "sparsity_budget": "macs", "sparsity": 0.999},
+            "cannot be reached",
+        ),
+        ({"sparsity_budget": "macs"}, "goes with structure and sparse=random, magnitude"),
         ({"structure": "filters"}, "structure='filters' is not known; choose one of 'channels'"),
         ({"structure": "neurons", "sparsity": 0.999}, "sparsity=0.999"),
         ({"structure": "neurons", "sparse": "rigl"}, "goes with sparse=random, magnitude"),

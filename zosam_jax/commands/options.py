@@ -35,7 +35,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "sparsity": (
         *("sparse", "sparsity", "structure", "sparse_layers", "sparsity_distribution"),
-        *("mest_soft_bound", "lottery_levels", "rewind_epochs", "search_epochs"),
+        *("sparsity_budget", "mest_soft_bound", "lottery_levels", "rewind_epochs", "search_epochs"),
     ),
     "schedule": (
         *("epochs", "batch_size", "learning_rate", "schedule", "warmup", "milestones"),

@@ -255,7 +255,7 @@ def cost(study: Study) -> Section | None:
     columns = [
         measured(study, "training (%)", "training_cost", percent),
         measured(study, "inference (%)", "inference_cost", percent),
-        measured(study, "images/s", "images_per_second", whole),
+        measured(study, "examples/s", "images_per_second", whole),
         Column("time / base", slowdown),
         measured(study, "seconds", "seconds", number),
     ]

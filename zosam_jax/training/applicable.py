@@ -14,7 +14,8 @@ OWN_OPTIMIZER = "optax"
 # Sparse methods that remove whole units, always or where they are asked to.
 SEARCHED = ("slimming", "early-bird")  # after a search for them
 OF_UNITS = ("s2vite", *SEARCHED)
-WITH_UNITS = ("random", "magnitude", "snip", "taylor", "grasp", "gmp", *OF_UNITS)
+WITH_BUDGETS = ("random", "magnitude", "snip", "taylor", "grasp", "gmp")  # if units are asked for
+WITH_UNITS = (*WITH_BUDGETS, *OF_UNITS)
 
 
 class Requirement(NamedTuple):
@@ -98,6 +99,15 @@ def _needs_units(values: Values, optimizer: str | None) -> str | None:
     return None if values["sparse"] in WITH_UNITS else f"sparse={values['sparse']!r}"
 
 
+def _needs_units_asked_for(values: Values, optimizer: str | None) -> str | None:
+    del optimizer
+    if is_dense(values):
+        return "a dense network"
+    if values["sparse"] not in WITH_BUDGETS:
+        return f"sparse={values['sparse']!r}"
+    return "single weights" if values["structure"] is None else None
+
+
 def _needs_search(values: Values, optimizer: str | None) -> str | None:
     del optimizer
     return None if values["sparse"] in SEARCHED else f"sparse={values['sparse']!r}"
@@ -170,6 +180,11 @@ RULES = (
     Requirement(("lottery_levels", "rewind_epochs"), "sparse='lth'", _needs("sparse", "lth")),
     Requirement(("sparse_layers", "sparsity_distribution"), "a sparse network", _needs_masks),
     Requirement(("search_epochs",), f"sparse={' or '.join(SEARCHED)}", _needs_search),
+    Requirement(
+        ("sparsity_budget",),
+        f"structure and sparse={', '.join(WITH_BUDGETS)}",
+        _needs_units_asked_for,
+    ),
     Requirement(("structure",), f"sparse={', '.join(WITH_UNITS)}", _needs_units),
     Requirement(("sparsity",), "a sparse method", _needs_method),
 )

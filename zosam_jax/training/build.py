@@ -106,7 +106,8 @@ def build(
         if start
         else lambda step: tx
     )
-    return RunOptimizer(tx, sam_tx, Cost(problem, optimizer, network), at)
+    first = steps if has_rho(optimizer) and not rho else start
+    return RunOptimizer(tx, sam_tx, Cost(problem, optimizer, network, first), at)
 
 
 def late_start(config: ProblemConfig, optimizer: str, steps: int) -> int:
@@ -226,7 +227,9 @@ def step_examples(config: ProblemConfig) -> int:
 
 
 def radius_rule(optimizer: str, radius: str | None) -> str:
-    """The rule of a radius: the one given, or what suits the optimizer."""
+    """The rule of a radius: the one given, or what suits the optimizer; or that it has its own."""
+    if has_rho(optimizer) and not has_radius(optimizer):
+        return "own radius"
     record = RECORDS.get(optimizer)
     return radius or (record and record.radius) or "layerwise"
 
@@ -361,15 +364,16 @@ def schedule(config: ProblemConfig, steps: int) -> optax.Schedule:
 
 
 def passes(config: ProblemConfig, optimizer: str) -> Passes:
-    """The forward and backward passes of one step, in batches, averaged over steps."""
+    """The forward and backward passes of a perturbed step, in batches, averaged over steps."""
     if is_plain(optimizer):
         return Passes(1, 1)
+    options, examples = options_of(config, optimizer), step_examples(config)
+    options["batch_fraction"] = examples / config.batch_size
+    if "fraction" in RECORDS[optimizer].options:  # whole examples, one at least
+        fraction = options.get("fraction", SUBBATCH if optimizer == "subbatch_sam" else 1.0)
+        options["fraction"] = part_of(examples, fraction) / examples
     # Training losses have auxiliary output, the new statistics of BatchNorm.
-    perturbed = RECORDS[optimizer].count_passes(has_aux=True, **options_of(config, optimizer))
-    if config.late_phase is None or not has_rho(optimizer):
-        return perturbed
-    share, plain = config.late_phase, config.batch_fraction or 1.0
-    return Passes(*(share * count + (1 - share) * plain for count in perturbed))
+    return RECORDS[optimizer].count_passes(has_aux=True, **options)
 
 
 def passes_of(tx: optax.GradientTransformation, params: PyTree) -> Passes:
@@ -409,10 +413,15 @@ def _decayed(config: ProblemConfig) -> Callable[[PyTree], PyTree]:
 
 
 def check_budget(problem: Problem) -> None:
-    """Raises ValueError for a budget that the model or the data cannot meet, or weights to perturb
-    that the model does not have; computes nothing.
+    """Raises ValueError for a budget that the model or the data cannot meet, for weights to perturb
+    that the model does not have, or for a late phase without a step; computes nothing.
     """
     config = problem.config
+    if config.late_phase is not None and not round(config.late_phase * problem.steps):
+        raise ValueError(
+            f"late_phase={config.late_phase} is not one of this run's {problem.steps} steps: "
+            f"make it at least {1 / problem.steps:.2g}."
+        )
     params = jax.eval_shape(lambda: problem.init(seed=0)).params
     if config.perturb == "normalization":
         mask_trees.normalization(params)
@@ -555,6 +564,13 @@ def dense_gradients(config: ProblemConfig, opt_state: PyTree) -> int:
     return int(opt_state.updates)
 
 
+def _macs(problem: Problem, network: Network) -> PyTree:
+    """The MACs of each parameter for one image."""
+    return macs.macs(
+        lambda p, x: problem.apply(p, network.model_state, x), network.params, problem.inputs(1)
+    )
+
+
 class Cost:
     """MACs of training and inference, relative to the dense network with SGD.
 
@@ -563,28 +579,27 @@ class Cost:
     gradients once more. This is what kernels that skip zeros would do; XLA's do not skip them.
     """
 
-    def __init__(self, problem: Problem, optimizer: str, network: Network) -> None:
-        """Traces the network's forward pass on one image."""
+    def __init__(self, problem: Problem, optimizer: str, network: Network, first: int = 0) -> None:
+        """Traces a forward pass on one example; steps before `first` perturb nothing."""
         self._params = network.params
-        self._costs = macs.macs(
-            lambda p, x: problem.apply(p, network.model_state, x),
-            network.params,
-            problem.inputs(1),
-        )
+        self._costs = _macs(problem, network)
         # NaN, and so are all costs, where nothing is a product.
         self._dense = float(sum(jax.tree.leaves(self._costs))) or math.nan
         own = problem.parts.tx
         made = passes(problem.config, optimizer) if own is None else passes_of(own, network.params)
-        self._passes = made.work
+        self._perturbed, self._first = made.work, first
+        self._plain = Passes(1, 1).work * step_examples(problem.config) / problem.config.batch_size
 
     def inference(self, masks: PyTree) -> float:
         """One forward pass under the masks, as a fraction of the dense one."""
         return macs.kept_macs(self._costs, masks, self._params) / self._dense
 
-    def training(self, masks: PyTree, steps: int, dense_gradients: int = 0) -> float:
-        """Some steps under the masks, in steps of the dense network with SGD."""
+    def training(self, masks: PyTree, steps: range, dense_gradients: int = 0) -> float:
+        """Some steps of the schedule under the masks, in steps of the dense network with SGD."""
         inference = self.inference(masks)
-        return (self._passes * inference * steps + (1.0 - inference) * dense_gradients) / 3.0
+        plain = len(range(steps.start, min(steps.stop, self._first)))
+        passes = self._plain * plain + self._perturbed * (len(steps) - plain)
+        return (passes * inference + (1.0 - inference) * dense_gradients) / 3.0
 
 
 def _grasp_sample(problem: Problem, seed: int) -> Any:
@@ -608,4 +623,8 @@ def mask_options(problem: Problem) -> dict[str, Any]:
         choice["distribution"] = config.sparsity_distribution or default_distribution(config)
     if problem.units is not None:
         choice["units"] = problem.units
+    if config.sparsity_budget != "units":
+        choice["budget"] = config.sparsity_budget
+    if config.sparsity_budget == "macs":
+        choice["costs"] = _macs(problem, jax.eval_shape(lambda: problem.init(seed=0)))
     return choice

@@ -290,6 +290,10 @@ class SparseConfig:
     """How the kept weights, or units, are shared among layers: erk is Erdős–Rényi-kernel, global
     ranks those of all layers together. Default: the method's own."""
 
+    sparsity_budget: Literal["units", "weights", "macs"] = "units"
+    """What --sparsity is a fraction of where units go before training or gradually: the units, or
+    the weights or multiply-adds of the layers that they are part of."""
+
     mest_soft_bound: bool = False
     """mest: start with more weights than the budget (EM&S instead of EM)."""
 

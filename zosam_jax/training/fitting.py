@@ -16,7 +16,7 @@ from zosam_jax import sparsity, trees
 from zosam_jax.errors import REFUSALS
 from zosam_jax.models import pretrained
 from zosam_jax.training import build, devices, lock, pictures, run_folder, saved_run, sources
-from zosam_jax.training.applicable import OWN_OPTIMIZER
+from zosam_jax.training.applicable import OWN_OPTIMIZER, has_rho
 from zosam_jax.training.callbacks import Callback, Callbacks, ProgressLogger
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import ProblemConfig, TrainConfig, is_own, replacing, start_of
@@ -300,7 +300,7 @@ def train(
         f"{config.model} on {config.dataset}, {_budget(config, problem)}, {config.optimizer}"
         + (
             f" (rho={rho:g}, {build.radius_rule(config.optimizer, config.radius)})"
-            if run.sam_tx
+            if has_rho(config.optimizer)
             else ""
         )
         + (
@@ -343,7 +343,7 @@ def train(
     console.print(
         f"{reached}, sparsity {summary['sparsity']:.2%}, "
         f"training cost {summary['training_cost']:.1%} of dense SGD's MACs; "
-        f"{summary['steps']} steps in {summary['seconds']:.1f} s; results in {folder.path}",
+        f"{run.progress.total_steps} steps in {summary['seconds']:.1f} s; results in {folder.path}",
         markup=False,
     )
     model = problem.model(run.network)
@@ -418,7 +418,7 @@ def _summary(
         "bad_steps": sum(r.bad_steps for r in records),
         "steps": last.step,
         "step_examples": build.step_examples(config),
-        "examples": build.step_examples(config) * last.step,
+        "examples": build.step_examples(config) * run.progress.total_steps,
         "seconds": last.seconds,
         "images_per_second": sorted(r.images_per_second for r in records)[len(records) // 2],
         "data_wait": sorted(r.data_wait for r in records)[len(records) // 2],

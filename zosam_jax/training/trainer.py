@@ -272,9 +272,10 @@ class TrainingLoop:
         run, config = self.run, self._config
         evaluates = last or (run.progress.epoch + 1) % config.evaluate_every == 0
         gradients = build.dense_gradients(config, run.state.opt_state)
+        first = run.progress.epoch * self._problem.steps_per_epoch
         cost = run.progress.cost + self.run.cost.training(
             run.masks_of_whole,
-            self._problem.steps_per_epoch,
+            range(first, first + self._problem.steps_per_epoch),
             gradients - run.progress.dense_gradients,
         )
         record = self._record(cost, evaluates, speed, data_wait)
