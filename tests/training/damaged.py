@@ -214,6 +214,8 @@ def wrong_types(file: str, content: Any, wrap: Callable[[str], str] = str) -> It
             yield Damage("a wrong type", file, _to(text), is_other)
         if path and isinstance(path[-1], str):
             is_other = path[-1] not in _OPTIONAL and not set(path[:-1]) & _OPEN
+            # An option may have come since.
+            is_other &= file != run_folder.CONFIG or path[0] in ("optimizer", "versions")
             text = wrap(_with(content, path, lambda place, key: place.pop(key)))
             yield Damage("a missing field", file, _to(text), is_other)
         if isinstance(old, dict) and not set(path) & _OPEN:

@@ -8,6 +8,7 @@ import pytest
 from zosam_jax.training import run_folder
 from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.run_folder import RunFolder, UnwritableError
+from zosam_jax.training.saved_run import read_config
 
 
 def test_options_and_versions_are_written(tmp_path):
@@ -29,6 +30,20 @@ def test_a_run_with_other_options_is_refused_by_name(tmp_path):
     # Defaults spelled out are the same options; where it runs may change.
     same = {"rho": 0.4, "delta": 1e-3, "checkpoint_minutes": 7.0, "workers": 3}
     assert not run_folder.for_training(TrainConfig(**options, **same)).is_complete
+
+
+def test_options_that_came_since_have_their_defaults_in_earlier_runs(tmp_path):
+    options = {"output": tmp_path / "run", "epochs": 1}
+    RunFolder(tmp_path / "run", "train").write_options(TrainConfig(**options))
+    file = tmp_path / "run" / run_folder.CONFIG
+    content = json.loads(file.read_text())
+    for name in ("task", "sparsity_budget", "late_phase"):
+        del content[name]
+    file.write_text(json.dumps(content))
+    assert read_config(tmp_path / "run") == TrainConfig(output=tmp_path / "run", epochs=1)
+    assert not run_folder.for_training(TrainConfig(**options)).is_complete
+    with pytest.raises(ValueError, match=r"late_phase=0.1 contradicts .* late_phase=None"):
+        run_folder.for_training(TrainConfig(**options, late_phase=0.1, optimizer="sam"))
 
 
 def test_a_file_in_the_way(tmp_path):

@@ -23,8 +23,12 @@ else:
     # Option → its type; an optimizer that was given whole has no name that could be typed.
     OPTIONS = typing.get_type_hints(TrainConfig)
     OPTIONS["optimizer"] = typing.Literal[*typing.get_args(OptimizerName), OWN_OPTIMIZER]
-    # config.json: the options of `zosam train`, and the versions of libraries.
-    Config = TypedDict("Config", {**OPTIONS, "versions": dict[str, str]})
+    # config.json: the options of `zosam train`, and the versions of libraries. One that is missing
+    # has come since the run began, and had the effect of its default.
+    _LATER = {name: NotRequired[kind] for name, kind in OPTIONS.items() if name != "optimizer"}
+    Config = TypedDict(
+        "Config", {"optimizer": OPTIONS["optimizer"], **_LATER, "versions": dict[str, str]}
+    )
 
 
 class Summary(TypedDict):

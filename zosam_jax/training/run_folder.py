@@ -331,7 +331,7 @@ def for_training(config: TrainConfig) -> RunFolder:
 def _check_same(before: Mapping[str, Any], config: TrainConfig, path: Path) -> None:
     for field in dataclasses.fields(config):
         now = _plain(getattr(config, field.name))
-        then = before[field.name]
+        then = before.get(field.name, _plain(field.default))
         if field.name not in CIRCUMSTANCES and now != then:
             raise ValueError(
                 f"{field.name}={now!r} contradicts the run in {path}, which has "
