@@ -115,7 +115,7 @@ def test_the_error_of_the_random_gradient_estimate(count):
     found = on_linear(ascent.random_gradient_estimate(count, delta=0.1))
     # A dimension more or less is what it must be told from.
     assert_mean(
-        found.relative_error, (DIMENSION + 1) / count, found.num_samples, within=0.9 / count
+        found.relative_error, (DIMENSION + 1) / count, found.num_samples, within=0.95 / count
     )
 
 

@@ -50,7 +50,9 @@ def test_a_radius_that_warms_up_is_no_explosion():
 
 def test_an_explosion_is_told_once(tmp_path):
     console = Console(file=io.StringIO(), width=200)
-    problem = SimpleNamespace(steps=40, steps_per_epoch=10, config=SimpleNamespace(epochs=4))
+    problem = SimpleNamespace(
+        steps=40, steps_per_epoch=10, config=SimpleNamespace(epochs=4, task="image")
+    )
     run = SimpleNamespace(
         state=SimpleNamespace(params={"w": jnp.ones(9)}),
         progress=SimpleNamespace(total_steps=10),

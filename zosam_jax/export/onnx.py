@@ -180,6 +180,9 @@ def _name_what_convolutions_absorb(onnx: Any, model: Any) -> None:
         nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    for array in [a for a in model.graph.initializer if a.name not in used]:
+        model.graph.initializer.remove(array)
 
 
 def _quantized(onnx: Any, model: Any, calibration: npt.NDArray[Any]) -> Any:
