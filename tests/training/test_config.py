@@ -25,6 +25,7 @@ from zosam_jax.training.config import ProblemConfig, TrainConfig, applicable, re
         ({"accumulate": 3}, "accumulate=3 must divide batch_size=64"),
         ({"randaugment": True}, "randaugment=True needs stream"),
         ({"sparse": "synflow", "sparsity_distribution": "erk"}, "whose budget is global"),
+        ({"sparse": "s2vite", "sparsity_distribution": "global"}, "the same part of every layer"),
         ({"sparse": "lth", "rewind_epochs": 20}, "rewind_epochs=20 must be at least 0"),
         ({"sparse": "lth", "lottery_levels": 0}, "lottery_levels=0"),
     ],

@@ -109,16 +109,30 @@ def test_parts_of_a_batch_are_parts_on_every_device(tmp_path):
     assert_same_curve(metrics(tmp_path / "1"), metrics(tmp_path / "4"))
 
 
-@pytest.mark.long
-@pytest.mark.slow
-def test_two_processes_take_one_device_s_steps(settings, alone, tmp_path):
+def two_processes(out, *options):
+    """What each says."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    out = tmp_path / "run"
     together = ["--coordinator", f"localhost:{port}", "--num-processes", "2", "--process-id"]
-    processes = [start(out, *settings, *together, str(i)) for i in range(2)]
-    texts = [finish(process) for process in processes]
+    return [finish(p) for p in [start(out, *options, *together, str(i)) for i in range(2)]]
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_two_processes_remove_units_and_save_what_is_left(tmp_path):
+    out = tmp_path / "run"
+    searching = ["--model", "lenet-300-100", "--sparse", "slimming", "--search-epochs", "1"]
+    texts = two_processes(out, *searching, "--sparsity", "0.5")
+    assert "left after 4 steps: 200 of 400 neurons" in texts[0]
+    assert (out / "summary.json").is_file()
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_two_processes_take_one_device_s_steps(settings, alone, tmp_path):
+    out = tmp_path / "run"
+    texts = two_processes(out, *settings)
     assert "2 devices" in texts[0]
     assert "epoch" not in texts[1]  # one of them reports and writes
     assert_same_curve(metrics(out), alone)

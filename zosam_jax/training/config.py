@@ -316,6 +316,11 @@ class SparseConfig:
                 f"sparsity_distribution={self.sparsity_distribution!r} does not go with synflow, "
                 "whose budget is global."
             )
+        if self.sparse == "s2vite" and self.sparsity_distribution not in (None, "uniform"):
+            raise ValueError(
+                f"sparsity_distribution={self.sparsity_distribution!r} does not go with s2vite, "
+                "which keeps the same part of every layer's units."
+            )
         for name in ("lottery_levels", "search_epochs"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))

@@ -438,7 +438,9 @@ def _budget(config: TrainConfig, problem: Problem) -> str:
     if problem.units is None:
         return f"{100 * config.sparsity:g}% sparse by {config.sparse}"
     kinds = dict.fromkeys(group.kind for group in problem.units.groups)
-    return f"{100 * config.sparsity:g}% of all {' and '.join(kinds)} removed by {config.sparse}"
+    whole = {"units": "all", "weights": "the weights of", "macs": "the multiply-adds of"}
+    share = f"{100 * config.sparsity:g}% of {whole[config.sparsity_budget]}"
+    return f"{share} {' and '.join(kinds)} removed by {config.sparse}"
 
 
 def _writes_events(config: TrainConfig) -> bool:
