@@ -33,6 +33,7 @@ from zosam_jax.training import run_folder
 from zosam_jax.training.checkpoints import Checkpoints
 from zosam_jax.training.config import TrainConfig
 from zosam_jax.training.problem import Problem
+from zosam_jax.training.progress import EpochRecord
 from zosam_jax.training.run_folder import RunFolder, UnreadableRunError
 from zosam_jax.training.step import to_saved
 from zosam_jax.training.trainer import Run
@@ -214,8 +215,9 @@ def wrong_types(file: str, content: Any, wrap: Callable[[str], str] = str) -> It
             yield Damage("a wrong type", file, _to(text), is_other)
         if path and isinstance(path[-1], str):
             is_other = path[-1] not in _OPTIONAL and not set(path[:-1]) & _OPEN
-            # An option may have come since.
+            # An option or a number of an epoch may have come since.
             is_other &= file != run_folder.CONFIG or path[0] in ("optimizer", "versions")
+            is_other &= file != run_folder.METRICS or path[0] not in EpochRecord._field_defaults
             text = wrap(_with(content, path, lambda place, key: place.pop(key)))
             yield Damage("a missing field", file, _to(text), is_other)
         if isinstance(old, dict) and not set(path) & _OPEN:

@@ -240,10 +240,10 @@ def _check_fields(place: str, value: Any, kind: Any) -> None:
 
 
 def _optional(kind: Any) -> Collection[str]:
-    """Fields that may be missing; of a NamedTuple those that are None by default."""
+    """Fields that may be missing; of a NamedTuple those that have a default."""
     if typing.is_typeddict(kind):
         return frozenset[str](kind.__optional_keys__)
-    return [name for name, value in kind._field_defaults.items() if value is None]
+    return frozenset[str](kind._field_defaults)
 
 
 def _plain_kind(value: Any, kind: Any) -> tuple[bool, str]:
