@@ -240,10 +240,11 @@ def _check_fields(place: str, value: Any, kind: Any) -> None:
 
 
 def _optional(kind: Any) -> Collection[str]:
-    """Fields that may be missing; of a NamedTuple those that have a default."""
+    """Fields that may be missing; of a NamedTuple those that are None or NaN by default."""
     if typing.is_typeddict(kind):
         return frozenset[str](kind.__optional_keys__)
-    return frozenset[str](kind._field_defaults)
+    defaults = kind._field_defaults.items()
+    return [name for name, value in defaults if value is None or value != value]  # noqa: PLR0124
 
 
 def _plain_kind(value: Any, kind: Any) -> tuple[bool, str]:
